@@ -121,6 +121,7 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
     ("settings", "message"),
     [
         ({"criterion": "platau"}, "convergence.criterion must be one of plateau, not 'platau'."),
+        ({"criterion": ["plateau"]}, "convergence.criterion must be one of plateau, not ['plateau']."),
         (
             {"on_convergence": "freeze"},
             "convergence.on_convergence must be one of distill, stop, continue, not 'freeze'.",
