@@ -1,0 +1,135 @@
+"""Well-known tasks by name, each shaped like a task's section of the configuration file.
+
+The data ids, columns and label names (in the order of the label indices) are the Hub's. The first metric is the one
+monitored. A data key `validation_<suffix>` is one more evaluation set of the task, which is reported but not monitored.
+The test labels of SuperGLUE, and of GLUE but for mrpc, are not public: they are -1 on the Hub and are never scored.
+"""
+
+from typing import Any
+
+__all__ = ["PRESETS"]
+
+_GLUE = "nyu-mll/glue"
+_SUPER_GLUE = "aps/super_glue"
+
+
+def _data(hub: str, name: str) -> dict[str, str]:
+    return {"hub": hub, "name": name, "train": "train", "validation": "validation", "test": "test"}
+
+
+#: Name of the preset -> the section. Copy a section deeply before changing it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "glue/cola": {
+        "type": "classification",
+        "text": ["sentence"],
+        "label": "label",
+        "labels": ["unacceptable", "acceptable"],
+        "metrics": ["matthews_correlation"],
+        "data": _data(_GLUE, "cola"),
+    },
+    "glue/sst2": {
+        "type": "classification",
+        "text": ["sentence"],
+        "label": "label",
+        "labels": ["negative", "positive"],
+        "metrics": ["accuracy"],
+        "data": _data(_GLUE, "sst2"),
+    },
+    "glue/mrpc": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "labels": ["not_equivalent", "equivalent"],
+        "metrics": ["f1", "accuracy"],
+        "data": _data(_GLUE, "mrpc"),
+    },
+    "glue/stsb": {
+        "type": "regression",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "metrics": ["pearson", "spearman"],
+        "data": _data(_GLUE, "stsb"),
+    },
+    "glue/qqp": {
+        "type": "classification",
+        "text": ["question1", "question2"],
+        "label": "label",
+        "labels": ["not_duplicate", "duplicate"],
+        "metrics": ["f1", "accuracy"],
+        "data": _data(_GLUE, "qqp"),
+    },
+    "glue/mnli": {
+        "type": "classification",
+        "text": ["premise", "hypothesis"],
+        "label": "label",
+        "labels": ["entailment", "neutral", "contradiction"],
+        "metrics": ["accuracy"],
+        "data": {
+            "hub": _GLUE,
+            "name": "mnli",
+            "train": "train",
+            "validation": "validation_matched",
+            "validation_mismatched": "validation_mismatched",
+            "test": "test_matched",
+        },
+    },
+    "glue/qnli": {
+        "type": "classification",
+        "text": ["question", "sentence"],
+        "label": "label",
+        "labels": ["entailment", "not_entailment"],
+        "metrics": ["accuracy"],
+        "data": _data(_GLUE, "qnli"),
+    },
+    "glue/rte": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "labels": ["entailment", "not_entailment"],
+        "metrics": ["accuracy"],
+        "data": _data(_GLUE, "rte"),
+    },
+    "glue/wnli": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "labels": ["not_entailment", "entailment"],
+        "metrics": ["accuracy"],
+        "data": _data(_GLUE, "wnli"),
+    },
+    "super_glue/boolq": {
+        "type": "classification",
+        "text": ["question", "passage"],
+        "label": "label",
+        "labels": ["False", "True"],
+        "metrics": ["accuracy"],
+        "data": _data(_SUPER_GLUE, "boolq"),
+    },
+    "super_glue/cb": {
+        "type": "classification",
+        "text": ["premise", "hypothesis"],
+        "label": "label",
+        "labels": ["entailment", "contradiction", "neutral"],
+        "metrics": ["accuracy", "macro_f1"],
+        "data": _data(_SUPER_GLUE, "cb"),
+    },
+    # `question` says what is asked for, "cause" or "effect" of the premise.
+    "super_glue/copa": {
+        "type": "multiple_choice",
+        "text": {"prompt": ["premise", "question"], "choices": ["choice1", "choice2"]},
+        "label": "label",
+        "metrics": ["accuracy"],
+        "data": _data(_SUPER_GLUE, "copa"),
+    },
+    # The model does not see the word in question, nor its place in the sentences (columns word, start1, end1, start2,
+    # end2): the usual baseline adds the states of the two spans, and a pair of plain columns cannot. The word can only
+    # be guessed from what the sentences share, so expect less than published results.
+    "super_glue/wic": {
+        "type": "classification",
+        "text": ["sentence1", "sentence2"],
+        "label": "label",
+        "labels": ["False", "True"],
+        "metrics": ["accuracy"],
+        "data": _data(_SUPER_GLUE, "wic"),
+    },
+}
