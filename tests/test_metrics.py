@@ -244,26 +244,34 @@ def test_lengths_must_agree(predictions, references):
         (
             "pearson",
             task("classification"),
-            "The metric 'pearson' needs a task of type regression; found type classification. "
-            "Take one of accuracy, f1, macro_f1, micro_f1, matthews_correlation.",
+            (
+                "The metric 'pearson' needs a task of type regression; found type classification. "
+                "Take one of accuracy, f1, macro_f1, micro_f1, matthews_correlation."
+            ),
         ),
         (
             "f1",
             task("multilabel"),
-            "The metric 'f1' needs a task of type classification; found type multilabel. "
-            "Take one of accuracy, macro_f1, micro_f1.",
+            (
+                "The metric 'f1' needs a task of type classification; found type multilabel. "
+                "Take one of accuracy, macro_f1, micro_f1."
+            ),
         ),
         (
             "f1",
             task("classification", labels=["a", "b", "c"]),
-            "The metric 'f1' needs exactly two classes, of which the second is the positive one; found 3: a, b, c. "
-            "Take macro_f1.",
+            (
+                "The metric 'f1' needs exactly two classes, of which the second is the positive one; found 3: a, b, c. "
+                "Take macro_f1."
+            ),
         ),
         (
             "mse",
             task("regression", metrics=["mse", "pearson"]),
-            "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is better "
-            "when smaller. Put pearson or spearman before it.",
+            (
+                "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is better "
+                "when smaller. Put pearson or spearman before it."
+            ),
         ),
     ],
 )
