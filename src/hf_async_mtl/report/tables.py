@@ -1,0 +1,145 @@
+"""Tables of a run, from the plain dict of `convergence.json`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.box import Box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["final_table", "progress_table", "render"]
+
+PLAIN_WIDTH = 100  # columns where the output is no terminal
+MISSING = "-"
+
+PHASE_STYLES = {"learning": "cyan", "distilling": "green", "stopped": "yellow", "waiting": "bright_black"}
+
+# One rule under the header, in ASCII everywhere: what a terminal shows can be pasted into an issue as it is.
+_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+
+def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Table:
+    """Where each task stands after an evaluation.
+
+    Args:
+        report: The content of `convergence.json`.
+        epoch: The epoch reached, for the title; left out where it is None.
+
+    Returns:
+        One row a task: phase, the step at which it converged, monitored metric, its value now, its best value and the
+        step that reached it. The title holds the step, the epoch and the average.
+
+    Example:
+        >>> task = {"type": "classification", "metric": "f1", "phase": "learning", "converged_step": None,
+        ...         "best": 0.8, "best_step": 200, "last": 0.75}
+        >>> table = progress_table({"step": 300, "average": 0.75, "tasks": {"match": task}})
+        >>> table.row_count
+        1
+    """
+    title = [f"step {report['step']}"]
+    if epoch is not None:
+        title.append(f"epoch {epoch:.2f}")
+    title.append(f"average {_value(report['average'])}")
+    table = _table(title, words=["task", "phase", "metric"], numbers=["now", "best", "at step", "converged"])
+    for name, task in report["tasks"].items():
+        at_best = task["last"] is not None and task["last"] == task["best"]
+        table.add_row(
+            name,
+            Text(task["phase"], style=PHASE_STYLES.get(task["phase"], "")),
+            task["metric"],
+            Text(_value(task["last"]), style="bold" if at_best else ""),
+            _value(task["best"]),
+            _step(task["best_step"]),
+            _step(task["converged_step"]),
+        )
+    return table
+
+
+def final_table(report: Mapping[str, Any]) -> Table:
+    """What the saved checkpoint kept of each task's best.
+
+    Args:
+        report: The content of `convergence.json` of a run that has ended.
+
+    Returns:
+        One row a task: monitored metric, its value in the saved checkpoint, its best value in the run and the step
+        that reached it, the step at which the task converged, and the retention (final over best).
+
+    Raises:
+        ValueError: The run has not ended, so that nothing is final yet.
+    """
+    if "final" not in report:
+        raise ValueError(
+            "A final table needs a run that has ended, and this report has no 'final': use progress_table meanwhile."
+        )
+    final = report["final"]
+    title = [f"final checkpoint: step {final['step']}", f"average {_value(final['average'])}"]
+    table = _table(title, words=["task", "metric"], numbers=["final", "best", "at step", "converged", "retention"])
+    for name, task in report["tasks"].items():
+        end = final["tasks"][name]
+        table.add_row(
+            name,
+            task["metric"],
+            Text(_value(end["value"]), style="bold"),
+            _value(task["best"]),
+            _step(task["best_step"]),
+            _step(task["converged_step"]),
+            _percent(end["retention"]),
+        )
+    return table
+
+
+def render(renderable: RenderableType, file: TextIO) -> str:
+    """Lay a table out as `file` can show it; the caller writes it (with `tqdm.write` beside a progress bar).
+
+    Args:
+        renderable: A table, or anything else that rich can print.
+        file: Where the text will go. A terminal gets colors and its own width; a pipe or a file gets plain ASCII
+            tables of at most 100 columns, without trailing blanks.
+
+    Returns:
+        The text, without a last line break.
+
+    Example:
+        >>> import io
+        >>> render("step 300", io.StringIO())
+        'step 300'
+    """
+    console = Console(file=file, force_jupyter=False, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    with console.capture() as capture:
+        console.print(renderable)
+    lines = capture.get().rstrip("\n").split("\n")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(title: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(
+        title=Text("   ".join(title), style="bold", no_wrap=True),
+        title_justify="left",
+        box=_BOX,
+        border_style="bright_black",
+        header_style="bold",
+        show_edge=False,
+        padding=0,  # the box itself parts the columns by one blank: long names still fit into 80 columns
+    )
+    for header in words:
+        table.add_column(header, overflow="fold", no_wrap=header == "phase")
+    for header in numbers:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _value(value: float | None) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _step(step: int | None) -> str:
+    return MISSING if step is None else str(step)
