@@ -1,0 +1,45 @@
+"""Multi-task fine-tuning of text encoders with asynchronous convergence, for Hugging Face Transformers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from .model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+
+if TYPE_CHECKING:
+    from .training.arguments import AsyncMTLTrainingArguments
+    from .training.trainer import AsyncMTLTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncMTLTrainer",
+    "AsyncMTLTrainingArguments",
+    "ConfigurationError",
+    "MultiTaskConfig",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "TaskConfig",
+]
+
+AutoConfig.register("hf_async_mtl", MultiTaskConfig, exist_ok=True)
+AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
+# `save_pretrained` copies the modelling code beside the weights, so that `trust_remote_code` loads it without us.
+MultiTaskConfig.register_for_auto_class()
+MultiTaskModel.register_for_auto_class("AutoModel")
+
+# Inference needs the model alone; what trains is imported when it is asked for.
+_LAZY = {
+    "AsyncMTLTrainer": "training.trainer",
+    "AsyncMTLTrainingArguments": "training.arguments",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

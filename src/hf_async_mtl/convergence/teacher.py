@@ -1,0 +1,181 @@
+"""Teachers on disk: snapshots of weights while a task learns, recorded logits once it has converged.
+
+All files are safetensors, written beside their place and moved into it, so that a killed run never leaves half of one.
+Recorded logits are read through a memory map and carry a hash of the examples they were made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..model.packing import offsets_of, segment_tokens
+
+__all__ = ["RecordedLogits", "TeacherError", "TeacherStore", "fingerprint", "link_or_copy"]
+
+
+class TeacherError(RuntimeError):
+    """A teacher's file is missing, or was made for other examples."""
+
+
+def fingerprint(rows: Dataset) -> str:
+    """Hash the token ids and labels of encoded rows, whatever file they came from and however it is chunked.
+
+    Args:
+        rows: An encoded split with ``input_ids`` and ``labels``.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    columns = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
+    for batch in columns.iter(batch_size=1000):
+        for column in batch.columns:
+            array = column.combine_chunks()
+            while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+                digest.update(array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+                array = array.flatten()
+            digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).astype(np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def _save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    # A tensor may be a view of a larger one, which safetensors refuses.
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata))
+    os.replace(partial, path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source`` at no cost, or a copy where the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+class RecordedLogits:
+    """A teacher's logits over a task's training set, looked up by example.
+
+    Args:
+        path: A file that `RecordedLogits.write` made.
+
+    Raises:
+        TeacherError: There is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise TeacherError(
+                f"The recorded logits {path} are missing. Resume from a checkpoint that holds them, or start afresh."
+            )
+        with safe_open(path, framework="pt") as file:  # memory-mapped
+            self.metadata = dict(file.metadata())
+            self.offsets = file.get_tensor("offsets")
+            self.logits = file.get_tensor("logits")
+
+    @staticmethod
+    def write(path: Path, logits: Sequence[np.ndarray], example_hash: str, step: int) -> None:
+        """Record logits.
+
+        Args:
+            path: Where to.
+            logits: One array an example, ``[U, C]`` or ``[U]``: U rows, as many as the head has units (1 or its tokens).
+            example_hash: `fingerprint` of the examples.
+            step: Optimizer step of the teacher.
+        """
+        tensors = {
+            "logits": torch.from_numpy(np.concatenate(list(logits)).astype(np.float32)),
+            "offsets": offsets_of(torch.tensor([len(rows) for rows in logits])),
+        }
+        _save_atomically(tensors, path, {"examples": example_hash, "step": str(step)})
+
+    def check(self, example_hash: str, task: str) -> None:
+        """Raise a `TeacherError` unless the logits were recorded for these examples."""
+        if self.metadata["examples"] != example_hash:
+            raise TeacherError(
+                f"The recorded logits of task {task!r} belong to other training examples (hash "
+                f"{self.metadata['examples'][:12]}, now {example_hash[:12]}). Resume with the data, tokenizer and "
+                "`data_seed` of the first run, or start afresh."
+            )
+
+    def lookup(self, example_ids: Tensor) -> Tensor:
+        """The logits of some examples, one after the other.
+
+        Args:
+            example_ids: ``[B]``, places in the task's training set.
+
+        Returns:
+            ``[sum of their units, C]``, or ``[sum of their units]``; float32, on the CPU.
+        """
+        ids = example_ids.cpu()
+        starts = self.offsets[ids]
+        return self.logits[segment_tokens(starts, self.offsets[ids + 1] - starts)]
+
+
+class TeacherStore:
+    """The folder in which a run keeps its teachers.
+
+    Args:
+        folder: Made when it is first written to. Its name begins with an underscore: the Trainer does not push it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the weights of a step are: one file, however many tasks were at their best."""
+        return self.folder / f"snapshot-{step}.safetensors"
+
+    def logits_path(self, task: str) -> Path:
+        """Where a task's recorded logits are."""
+        return self.folder / f"logits-{task}.safetensors"
+
+    def save_snapshot(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of a step."""
+        _save_atomically(weights, self.snapshot_path(step), {"format": "pt"})
+
+    def load_snapshot(self, step: int) -> dict[str, Tensor]:
+        """The weights of a step, on the CPU."""
+        path = self.snapshot_path(step)
+        if not path.is_file():
+            raise TeacherError(
+                f"The snapshot {path} is missing: a task's teacher would be read from it. Was `on_convergence` changed "
+                "to distill on resuming? Start afresh, or resume from an earlier checkpoint with the first settings."
+            )
+        return load_file(path)
+
+    def keep_snapshots(self, steps: Iterable[int]) -> None:
+        """Delete all snapshots but those of some steps."""
+        kept = {self.snapshot_path(step) for step in steps}
+        for path in self.folder.glob("snapshot-*.safetensors"):
+            if path not in kept:
+                path.unlink()
+
+    def link_into(self, folder: Path) -> None:
+        """Put all files into another folder too, as hard links where that can be."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            link_or_copy(path, folder / path.name)
+
+    def replace_with(self, folder: Path) -> None:
+        """Hold exactly the files of another folder (a checkpoint's)."""
+        self.clear()
+        TeacherStore(folder).link_into(self.folder)
+
+    def clear(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""Logits to answers: what metrics compare, and what `predict` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..model.configuration_multitask import TaskConfig
+from ..model.losses import IGNORE
+
+__all__ = ["predictions", "references", "unit_counts"]
+
+MAX_ANSWER_TOKENS = 30
+"""The longest answer that is read out of a context, in tokens; as in the scripts of BERT and Transformers."""
+
+
+def unit_counts(task: TaskConfig, rows: Dataset) -> list[int]:
+    """The number of rows of logits that each example has: its tokens, or 1."""
+    if task.type in ("token_classification", "question_answering"):
+        return [sum(map(len, segments)) for segments in rows["input_ids"]]
+    return [1] * len(rows)
+
+
+def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any]:
+    """The predictions of a task, as its metrics take them.
+
+    Args:
+        task: The resolved task.
+        logits: ``[N, C]``; ``[N]`` for regression; ``[N, U, C]`` for tokens, padded behind each example's own.
+        rows: The encoded split, in the same order.
+
+    Returns:
+        Class indices; 0/1 vectors; numbers; lists of label names, one a word; texts of answers.
+    """
+    if task.type in ("classification", "multiple_choice"):
+        return logits.argmax(-1).tolist()
+    if task.type == "regression":
+        return logits.tolist()
+    if task.type == "multilabel":
+        return (logits > 0).astype(int).tolist()
+    if task.type == "token_classification":
+        assert task.labels is not None
+        names = task.labels
+        return [
+            [names[c] for c, target in zip(scores.argmax(-1), labels, strict=False) if target != IGNORE]
+            for scores, labels in zip(logits, rows["labels"], strict=True)
+        ]
+    return [best_span(scores, row) for scores, row in zip(logits, rows, strict=True)]
+
+
+def references(task: TaskConfig, rows: Dataset) -> list[Any]:
+    """The true answers of a task, as its metrics take them; see `predictions`."""
+    if task.type == "token_classification":
+        assert task.labels is not None
+        names = task.labels
+        return [[names[label] for label in labels if label != IGNORE] for labels in rows["labels"]]
+    if task.type == "question_answering":
+        return list(rows["answers"])
+    if task.type == "multilabel":
+        return [[int(label) for label in labels] for labels in rows["labels"]]
+    return list(rows["labels"])
+
+
+def best_span(logits: np.ndarray, row: Mapping[str, Any]) -> str:
+    """The text between the best start and the best end of all windows of a context.
+
+    Args:
+        logits: ``[U, 2]``, start and end, over the tokens of all windows.
+        row: The encoded row: its windows' ``input_ids``, ``spans`` in the context, and ``context``.
+    """
+    best_score, best_text, first = -np.inf, "", 0
+    for window in row["input_ids"]:
+        spans: Sequence[Sequence[int]] = row["spans"][first : first + len(window)]
+        inside = np.array([a >= 0 for a, _ in spans])
+        scores = np.where(inside[:, None], logits[first : first + len(window)], -np.inf)
+        first += len(window)
+        pairs = scores[:, 0][:, None] + scores[:, 1][None, :]
+        allowed = np.triu(np.tril(np.ones(pairs.shape, dtype=bool), MAX_ANSWER_TOKENS - 1))
+        pairs = np.where(allowed, pairs, -np.inf)
+        start, end = np.unravel_index(pairs.argmax(), pairs.shape)
+        if pairs[start, end] > best_score:
+            best_score = float(pairs[start, end])
+            best_text = row["context"][spans[start][0] : spans[end][1]]
+    return best_text

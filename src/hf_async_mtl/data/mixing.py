@@ -1,0 +1,126 @@
+"""One index space over all tasks, and the order in which an epoch visits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
+
+__all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task"]
+
+STRATEGIES = ("proportional", "temperature", "uniform")
+
+
+class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
+    """One split of one task, each example knowing its task and its place in it.
+
+    Args:
+        name: The task's name.
+        task_id: Its place in the bundle.
+        task: The resolved task.
+        rows: What `hf_async_mtl.data.encoding.encode` made.
+    """
+
+    def __init__(self, name: str, task_id: int, task: TaskConfig, rows: Dataset) -> None:
+        self.name = name
+        self.task_id = task_id
+        self.task = task
+        self.rows = rows
+        keys = [key for key in ("input_ids", "token_type_ids", "labels") if key in rows.column_names]
+        self._inputs = rows.select_columns(keys)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"task_id": self.task_id, "example_id": index, **self._inputs[index]}
+
+
+class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
+    """All examples of all tasks, one task after the other."""
+
+    def __init__(self, tasks: Sequence[EncodedTask]) -> None:
+        self.tasks = list(tasks)
+        self._starts = np.cumsum([0, *(len(task) for task in self.tasks)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        task = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.tasks[task][index - int(self._starts[task])]
+
+
+def draws_per_task(sizes: Sequence[int], strategy: str = "proportional", temperature: float = 1.0) -> list[int]:
+    r"""How many examples of each task an epoch draws. An epoch has as many draws as there are examples.
+
+    Args:
+        sizes: Examples of each task, all > 0.
+        strategy: ``proportional`` visits each example once. ``temperature``: task :math:`i` gets a share of
+            :math:`n_i^{1/T} / \sum_j n_j^{1/T}` (Raffel et al., 2020, section 3.5.2). ``uniform``: all get the same.
+        temperature: T >= 1: 1 is proportional, and far above 1 is uniform. Small tasks are then seen many times an epoch,
+            and overfit sooner.
+
+    Returns:
+        Whole numbers that add up to ``sum(sizes)`` (largest remainders).
+
+    Examples:
+        >>> draws_per_task([90, 10], "uniform")
+        [50, 50]
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigurationError(f"`mixing.strategy` must be one of {', '.join(STRATEGIES)}; found {strategy!r}.")
+    if temperature < 1:
+        raise ConfigurationError(f"`mixing.temperature` must be at least 1; found {temperature!r}.")
+    exponent = {"proportional": 1.0, "temperature": 1.0 / temperature, "uniform": 0.0}[strategy]
+    weights = np.array(sizes, dtype=float) ** exponent
+    exact = weights / weights.sum() * sum(sizes)
+    # Exact products such as 0.1 * 30 must not lose a draw to rounding.
+    draws = np.floor(exact + 1e-9).astype(int)
+    for task in np.argsort(draws - exact, kind="stable")[: sum(sizes) - int(draws.sum())]:
+        draws[task] += 1
+    return draws.tolist()
+
+
+class MixingSampler(torch.utils.data.Sampler[int]):
+    """Indices into a `TaskMixture`, in an order that is a pure function of the seed and the epoch.
+
+    A task that is drawn more often than it has examples is gone through again in another order; one that is drawn less
+    often gives another sample each epoch.
+
+    Args:
+        sizes: Examples of each task.
+        seed: Of the order.
+        strategy: See `draws_per_task`.
+        temperature: See `draws_per_task`.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], seed: int, strategy: str = "proportional", temperature: float = 1.0
+    ) -> None:
+        self.sizes = list(sizes)
+        self.seed = seed
+        self.draws = draws_per_task(sizes, strategy, temperature)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.draws)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        starts = np.cumsum([0, *self.sizes])
+        chosen = []
+        for start, size, draws in zip(starts, self.sizes, self.draws, strict=False):
+            rounds = [generator.permutation(size) for _ in range(-(-draws // size))]
+            if rounds:
+                chosen.append(start + np.concatenate(rounds)[:draws])
+        yield from generator.permutation(np.concatenate(chosen)).tolist()

@@ -1,0 +1,193 @@
+r"""Losses as pure functions: logits and targets in, one loss an example out.
+
+Every function returns a vector with the loss of each example, so that the caller decides how examples are weighed. Units
+that belong to one example (its tokens, its windows) are given flat, with ``offsets`` of shape ``[B + 1]``: the units of
+example ``i`` are ``offsets[i]:offsets[i + 1]``. All arithmetic is in float32, whatever the logits' type.
+
+The distillation losses are those of Hinton et al., "Distilling the Knowledge in a Neural Network" (2015): with a
+temperature :math:`T`, :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T))`. The factor
+:math:`T^2` keeps the size of the gradient. They are true divergences (teacher's entropy included): 0, with a gradient
+of 0, where student and teacher agree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "bernoulli_kl",
+    "categorical_kl",
+    "cross_entropy",
+    "multilabel_cross_entropy",
+    "owners",
+    "ragged_cross_entropy",
+    "ragged_kl",
+    "ragged_mean",
+    "squared_error",
+]
+
+IGNORE = -100
+"""A target that is not scored: a sub-word that does not begin its word."""
+
+
+def owners(offsets: Tensor, units: int) -> Tensor:
+    """The example (or group) that each unit belongs to: ``[units]`` from ``offsets`` of shape ``[B + 1]``."""
+    index = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(index, offsets.diff(), output_size=units)
+
+
+def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over each example's units.
+
+    Args:
+        values: ``[U]``, one value a unit.
+        offsets: ``[B + 1]``.
+        mask: ``[U]``, the units that count; all, where absent.
+
+    Returns:
+        ``[B]``; 0 for an example without a unit that counts.
+
+    Examples:
+        >>> ragged_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 2, 3, 3]))
+        tensor([2., 5., 0.])
+    """
+    owner = owners(offsets, len(values))
+    weight = torch.ones_like(values) if mask is None else mask.to(values.dtype)
+    zeros = values.new_zeros(len(offsets) - 1)
+    total = zeros.index_add(0, owner, torch.where(weight > 0, values, values.new_zeros(())))
+    return total / zeros.index_add(0, owner, weight).clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of class indices.
+
+    Args:
+        logits: ``[U, C]``.
+        labels: ``[U]``, indices in 0..C-1, or -100 for a loss of 0.
+
+    Returns:
+        ``[U]``, in nats.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+
+
+def multilabel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over the labels.
+
+    Args:
+        logits: ``[B, C]``.
+        labels: ``[B, C]``, 0 or 1.
+
+    Returns:
+        ``[B]``, in nats.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(-1)
+
+
+def squared_error(predictions: Tensor, targets: Tensor, std: float) -> Tensor:
+    """Squared error in units of the training targets' standard deviation.
+
+    Args:
+        predictions: ``[B]``, in the data's own units.
+        targets: ``[B]``, labels or a teacher's predictions, in the same units.
+        std: Standard deviation of the training targets, > 0. A tiny one blows the loss up.
+
+    Returns:
+        ``[B]``, without unit.
+    """
+    return ((predictions.float() - targets.float()) / std).square()
+
+
+def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence from a teacher's distribution over classes, times the temperature squared (Hinton et al., 2015).
+
+    Args:
+        student: Logits ``[U, C]``.
+        teacher: Logits ``[U, C]``; no gradient flows to them.
+        temperature: > 0. Far below 1 both distributions become one-hot and the gradient vanishes; far above 1 the loss
+            turns into a squared error between the centred logits.
+
+    Returns:
+        ``[U]``, in nats, >= 0.
+
+    Examples:
+        >>> logits = torch.tensor([[2.0, -1.0]])
+        >>> categorical_kl(logits, logits)
+        tensor([0.])
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence between independent Bernoulli distributions, mean over the labels, times the temperature squared.
+
+    Args:
+        student: Logits ``[B, C]``.
+        teacher: Logits ``[B, C]``; no gradient flows to them.
+        temperature: > 0; see `categorical_kl`.
+
+    Returns:
+        ``[B]``, in nats, >= 0.
+    """
+    s, t = student.float() / temperature, teacher.detach().float() / temperature
+    # Both outcomes as log-probabilities: 1 - sigmoid(z) loses all digits where z is large, sigmoid(-z) loses none.
+    log_student = torch.stack([F.logsigmoid(s), F.logsigmoid(-s)])
+    log_teacher = torch.stack([F.logsigmoid(t), F.logsigmoid(-t)])
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(0).mean(-1) * temperature**2
+
+
+def _ragged_log_softmax(logits: Tensor, owner: Tensor, groups: int) -> Tensor:
+    # The largest logit of each group is taken off first, as in any stable softmax; it is a constant of the gradient.
+    index = owner if logits.dim() == 1 else owner[:, None].expand_as(logits)
+    shape = (groups, *logits.shape[1:])
+    top = logits.new_zeros(shape).scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
+    shifted = logits - top.index_select(0, owner)
+    total = logits.new_zeros(shape).index_add(0, owner, shifted.exp())
+    return shifted - total.log().index_select(0, owner)
+
+
+def ragged_kl(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence between distributions over the units of each group: choices of a question, tokens of a window.
+
+    Args:
+        student: Logits ``[U]``, or ``[U, K]`` for K distributions over the same units (start and end).
+        teacher: Logits of the same shape; no gradient flows to them.
+        offsets: ``[G + 1]``, the units of each group.
+        temperature: > 0; see `categorical_kl`.
+
+    Returns:
+        ``[G]`` or ``[G, K]``, in nats, >= 0.
+
+    Examples:
+        >>> scores = torch.tensor([1.0, 2.0, 0.5])
+        >>> ragged_kl(scores, scores, torch.tensor([0, 2, 3]))
+        tensor([0., 0.])
+    """
+    groups = len(offsets) - 1
+    owner = owners(offsets, len(student))
+    log_student = _ragged_log_softmax(student.float() / temperature, owner, groups)
+    log_teacher = _ragged_log_softmax(teacher.detach().float() / temperature, owner, groups)
+    pointwise = log_teacher.exp() * (log_teacher - log_student)
+    return pointwise.new_zeros((groups, *student.shape[1:])).index_add(0, owner, pointwise) * temperature**2
+
+
+def ragged_cross_entropy(logits: Tensor, targets: Tensor, offsets: Tensor) -> Tensor:
+    """Cross-entropy of one unit among the units of each group.
+
+    Args:
+        logits: ``[U]``, or ``[U, K]`` for K distributions over the same units.
+        targets: ``[G]`` or ``[G, K]``: the position of the right unit inside its group.
+        offsets: ``[G + 1]``, the units of each group.
+
+    Returns:
+        ``[G]`` or ``[G, K]``, in nats.
+    """
+    groups = len(offsets) - 1
+    owner = owners(offsets, len(logits))
+    log_probabilities = _ragged_log_softmax(logits.float(), owner, groups)
+    first = offsets[:-1] if targets.dim() == 1 else offsets[:-1, None]
+    return -log_probabilities.gather(0, first + targets)

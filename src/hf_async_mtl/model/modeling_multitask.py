@@ -1,0 +1,424 @@
+"""One encoder, many heads: `MultiTaskModel` reads a mixed batch in a single forward of its encoder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .heads import HEADS, Head
+from .packing import (
+    Layout,
+    Ragged,
+    block_mask,
+    length_groups,
+    offsets_of,
+    pack,
+    pad_segments,
+    ragged_from_mask,
+    ragged_from_rows,
+    segment_tokens,
+    sliding_block_mask,
+)
+
+__all__ = ["MultiTaskModel", "MultiTaskOutput"]
+
+# What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
+_UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
+
+
+@dataclass
+class MultiTaskOutput(ModelOutput):
+    """What a `MultiTaskModel` returns.
+
+    Args:
+        loss: The mean over the examples of the batch of their supervised losses, where labels were given.
+        logits: Task -> logits. ``[B, C]`` for sequences, ``[B]`` for regression, ``[B, n]`` for choices. Tokens: ``[T, C]``
+            over the task's tokens in a packed batch, ``[B, L, C]`` in a padded call (0 where ``attention_mask`` is 0).
+        losses: Task -> supervised loss of each of its examples, ``[b]``, where labels were given. In a packed batch every
+            task is there: one without an example has an empty vector that is still part of the graph.
+        layouts: Task -> the layout of its tokens and segments; packed batches only.
+    """
+
+    loss: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None
+    layouts: dict[str, Layout] | None = None
+
+
+def _head_dropout(config: Any) -> float:
+    names = ("classifier_dropout", "hidden_dropout_prob", "seq_classif_dropout", "dropout")
+    return next((float(p) for p in (getattr(config, name, None) for name in names) if p is not None), 0.1)
+
+
+def _build_encoder(config: Any) -> PreTrainedModel:
+    model_class = AutoModel._model_mapping[type(config)]
+    # A pooling layer that nothing reads would get no gradient, and DDP would wait for one.
+    has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return AutoModel.from_config(config, **({"add_pooling_layer": False} if has_pooler else {}))
+
+
+class MultiTaskModel(PreTrainedModel):
+    """A text encoder with one head a task.
+
+    Call it as any encoder, and every head answers for every row; name ``tasks`` to ask some of them. The trainer calls it
+    with packed batches of mixed tasks, for which the encoder runs once.
+
+    Args:
+        config: With an ``encoder_config`` and resolved ``tasks``.
+
+    Raises:
+        ConfigurationError: The configuration has no encoder or no tasks, or a task's labels are not known.
+    """
+
+    config_class = MultiTaskConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: MultiTaskConfig) -> None:
+        super().__init__(config)
+        if config.encoder_config is None or not config.tasks:
+            raise ConfigurationError(
+                "A MultiTaskModel needs an encoder and at least one task; this configuration has "
+                f"{'no encoder' if config.encoder_config is None else 'no tasks'}. Start from a plain encoder with "
+                "`MultiTaskModel.from_encoder(name, tasks)`."
+            )
+        self.encoder = _build_encoder(config.encoder_config)
+        width, dropout = config.encoder_config.hidden_size, _head_dropout(config.encoder_config)
+        self.heads = nn.ModuleDict(
+            {name: HEADS[task.type](width, task, dropout, config.pooling) for name, task in config.task_configs.items()}
+        )
+        self._position_offset: int | None = None
+        self._packs: bool | None = None
+        self._encoder_inputs = set(inspect.signature(self.encoder.forward).parameters)
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str,
+        tasks: Mapping[str, TaskConfig],
+        *,
+        pooling: str = "cls",
+        packing: str = "auto",
+        max_length: int = 128,
+        **kwargs: Any,
+    ) -> MultiTaskModel:
+        """Put new heads on a pretrained encoder.
+
+        Args:
+            encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``.
+            tasks: Name -> resolved task.
+            pooling: ``cls``, ``mean`` or ``max``.
+            packing: ``auto`` or ``off``.
+            max_length: The longest sequence, in tokens, where a task does not say.
+            **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise: half-precision
+                master weights lose small updates; train in ``bf16`` through the training arguments instead.
+
+        Raises:
+            ConfigurationError: The encoder is no encoder, or its checkpoint lacks weights.
+        """
+        kwargs = {"dtype": torch.float32, **kwargs}
+        encoder_config = AutoConfig.from_pretrained(
+            encoder, **{k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir")}
+        )
+        if encoder_config.is_encoder_decoder or type(encoder_config) not in AutoModel._model_mapping:
+            raise ConfigurationError(
+                "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
+                f"{encoder!r} is of type {encoder_config.model_type!r}. Choose a model such as BERT or ModernBERT."
+            )
+        config = MultiTaskConfig(
+            encoder_config=encoder_config, tasks=dict(tasks), pooling=pooling, packing=packing, max_length=max_length
+        )
+        model = cls(config)
+        model_class = type(model.encoder)
+        pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+        loaded, info = model_class.from_pretrained(
+            encoder, output_loading_info=True, **({"add_pooling_layer": False} if pooler else {}), **kwargs
+        )
+        if info["missing_keys"]:
+            some = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ConfigurationError(
+                f"The checkpoint {encoder!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
+                f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
+            )
+        model.encoder = loaded
+        model.heads.to(loaded.dtype)
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.set_input_embeddings(value)
+
+    @property
+    def packs(self) -> bool:
+        """Whether several segments share a row. Found once, by a probe; see `probe_packing`."""
+        if self._packs is None:
+            self.probe_packing()
+        return bool(self._packs)
+
+    def probe_packing(self) -> bool:
+        """Run the encoder on a few random tokens, padded and packed, and see whether it says the same.
+
+        The probe also finds from where positions are counted (RoBERTa and its kin: from ``pad_token_id + 1``). It takes
+        segments longer than the window of local attention, where the encoder has one, and draws from a generator of its
+        own, so that it does not move the global random state. The trainer calls it before the model is wrapped.
+        """
+        self._packs, self._position_offset = False, 0
+        if self.config.packing == "off" or "position_ids" not in self._encoder_inputs:
+            return False
+        if self.encoder.config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        training, encoder = self.encoder.training, self.encoder
+        encoder.eval()
+        try:
+            for offset in sorted({0, (encoder.config.pad_token_id or 0) + 1}):
+                self._position_offset = offset
+                if self._packed_equals_padded():
+                    self._packs = True
+                    return True
+        finally:
+            encoder.train(training)
+        self._position_offset = 0
+        return False
+
+    @torch.no_grad()
+    def _packed_equals_padded(self) -> bool:
+        config, device = self.encoder.config, self.encoder.device
+        window = getattr(config, "sliding_window", None) or 0
+        longest = min(window + 8, config.max_position_embeddings // 2)
+        generator = torch.Generator().manual_seed(0)
+        pad = config.pad_token_id or 0
+        segments = [
+            torch.randint(pad + 1, max(config.vocab_size, pad + 2), (length,), generator=generator).tolist()
+            for length in (longest, 5, 7)
+        ]
+        rows = pack(segments, None, sum(map(len, segments)), pad)
+        ids, places, blocks, starts, lengths = (tensor.to(device) for tensor in rows[:5])
+        counts = torch.ones(len(segments), dtype=torch.long, device=device)
+        try:
+            with torch.autocast(device.type, enabled=False):
+                packed = ragged_from_rows(self._run_packed(ids, places, blocks, None), starts, lengths, counts).states
+        except _UNPACKABLE:
+            return False
+        with torch.autocast(device.type, enabled=False):
+            padded = self._run_length_groups(ids, None, starts, lengths, counts, groups=1).states
+        # Far above the rounding of the encoder's type, far below what a segment's neighbour or a wrong position changes.
+        tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
+        return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
+
+    def _run_packed(self, ids: Tensor, places: Tensor, blocks: Tensor, token_types: Tensor | None) -> Tensor:
+        config = self.encoder.config
+        mask: Any = self._attention_bias(block_mask(blocks))
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            # The encoder takes a mask for each kind of layer; a single one would do away with local attention.
+            local = self._attention_bias(sliding_block_mask(block_mask(blocks), config.sliding_window))
+            mask = {"full_attention": mask, "sliding_attention": local}
+        return self._encode(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places + (self._position_offset or 0),
+            token_type_ids=token_types,
+        )
+
+    def _attention_bias(self, mask: Tensor) -> Tensor:
+        if self.encoder.config._attn_implementation != "eager":
+            return mask
+        # Eager attention adds its mask to the scores.
+        dtype = (
+            torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else self.dtype
+        )
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _encode(self, **inputs: Tensor | None) -> Tensor:
+        given = {name: x for name, x in inputs.items() if x is not None and name in self._encoder_inputs}
+        return self.encoder(**given).last_hidden_state
+
+    def _run_length_groups(
+        self, ids: Tensor, token_types: Tensor | None, starts: Tensor, lengths: Tensor, counts: Tensor, groups: int = 4
+    ) -> Ragged:
+        tokens = segment_tokens(starts, lengths)
+        layout = Layout(offsets_of(lengths), offsets_of(counts))
+        sizes = lengths.tolist()
+        pad = self.encoder.config.pad_token_id or 0
+        flat_ids = ids.flatten()[tokens].split(sizes)
+        flat_types = None if token_types is None else token_types.flatten()[tokens].split(sizes)
+        pieces: list[Tensor] = [ids.new_empty(0)] * len(sizes)
+        for group in length_groups(sizes, groups):
+            group_sizes = [sizes[i] for i in group]
+            width = torch.tensor(group_sizes, device=ids.device)
+            mask = torch.arange(max(group_sizes), device=ids.device) < width[:, None]
+            types = None
+            if flat_types is not None:
+                types = pad_segments(torch.cat([flat_types[i] for i in group]), group_sizes, 0)
+            hidden = self._encode(
+                input_ids=pad_segments(torch.cat([flat_ids[i] for i in group]), group_sizes, pad),
+                attention_mask=mask.long(),
+                token_type_ids=types,
+            )
+            for i, states in zip(group, hidden[mask].split(group_sizes), strict=True):
+                pieces[i] = states
+        return Ragged(torch.cat(pieces), layout)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Mapping[str, Tensor] | None = None,
+        tasks: Sequence[str] | None = None,
+        task_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        segment_starts: Tensor | None = None,
+        segment_lengths: Tensor | None = None,
+        segment_counts: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MultiTaskOutput | tuple[Any, ...]:
+        """Encode a batch and let the heads answer.
+
+        Args:
+            input_ids: ``[B, L]``, or ``[B, n, L]`` for multiple choice; packed: ``[R, L]``.
+            attention_mask: Of the same shape; all ones, where absent. Not for packed batches.
+            token_type_ids: Of the same shape.
+            position_ids: ``[B, L]``, as the encoder counts them; packed: ``[R, L]``, from 0 in each segment.
+            labels: Task -> targets, as the head's class says; the losses are computed where they are given.
+            tasks: The heads to ask; all, where absent. Not for packed batches.
+            task_ids: Packed: ``[B]``, places in ``config.task_order``, ascending. Its presence makes the batch packed.
+            segment_ids: Packed: ``[R, L]``, 0 on padding.
+            segment_starts: Packed: ``[S]``, places of first tokens in the flattened rows.
+            segment_lengths: Packed: ``[S]``.
+            segment_counts: Packed: ``[B]``, the number of segments of each example.
+            return_dict: False for a tuple without the fields that are None.
+
+        Returns:
+            A `MultiTaskOutput`.
+
+        Raises:
+            ValueError: A task is not known, or a packed batch is not whole.
+        """
+        if task_ids is None:
+            output = self._forward_padded(input_ids, attention_mask, token_type_ids, position_ids, labels, tasks)
+        else:
+            output = self._forward_packed(
+                input_ids,
+                token_type_ids,
+                position_ids,
+                labels or {},
+                task_ids,
+                segment_ids,
+                segment_starts,
+                segment_lengths,
+                segment_counts,
+            )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _forward_packed(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        labels: Mapping[str, Tensor],
+        task_ids: Tensor,
+        segment_ids: Tensor | None,
+        segment_starts: Tensor | None,
+        segment_lengths: Tensor | None,
+        segment_counts: Tensor | None,
+    ) -> MultiTaskOutput:
+        if position_ids is None or segment_ids is None:
+            raise ValueError("A packed batch needs `position_ids` and `segment_ids`. Make it with `MultiTaskCollator`.")
+        if segment_starts is None or segment_lengths is None or segment_counts is None:
+            raise ValueError("A packed batch needs `segment_starts`, `segment_lengths` and `segment_counts`.")
+        if self.packs:
+            hidden = self._run_packed(input_ids, position_ids, segment_ids, token_type_ids)
+            ragged = ragged_from_rows(hidden, segment_starts, segment_lengths, segment_counts)
+        else:
+            ragged = self._run_length_groups(input_ids, token_type_ids, segment_starts, segment_lengths, segment_counts)
+
+        logits, losses, layouts = {}, {}, {}
+        for name, part in self._split(ragged, task_ids).items():
+            head = self._head(name)
+            scores = head(part)
+            if len(part.layout.segments) > 1:
+                logits[name], layouts[name] = scores, part.layout
+                if name in labels:
+                    losses[name] = head.loss(scores, labels[name], part.layout)
+            elif labels:
+                # A head without an example stays in the graph: every parameter has a gradient on every rank.
+                losses[name] = scores.flatten().float()
+        loss = sum(x.sum() for x in losses.values()) / len(task_ids) if losses else None
+        return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
+
+    def _split(self, ragged: Ragged, task_ids: Tensor) -> dict[str, Ragged]:
+        """The part of each task, a slice: the examples of a packed batch stand in the order of their tasks."""
+        ids = task_ids.tolist()
+        if ids != sorted(ids):
+            raise ValueError(f"The examples of a packed batch must stand in the order of their tasks; found {ids}.")
+        segments, tokens = ragged.layout.segments.tolist(), ragged.layout.tokens.tolist()
+        parts, example = {}, 0
+        for index, name in enumerate(self.config.task_order):
+            end = example + ids.count(index)
+            first, last = segments[example], segments[end]
+            start, stop = tokens[first], tokens[last]
+            parts[name] = Ragged(
+                ragged.states[start:stop],
+                Layout(
+                    ragged.layout.tokens[first : last + 1] - start,
+                    ragged.layout.segments[example : end + 1] - first,
+                ),
+            )
+            example = end
+        return parts
+
+    def _forward_padded(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        labels: Mapping[str, Tensor] | None,
+        tasks: Sequence[str] | None,
+    ) -> MultiTaskOutput:
+        choices = input_ids.shape[1] if input_ids.dim() == 3 else 1
+        shape = (-1, input_ids.shape[-1])
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = mask.reshape(shape)
+        hidden = self._encode(
+            input_ids=input_ids.reshape(shape),
+            attention_mask=mask,
+            token_type_ids=None if token_type_ids is None else token_type_ids.reshape(shape),
+            position_ids=None if position_ids is None else position_ids.reshape(shape),
+        )
+        ragged = ragged_from_mask(hidden, mask, choices)
+        logits, losses = {}, {}
+        for name in self.config.task_order if tasks is None else tasks:
+            head = self._head(name)
+            scores = head(ragged)
+            if labels is not None and name in labels:
+                losses[name] = head.loss(scores, labels[name], ragged.layout)
+            if head.unit == "token":
+                dense = scores.new_zeros(*mask.shape, scores.shape[-1])
+                scores = dense.masked_scatter(mask.bool().unsqueeze(-1), scores)
+            logits[name] = scores
+        loss = torch.cat(list(losses.values())).mean() if losses else None
+        return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None)
+
+    def _head(self, name: str) -> Head:
+        if name not in self.heads:
+            raise ValueError(f"`tasks` must be among {', '.join(self.config.task_order)}; found {name!r}.")
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head

@@ -1,0 +1,1 @@
+"""Training: our arguments, callbacks and the thin Trainer that joins the rooms."""

@@ -1,0 +1,259 @@
+"""Our fields on `transformers.TrainingArguments`, checked when they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from ..convergence.criteria import ConvergenceConfig
+from ..data.mixing import draws_per_task
+from ..model.configuration_multitask import ConfigurationError
+
+__all__ = [
+    "REFUSED",
+    "AsyncMTLTrainingArguments",
+    "BalancingConfig",
+    "DistillationConfig",
+    "MixingConfig",
+    "ScheduleConfig",
+    "check_keys",
+    "settings",
+]
+
+logger = logging.get_logger(__name__)
+
+REFUSED = {
+    "label_smoothing_factor": "each head has a loss of its own",
+    "remove_unused_columns": "the trainer tokenizes the columns that the tasks name",
+    "train_sampling_strategy": "the order of the examples is `mixing`'s",
+    "length_column_name": "packing makes grouping by length needless",
+    "auto_find_batch_size": "a restart would keep the phases of the failed try",
+    "label_names": "the labels are those of the tasks",
+    "prediction_loss_only": "convergence is decided on metrics",
+    "batch_eval_metrics": "metrics are those of a whole split",
+    "eval_do_concat_batches": "metrics are those of a whole split",
+    "include_for_metrics": "metrics are those of the tasks",
+    "use_liger_kernel": "it has no kernels for encoders",
+    "ddp_find_unused_parameters": "every parameter has a gradient at every step",
+}
+"""Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
+
+T = TypeVar("T")
+
+
+def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise a `ConfigurationError` for a key that nobody knows, and name the nearest one that is known."""
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
+            name = f"{section}.{key}" if section else str(key)
+            raise ConfigurationError(f"Unknown key `{name}`. The nearest known key is `{nearest}`.")
+
+
+def settings(section: str, kind: type[T], given: Mapping[str, Any] | None) -> T:
+    """Make a section's dataclass from its dictionary.
+
+    Args:
+        section: Its name, for messages.
+        kind: The dataclass.
+        given: The user's keys and values; None for the defaults.
+
+    Raises:
+        ConfigurationError: The section is no dictionary, a key is not known, or a value is out of range.
+    """
+    if not isinstance(given, Mapping | None):
+        raise ConfigurationError(f"`{section}` must be a dictionary; found {given!r}.")
+    check_keys(section, given or {}, [item.name for item in dataclasses.fields(kind)])  # type: ignore[arg-type]
+    try:
+        return kind(**(given or {}))
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _check(section: str, ok: bool, requirement: str, found: Any) -> None:
+    if not ok:
+        raise ConfigurationError(f"`{section}` must be {requirement}; found {found!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How a converged task learns from its teacher.
+
+    Args:
+        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.model.losses.categorical_kl`.
+        label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
+    """
+
+    temperature: float = 1.0
+    label_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        ok = _is_number(self.temperature) and self.temperature > 0
+        _check("distillation.temperature", ok, "a number above 0", self.temperature)
+        ok = _is_number(self.label_share) and 0 <= self.label_share <= 1
+        _check("distillation.label_share", ok, "a number from 0 to 1", self.label_share)
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """How often each task is drawn; see `hf_async_mtl.data.mixing.draws_per_task`."""
+
+    strategy: str = "proportional"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("mixing.temperature", _is_number(self.temperature), "a number of at least 1", self.temperature)
+        draws_per_task([1], self.strategy, self.temperature)
+
+
+@dataclass(frozen=True)
+class BalancingConfig:
+    """How the tasks' losses become one update.
+
+    Args:
+        method: ``sum``: the weighted mean over all examples.
+        weights: Task -> weight of its examples' losses, > 0; 1 where a task is not named.
+    """
+
+    method: str = "sum"
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check("balancing.method", self.method == "sum", "sum", self.method)
+        for task, weight in self.weights.items():
+            _check(f"weight of task {task}", _is_number(weight) and weight > 0, "a number above 0", weight)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """When the tasks join the run. ``joint``: all from the start."""
+
+    mode: str = "joint"
+
+    def __post_init__(self) -> None:
+        _check("schedule.mode", self.mode == "joint", "joint", self.mode)
+
+
+@dataclass
+class AsyncMTLTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the sections of the configuration file.
+
+    Args:
+        head_learning_rate: Of the heads; ``learning_rate`` where absent. New heads on a pretrained encoder often want
+            ten times as much.
+        convergence: The fields of `ConvergenceConfig` for all tasks; ``tasks: {name: {...}}`` overrides them for one;
+            ``final_evaluations`` (default 3): when no task learns any more, the run ends after so many further
+            evaluations; None: when the budget is spent.
+        distillation: The fields of `DistillationConfig`.
+        mixing: The fields of `MixingConfig`.
+        balancing: The fields of `BalancingConfig`.
+        schedule: The fields of `ScheduleConfig`.
+
+    Raises:
+        ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
+
+    Examples:
+        >>> args = AsyncMTLTrainingArguments("out", convergence={"patience": 5}, use_cpu=True)
+        >>> args.convergence_of("rte").patience
+        5
+    """
+
+    eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch."})
+    save_strategy: str = field(default="steps", metadata={"help": "steps, epoch, best or no."})
+    save_steps: float | None = field(default=None, metadata={"help": "Default: eval_steps."})  # type: ignore[assignment]
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="average", metadata={"help": "average, or <task>_<metric>."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
+    convergence: dict[str, Any] | str | None = field(default=None, metadata={"help": "When a task has converged."})
+    distillation: dict[str, Any] | str | None = field(default=None, metadata={"help": "How it then learns."})
+    mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})
+    balancing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How losses become an update."})
+    schedule: dict[str, Any] | str | None = field(default=None, metadata={"help": "When the tasks join."})
+
+    # Upstream reads the names of the fields that may come as JSON on the command line from here.
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "convergence",
+        "distillation",
+        "mixing",
+        "balancing",
+        "schedule",
+    ]
+
+    def __post_init__(self) -> None:
+        self._refuse_without_effect()
+        if self.eval_strategy == "steps" and not self.eval_steps:
+            self.eval_steps = self.logging_steps
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps or 500
+        super().__post_init__()
+        if self.n_gpu > 1:
+            # Trainer would wrap the model in DataParallel, which scatters packed rows.
+            logger.warning(
+                "One process uses one GPU here. To use all: accelerate launch --multi_gpu scripts/train.py ..."
+            )
+            self._n_gpu = 1
+        self.convergence_of("")
+        self.final_evaluations  # noqa: B018 - checks the value before training starts
+        self.distillation_config = settings("distillation", DistillationConfig, self._section("distillation"))
+        self.mixing_config = settings("mixing", MixingConfig, self._section("mixing"))
+        self.balancing_config = settings("balancing", BalancingConfig, self._section("balancing"))
+        settings("schedule", ScheduleConfig, self._section("schedule"))
+
+    def _refuse_without_effect(self) -> None:
+        for item in dataclasses.fields(self):
+            if item.name not in REFUSED:
+                continue
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if getattr(self, item.name) != default:
+                raise ConfigurationError(
+                    f"`training.{item.name}` has no effect here: {REFUSED[item.name]}. Remove the key."
+                )
+        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) in ("checkpoint", "all_checkpoints"):
+            raise ConfigurationError(
+                f"`training.hub_strategy: {self.hub_strategy}` would upload the teachers that a checkpoint holds. Use "
+                "end or every_save."
+            )
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) not in ("steps", "epoch"):
+            raise ConfigurationError(
+                "`training.eval_strategy` must be steps or epoch: convergence is decided on evaluations; found "
+                f"{self.eval_strategy!r}."
+            )
+        lr = self.head_learning_rate
+        _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = getattr(self, name) or {}
+        if not isinstance(section, Mapping):
+            raise ConfigurationError(f"`{name}` must be a dictionary; found {section!r}.")
+        return section
+
+    def convergence_of(self, task: str) -> ConvergenceConfig:
+        """The convergence settings of a task: its own where it has any, else those of all."""
+        section = dict(self._section("convergence"))
+        section.pop("final_evaluations", None)
+        own = (section.pop("tasks", None) or {}).get(task) or {}
+        settings("convergence", ConvergenceConfig, section)
+        return settings(f"tasks.{task}.convergence", ConvergenceConfig, {**section, **own})
+
+    @property
+    def final_evaluations(self) -> int | None:
+        """How many evaluations follow the last convergence; None: as many as the budget has."""
+        value = self._section("convergence").get("final_evaluations", 3)
+        ok = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        _check("convergence.final_evaluations", ok, "a whole number of at least 0, or null", value)
+        return value

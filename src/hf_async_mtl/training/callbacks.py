@@ -1,0 +1,80 @@
+"""Callbacks: the schedule's state in every checkpoint, and what the user sees while it trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerCallback
+
+from ..convergence.schedule import ConvergenceSchedule
+from ..report.tables import progress_table, render
+
+__all__ = ["ConvergenceCallback", "TableCallback"]
+
+
+class ConvergenceCallback(TrainerCallback, ExportableState):
+    """Carries the schedule into ``trainer_state.json``, and holds still what has stopped.
+
+    Args:
+        schedule: The phases.
+    """
+
+    def __init__(self, schedule: ConvergenceSchedule) -> None:
+        self.schedule = schedule
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes; it reads it back through `AsyncMTLTrainer`."""
+        return {"args": {}, "attributes": {"schedule": self.schedule.state_dict()}}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Freeze the heads of stopped tasks: without a gradient there is neither momentum nor weight decay."""
+        heads = kwargs["model"].heads
+        for task, phase in self.schedule.phases.items():
+            if phase == "stopped":
+                heads[task].zero_grad(set_to_none=True)
+
+
+class TableCallback(ProgressCallback):
+    """The Trainer's progress bar, with one table an evaluation in the place of its dictionaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.description: str | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.disable_tqdm:
+            return
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None and self.description is not None:
+            self.prediction_bar.set_description(self.description)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Print nothing: numbers go to the table, to TensorBoard and the like."""
+
+    def show(self, report: Mapping[str, Any], epoch: float | None) -> None:
+        """Print the table of an evaluation above the progress bar."""
+        tqdm.write(render(progress_table(report, epoch), sys.stdout), file=sys.stdout)

@@ -1,0 +1,61 @@
+"""What makes a checkpoint whole, and self-contained: copied alone to another machine, it resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..convergence.teacher import link_or_copy
+
+__all__ = ["BEST_FOLDER", "TEACHERS_FOLDER", "adopt_best", "last_whole_checkpoint", "link_best", "read_state"]
+
+TEACHERS_FOLDER = "_teachers"
+BEST_FOLDER = "_best"
+"""Inside a checkpoint: the weights that `load_best_model_at_end` would load, where they are another checkpoint's."""
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """The Trainer's state, which is written last; None where it is missing or cut short."""
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def last_whole_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    numbered = []
+    for path in output_dir.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit():
+            numbered.append((int(number), path))
+    return next((path for _, path in sorted(numbered, reverse=True) if read_state(path) is not None), None)
+
+
+def link_best(best: Path, checkpoint: Path) -> None:
+    """Put the weights of the best checkpoint into another one, as hard links where that can be."""
+    for pattern in _WEIGHTS:
+        for path in best.glob(pattern):
+            link_or_copy(path, checkpoint / BEST_FOLDER / path.name)
+
+
+def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
+    """Make the best weights that a checkpoint brings a checkpoint of this output folder.
+
+    Returns:
+        Where they are; None where the checkpoint knows of none.
+    """
+    state = read_state(checkpoint)
+    step = state and state.get("best_global_step")
+    if not step:
+        return None
+    best = output_dir / f"checkpoint-{step}"
+    source = checkpoint if checkpoint.name == best.name else checkpoint / BEST_FOLDER
+    if not best.is_dir() and source.is_dir():
+        for pattern in _WEIGHTS:
+            for path in source.glob(pattern):
+                link_or_copy(path, best / path.name)
+    return best if best.is_dir() else None

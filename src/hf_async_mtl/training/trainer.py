@@ -1,0 +1,547 @@
+"""The Trainer for bundles of tasks: joins data, model, phases and teachers at the Trainer's own seams."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
+from ..convergence.teacher import RecordedLogits, TeacherStore, fingerprint
+from ..data.collating import MultiTaskCollator
+from ..data.decoding import predictions, references, unit_counts
+from ..data.encoding import encode
+from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
+from ..metrics import check_metric, compute
+from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from .arguments import AsyncMTLTrainingArguments
+from .callbacks import ConvergenceCallback, TableCallback
+from .checkpoints import TEACHERS_FOLDER, adopt_best, last_whole_checkpoint, link_best, read_state
+
+if TYPE_CHECKING:
+    import optuna
+    from transformers import (
+        BaseImageProcessor,
+        DataCollator,
+        FeatureExtractionMixin,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
+
+__all__ = ["AsyncMTLTrainer", "dense"]
+
+logger = logging.get_logger(__name__)
+
+
+def dense(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Flat units to one padded row an example: ``[U, C]`` and offsets ``[B + 1]`` to ``[B, longest, C]``, padded with -100."""
+    return nn.utils.rnn.pad_sequence(
+        list(values.split(offsets.diff().tolist())), batch_first=True, padding_value=-100.0
+    )
+
+
+class AsyncMTLTrainer(Trainer):
+    """A `transformers.Trainer` for bundles of tasks with asynchronous convergence (Lu et al., NAACL 2022 Industry Track).
+
+    Differs from its parent in what it takes: ``model`` is a `MultiTaskModel`; ``args`` are `AsyncMTLTrainingArguments`;
+    ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
+    further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast tokenizer.
+    The rest is as upstream.
+
+    Raises:
+        ConfigurationError: Something does not fit, found before training.
+    """
+
+    # Our loss is normalised over the whole optimizer step; the Trainer must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    model: MultiTaskModel
+    args: AsyncMTLTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: AsyncMTLTrainingArguments | None = None,  # type: ignore[override]
+        data_collator: DataCollator | None = None,
+        train_dataset: Mapping[str, Dataset] | None = None,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase
+        | BaseImageProcessor
+        | FeatureExtractionMixin
+        | ProcessorMixin
+        | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        if not isinstance(model, MultiTaskModel):
+            raise ConfigurationError(
+                f"`model` must be a MultiTaskModel; found {type(model).__name__}. Make one with "
+                "`MultiTaskModel.from_encoder(name, tasks)`."
+            )
+        for name, value in {
+            "data_collator": data_collator,
+            "model_init": model_init,
+            "compute_loss_func": compute_loss_func,
+            "compute_metrics": compute_metrics,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+        }.items():
+            if value is not None:
+                raise ConfigurationError(f"`{name}` has no effect here: the tasks say it. Remove the argument.")
+        if processing_class is None:
+            raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
+        args = AsyncMTLTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, AsyncMTLTrainingArguments):
+            raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
+
+        self.tasks: dict[str, TaskConfig] = model.config.task_configs
+        self._tokenizer = processing_class
+        self._max_length = model.config.max_length
+        self._check_sets(train_dataset, eval_dataset, args)
+        encoded_train = None if train_dataset is None else self._encode(train_dataset)
+        encoded_eval = None if eval_dataset is None else self._encode(eval_dataset)
+        for task in self.tasks.values():
+            for metric in task.metrics or ():
+                check_metric(metric, task)
+        model.probe_packing()
+        row_length = max(task.max_length or self._max_length for task in self.tasks.values())
+        tokenizer: Any = processing_class
+        collator = MultiTaskCollator(
+            {name: task.type for name, task in self.tasks.items()}, row_length, tokenizer.pad_token_id
+        )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=None if encoded_train is None else TaskMixture(list(encoded_train.values())),
+            eval_dataset=encoded_eval,  # type: ignore[arg-type]
+            processing_class=processing_class,
+            compute_metrics=self._compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
+        self.label_names = ["labels"]
+        self.schedule = ConvergenceSchedule(
+            {name: TaskSpec(task.type, task.monitored, args.convergence_of(name)) for name, task in self.tasks.items()},
+            args.final_evaluations,
+        )
+        self.store = TeacherStore(Path(args.output_dir) / TEACHERS_FOLDER)
+        self.teachers: dict[str, RecordedLogits] = {}
+        self.add_callback(ConvergenceCallback(self.schedule))
+        # Its dictionaries would bury the tables; a notebook's own bar stays.
+        self.remove_callback(PrinterCallback)
+        for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "ProgressCallback"]:
+            self.remove_callback(callback)
+        self._display = TableCallback()
+        self.add_callback(self._display)
+        self._evaluated: EncodedTask | None = None
+        self._reset_task_losses()
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _check_sets(
+        self,
+        train: Mapping[str, Dataset] | None,
+        evaluation: Mapping[str, Dataset] | None,
+        args: AsyncMTLTrainingArguments,
+    ) -> None:
+        names = ", ".join(self.tasks)
+        for split, sets in (("train_dataset", train), ("eval_dataset", evaluation)):
+            if sets is None:
+                continue
+            missing = [name for name in self.tasks if name not in sets]
+            if missing:
+                raise ConfigurationError(f"`{split}` must have a set for each of {names}; {missing[0]!r} has none.")
+            for name, rows in sets.items():
+                if split == "train_dataset" and name not in self.tasks:
+                    raise ConfigurationError(f"`{split}` must name tasks of the model ({names}); found {name!r}.")
+                if len(rows) == 0:
+                    raise ConfigurationError(f"`{split}` of task {name!r} must have rows; found none.")
+        if evaluation is not None:
+            check_task_names({name: self.tasks[self._task_of(name)].metrics or () for name in evaluation})
+        for section in ("convergence", "balancing"):
+            key = "tasks" if section == "convergence" else "weights"
+            for name in args._section(section).get(key) or {}:
+                if name not in self.tasks:
+                    raise ConfigurationError(
+                        f"`{section}.{key}` must name tasks of the model ({names}); found {name!r}."
+                    )
+
+    def _task_of(self, name: str) -> str:
+        """The task of an evaluation set: its own name, or the longest task name before an underscore."""
+        found = [task for task in self.tasks if name == task or name.startswith(f"{task}_")]
+        if not found:
+            raise ConfigurationError(
+                f"An evaluation set must be named as a task ({', '.join(self.tasks)}) or <task>_<suffix>; found {name!r}."
+            )
+        return max(found, key=len)
+
+    def _encode(self, sets: Mapping[str, Dataset | EncodedTask]) -> dict[str, EncodedTask]:
+        encoded = {}
+        for name in sorted(sets, key=lambda n: list(self.tasks).index(self._task_of(n))):
+            rows, task_name = sets[name], self._task_of(name)
+            if isinstance(rows, EncodedTask):
+                encoded[name] = rows
+                continue
+            task = self.tasks[task_name]
+            rows = encode(rows, name, task, self._tokenizer, task.max_length or self._max_length)
+            encoded[name] = EncodedTask(task_name, list(self.tasks).index(task_name), task, rows)
+        return encoded
+
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
+        mixing = self.args.mixing_config
+        sizes = [len(task) for task in self.encoded_train.values()]
+        return MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature)
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def _reset_task_losses(self) -> None:
+        self._loss_sums = torch.zeros(2, len(self.tasks))
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """The examples of the whole optimizer step, over accumulation and ranks; those of stopped tasks do not count."""
+        stopped = [i for i, phase in enumerate(self.schedule.phases.values()) if phase == "stopped"]
+        count = sum(
+            len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in stopped) for batch in batch_samples
+        )
+        return self.accelerator.reduce(torch.as_tensor(count, device=device), "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        r"""The loss of a packed batch: :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.
+
+        :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distils
+        (mixed with a share of the former, where one is set). N counts the examples of the whole optimizer step, so that
+        batch size, accumulation and processes can be traded freely.
+        """
+        inputs = dict(inputs)
+        example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
+        outputs: MultiTaskOutput = model(**inputs)
+        assert outputs.losses is not None and outputs.logits is not None
+        total = torch.zeros((), device=task_ids.device)
+        for index, (name, losses) in enumerate(outputs.losses.items()):
+            phase = self.schedule.phases[name]
+            if phase == "stopped" and len(losses):
+                losses = outputs.logits[name][:0].flatten().float()
+            elif phase == "distilling" and len(losses):
+                losses = self._distil(name, losses, outputs, example_ids[task_ids == index], inputs["labels"][name])
+            self._loss_sums = self._loss_sums.to(losses.device)
+            self._loss_sums[0, index] += losses.detach().sum()
+            self._loss_sums[1, index] += len(losses)
+            total = total + self.args.balancing_config.weights.get(name, 1.0) * losses.sum()
+        examples = len(task_ids) if num_items_in_batch is None else num_items_in_batch
+        # DDP averages over the ranks what is to be added up.
+        loss = total * self.accelerator.num_processes / torch.as_tensor(examples, device=total.device).clamp(min=1)
+        return (loss, outputs) if return_outputs else loss
+
+    def _distil(
+        self,
+        name: str,
+        supervised: torch.Tensor,
+        outputs: MultiTaskOutput,
+        example_ids: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        assert outputs.logits is not None and outputs.layouts is not None
+        config = self.args.distillation_config
+        logits = outputs.logits[name]
+        teacher = self.teachers[name].lookup(example_ids).to(logits.device).view(logits.shape)
+        head: Any = self.accelerator.unwrap_model(self.model).heads[name]
+        losses = head.distillation_loss(logits, teacher, labels, outputs.layouts[name], config.temperature)
+        return torch.lerp(losses, supervised, config.label_share) if config.label_share else losses
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the training loss of each task beside the sum."""
+        if "loss" in logs:
+            logs = {**logs, **self._task_losses()}
+        super().log(logs, start_time)
+
+    def _task_losses(self) -> dict[str, float]:
+        sums, counts = self.accelerator.reduce(self._loss_sums, "sum").tolist()
+        self._reset_task_losses()
+        for name, total in zip(self.tasks, sums, strict=True):
+            if not np.isfinite(total):
+                raise FloatingPointError(
+                    f"The training loss of task {name!r} must be finite; found {total} before step "
+                    f"{self.state.global_step}. Lower the learning rate, or look at the task's data; then resume from "
+                    "the last checkpoint."
+                )
+        return {
+            f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count
+        }
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, the heads in groups of their own where they have a learning rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rate = self.args.head_learning_rate
+        if is_new and rate is not None:
+            parameters = (self.model if model is None else model).named_parameters()
+            heads = {id(p) for name, p in parameters if "heads" in name.split(".")[:2]}
+            for group in list(optimizer.param_groups):
+                chosen = [p for p in group["params"] if id(p) in heads]
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                if chosen:
+                    optimizer.add_param_group({**group, "params": chosen, "lr": rate})
+        return optimizer
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Supervised loss and logits of a batch of one task; the examples' places stand in for labels.
+
+        Metrics find labels, words and contexts by these places, whatever order several ranks return them in.
+        """
+        inputs = self._prepare_inputs(inputs)
+        example_ids = inputs.pop("example_ids")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs: MultiTaskOutput = model(**inputs)
+        loss = None if outputs.loss is None else outputs.loss.detach()
+        if prediction_loss_only:
+            return loss, None, None
+        assert outputs.logits is not None and outputs.layouts is not None
+        (name,) = outputs.logits
+        logits = outputs.logits[name].detach().float()
+        head: Any = self.accelerator.unwrap_model(self.model).heads[name]
+        if head.unit == "token":
+            logits = dense(logits, outputs.layouts[name].example_tokens)
+        return loss, logits, example_ids
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        assert self._evaluated is not None
+        evaluated, order = self._evaluated, np.argsort(prediction.label_ids)
+        task = evaluated.task
+        assert task.metrics is not None
+        return compute(
+            task.metrics,
+            task.type,
+            predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows),
+            references(task, evaluated.rows),
+            task.labels,
+        )
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate every task on its own set.
+
+        Args:
+            eval_dataset: Task -> raw `datasets.Dataset`; the sets of the constructor, where absent.
+            ignore_keys: As upstream.
+            metric_key_prefix: As upstream; ``test`` for a test split.
+
+        Returns:
+            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: the mean
+            over the tasks of the monitored metric.
+        """
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = self._encode(eval_dataset)
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(sets, Mapping):
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            average = np.mean(
+                [
+                    metrics[f"{metric_key_prefix}_{name}_{self.tasks[name].monitored}"]
+                    for name in sets
+                    if name in self.tasks
+                ]
+            )
+            summary = {f"{metric_key_prefix}_average": float(average)}
+            self.log(dict(summary))
+            return {**metrics, **summary}
+        self._evaluated = self.eval_dataset[sets] if isinstance(sets, str) else sets  # type: ignore[index]
+        assert self._evaluated is not None
+        self._display.description = f"Evaluating {self._evaluated.name}"
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    # -- convergence --------------------------------------------------------------------------------------------------
+
+    def _evaluate(
+        self,
+        trial: optuna.Trial | dict[str, Any] | None,
+        ignore_keys_for_eval: list[str] | None,
+        skip_scheduler: bool = False,
+    ) -> dict[str, float]:
+        """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        step = self.state.global_step
+        events = self.schedule.observe(
+            step, {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
+        )
+        if self.schedule.improved(step):
+            self._save_snapshot(step)
+        for event in events:
+            if self.schedule.phases[event.task] == "distilling":
+                self._record_teacher(event)
+        if self.args.should_save:
+            self.store.keep_snapshots(self.schedule.snapshots_needed())
+        self._write_report()
+        if self.is_world_process_zero():
+            self._display.show(self.schedule.report(), self.state.epoch)
+        if self.schedule.finished:
+            self.control.should_training_stop = True
+        return metrics
+
+    def _save_snapshot(self, step: int) -> None:
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            self.store.save_snapshot(step, weights)
+        self.accelerator.wait_for_everyone()
+
+    def _record_teacher(self, event: Event) -> None:
+        """Run a task's best weights over its training set once, and put the present weights back."""
+        train = self.encoded_train[event.task]
+        present = None
+        if event.teacher_step != event.step:
+            teacher = self.store.load_snapshot(event.teacher_step)
+            present = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.model.load_state_dict(teacher)
+        self._display.description = f"Recording {event.task}"
+        self.compute_metrics = None
+        try:
+            output = self.evaluation_loop(
+                self.get_test_dataloader(train), f"Recording {event.task}", prediction_loss_only=False
+            )
+        finally:
+            self.compute_metrics = self._compute_metrics
+            if present is not None:
+                self.model.load_state_dict(present)
+        self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        if self.args.should_save:
+            logits = np.asarray(output.predictions)[np.argsort(output.label_ids)]
+            if logits.ndim == 3:
+                counts = unit_counts(train.task, train.rows)
+                rows = [row[:count] for row, count in zip(logits, counts, strict=True)]
+            else:
+                rows = list(logits[:, None])
+            RecordedLogits.write(
+                self.store.logits_path(event.task), rows, fingerprint(train.rows), step=event.teacher_step
+            )
+        self.accelerator.wait_for_everyone()
+        self._open_teacher(event.task)
+
+    def _open_teacher(self, task: str) -> None:
+        self.teachers[task] = RecordedLogits(self.store.logits_path(task))
+        self.teachers[task].check(fingerprint(self.encoded_train[task].rows), task)
+
+    def _write_report(self) -> None:
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "convergence.json"
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.schedule.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: optuna.Trial | dict[str, Any] | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole."""
+        if not self.encoded_train or self.eval_dataset is None:
+            raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
+        output_dir = Path(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            found = last_whole_checkpoint(output_dir)
+            if found is None:
+                raise ConfigurationError(
+                    f"`resume_from_checkpoint` needs a whole checkpoint in {output_dir}; found none. Leave it out to "
+                    "start afresh."
+                )
+            resume_from_checkpoint = str(found)
+        self._adopted_best: Path | None = None
+        if self.args.should_save:
+            if isinstance(resume_from_checkpoint, str):
+                self._check_checkpoint(Path(resume_from_checkpoint))
+                self.store.replace_with(Path(resume_from_checkpoint) / TEACHERS_FOLDER)
+                self._adopted_best = adopt_best(Path(resume_from_checkpoint), output_dir)
+            else:
+                self.store.clear()
+        self.accelerator.wait_for_everyone()
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._finish()
+        return result
+
+    def _check_checkpoint(self, checkpoint: Path) -> None:
+        state = read_state(checkpoint)
+        if state is None or ConvergenceCallback.__name__ not in state.get("stateful_callbacks", {}):
+            raise ConfigurationError(
+                f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
+                "convergence. Was it written by another Trainer, or cut short?"
+            )
+
+    def _load_callback_state(self) -> None:
+        """Restore the phases, whatever is asked of the other callbacks."""
+        # Upstream restores all callbacks or none, and makes new objects, which would not be the ones that we hold.
+        name = ConvergenceCallback.__name__
+        saved = self.state.stateful_callbacks.pop(name)
+        super()._load_callback_state()
+        self.state.stateful_callbacks[name] = saved
+        self.schedule.load_state_dict(saved["attributes"]["schedule"])
+        for task, phase in self.schedule.phases.items():
+            if phase == "distilling":
+                self._open_teacher(task)
+        if self._adopted_best is not None:
+            self.state.best_model_checkpoint = str(self._adopted_best)
+
+    def _save_checkpoint(self, model: nn.Module, trial: optuna.Trial | dict[str, Any] | None) -> None:
+        """Write a checkpoint with all that it needs elsewhere: teachers, and the best weights so far."""
+        if self.args.should_save:
+            output_dir = Path(self._get_output_dir(trial))
+            checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
+            # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
+            self.store.link_into(checkpoint / TEACHERS_FOLDER)
+            best = self.state.best_global_step
+            if best and best != self.state.global_step and self.args.load_best_model_at_end:
+                link_best(output_dir / f"checkpoint-{best}", checkpoint)
+        super()._save_checkpoint(model, trial)
+
+    def _finish(self) -> None:
+        """Say which weights the run ended with, and let the teachers go: each checkpoint has its own."""
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            step = self.state.best_global_step or step
+        evaluated = any(at == step for at, _ in self.schedule.report()["tasks"][next(iter(self.tasks))]["history"])
+        values = None
+        if not evaluated:
+            metrics = self.evaluate()
+            values = {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
+        self.schedule.finish(step, values)
+        self._write_report()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.store.clear()
