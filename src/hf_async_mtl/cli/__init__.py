@@ -1,0 +1,1 @@
+"""The command line: configuration files, commands, and the generated demo."""
