@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +26,7 @@ __all__ = ["RecordedLogits", "TeacherError", "TeacherStore", "fingerprint", "lin
 
 
 class TeacherError(RuntimeError):
-    """A teacher's file is missing, or was made for other examples."""
+    """A teacher's file is missing or damaged, or was made for other examples."""
 
 
 def fingerprint(rows: Dataset) -> str:
@@ -55,7 +55,14 @@ def _save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
     partial = path.with_name(path.name + ".partial")
     # A tensor may be a view of a larger one, which safetensors refuses.
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata))
-    os.replace(partial, path)
+    partial.replace(path)
+
+
+def _damaged(path: Path, error: Exception) -> TeacherError:
+    return TeacherError(
+        f"The file {path} is damaged ({error}). Was its checkpoint copied in part? Copy it again, or resume from "
+        "another checkpoint."
+    )
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -75,7 +82,7 @@ class RecordedLogits:
         path: A file that `RecordedLogits.write` made.
 
     Raises:
-        TeacherError: There is no such file.
+        TeacherError: There is no such file, or it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,10 +90,13 @@ class RecordedLogits:
             raise TeacherError(
                 f"The recorded logits {path} are missing. Resume from a checkpoint that holds them, or start afresh."
             )
-        with safe_open(path, framework="pt") as file:  # memory-mapped
-            self.metadata = dict(file.metadata())
-            self.offsets = file.get_tensor("offsets")
-            self.logits = file.get_tensor("logits")
+        try:
+            with safe_open(path, framework="pt") as file:  # memory-mapped
+                self.metadata = dict(file.metadata())
+                self.offsets = file.get_tensor("offsets")
+                self.logits = file.get_tensor("logits")
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
 
     @staticmethod
     def write(path: Path, logits: Sequence[np.ndarray], example_hash: str, step: int) -> None:
@@ -94,7 +104,8 @@ class RecordedLogits:
 
         Args:
             path: Where to.
-            logits: One array an example, ``[U, C]`` or ``[U]``: U rows, as many as the head has units (1 or its tokens).
+            logits: One array an example, ``[U, C]`` or ``[U]``: U rows, as many as the head has units (1 or its
+                tokens).
             example_hash: `fingerprint` of the examples.
             step: Optimizer step of the teacher.
         """
@@ -157,7 +168,10 @@ class TeacherStore:
                 f"The snapshot {path} is missing: a task's teacher would be read from it. Was `on_convergence` changed "
                 "to distill on resuming? Start afresh, or resume from an earlier checkpoint with the first settings."
             )
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
 
     def keep_snapshots(self, steps: Iterable[int]) -> None:
         """Delete all snapshots but those of some steps."""

@@ -16,8 +16,8 @@ __all__ = ["MultiTaskCollator"]
 class MultiTaskCollator:
     """Packs the segments of mixed examples into rows.
 
-    The examples of a batch are put in the order of their tasks: the model then reads each task's as a slice. ``example_ids``
-    comes first, because Trainer and accelerate count a batch by its first tensor.
+    The examples of a batch are put in the order of their tasks: the model then reads each task's as a slice.
+    ``example_ids`` comes first, because Trainer and accelerate count a batch by its first tensor.
 
     Args:
         tasks: Name -> type, in the order of the task ids.

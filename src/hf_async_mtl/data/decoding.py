@@ -80,8 +80,9 @@ def best_span(logits: np.ndarray, row: Mapping[str, Any]) -> str:
         pairs = scores[:, 0][:, None] + scores[:, 1][None, :]
         allowed = np.triu(np.tril(np.ones(pairs.shape, dtype=bool), MAX_ANSWER_TOKENS - 1))
         pairs = np.where(allowed, pairs, -np.inf)
-        start, end = np.unravel_index(pairs.argmax(), pairs.shape)
+        start, end = map(int, np.unravel_index(pairs.argmax(), pairs.shape))
         if pairs[start, end] > best_score:
             best_score = float(pairs[start, end])
-            best_text = row["context"][spans[start][0] : spans[end][1]]
+            # Some tokenizers count the space before a word as the word's.
+            best_text = row["context"][spans[start][0] : spans[end][1]].strip()
     return best_text

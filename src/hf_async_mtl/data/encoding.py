@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
+from ..model import labels
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.labels import LabelError, check_number, is_missing
+from ..model.labels import LabelError
 from ..model.losses import IGNORE
+from . import targets
+from .targets import first_subwords, target_function
 
 __all__ = ["DEFAULT_STRIDE", "encode"]
 
@@ -35,12 +40,17 @@ def encode(
         with_labels: False for rows to predict; token tasks then get a target of 0 on each word.
 
     Returns:
-        Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``; question
-        answering also ``spans``, ``context`` and ``answers``. The result is cached by the content of all arguments.
+        Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``;
+        question answering also ``spans``, ``context`` and ``answers``. The result is cached by the content of all
+        arguments.
 
     Raises:
-        ConfigurationError: A column is missing, a text is no text, or a label cannot be used; with its row.
+        ConfigurationError: There are no rows, a column is missing, a text is no text, or a label cannot be used; with
+            its row.
     """
+    if len(dataset) == 0:
+        raise ConfigurationError(f"Task {name!r} needs at least one row in each of its splits; found an empty one.")
+    dataset = dataset.with_format(None)  # plain Python values of all columns, whatever the user looked at
     columns = [*task.text_columns, *(task.label_columns if with_labels else ())]
     for column in columns:
         if column not in dataset.column_names:
@@ -49,34 +59,33 @@ def encode(
             )
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigurationError(
-            f"The tokenizer must be a fast one, which knows the words behind its tokens; found {type(tokenizer).__name__}."
+            "The tokenizer must be a fast one, which knows the words behind its tokens; found "
+            f"{type(tokenizer).__name__}."
         )
     tokenize = _TOKENIZERS.get(task.type, _tokenize_texts)
-    targets = _target_function(dataset, task) if with_labels else None
+    make_target = target_function(dataset, task) if with_labels else None
 
     def convert(rows: Columns, indices: Sequence[int]) -> dict[str, list[Any]]:
         for column in task.text_columns:
             _check_texts(rows[column], indices, name, column, words=task.type == "token_classification")
         encoded = tokenize(rows, task, tokenizer, max_length)
-        words = encoded.pop("words", None)
-        if targets is not None:
-            encoded["labels"] = []
+        if make_target is not None:
+            made = []
             for place in range(len(indices)):
+                row = {column: rows[column][place] for column in columns}
+                tokens = {key: values[place] for key, values in encoded.items()}
                 try:
-                    row = {column: rows[column][place] for column in columns}
-                    encoded["labels"].append(
-                        targets(
-                            row,
-                            {key: value[place] for key, value in encoded.items() if key in ("input_ids", "spans")},
-                            words and words[place],
-                        )
-                    )
+                    made.append(make_target(row, tokens))
                 except LabelError as error:
                     where = ", ".join(map(repr, task.label_columns))
                     raise ConfigurationError(f"Task {name!r}, column {where}, row {indices[place]}: {error}") from None
-        elif words is not None:
-            encoded["labels"] = [[IGNORE if word is None else 0 for word in _firsts(ids)] for ids in words]
-        if task.type == "question_answering" and targets is not None:
+            encoded["labels"] = made
+        elif task.type == "token_classification":
+            encoded["labels"] = [
+                [IGNORE if word is None else 0 for word in first_subwords(words)] for words in encoded["words"]
+            ]
+        encoded.pop("words", None)
+        if task.type == "question_answering" and with_labels:
             assert isinstance(task.label, str)
             encoded["answers"] = [list(answers["text"]) for answers in rows[task.label]]
         return encoded
@@ -87,17 +96,48 @@ def encode(
         with_indices=True,
         remove_columns=dataset.column_names,
         desc=f"Tokenizing {name}",
+        features=_features(task, tokenizer, with_labels),
         new_fingerprint=Hasher.hash(
-            [dataset._fingerprint, task.to_dict(), max_length, with_labels, _tokenizer_identity(tokenizer)]
+            [dataset._fingerprint, task.to_dict(), max_length, with_labels, _tokenizer_identity(tokenizer), _code()]
         ),
     )
+
+
+def _features(task: TaskConfig, tokenizer: Any, with_labels: bool) -> Features:
+    # Left to be found, a type is taken from the raw column of the same name: class indices turned into floats.
+    tokens = {"input_ids": "int32", "token_type_ids": "int8"}
+    features = {key: List(List(Value(kind))) for key, kind in tokens.items() if key in tokenizer.model_input_names}
+    if task.type == "question_answering":
+        features["spans"] = List(List(Value("int32")))
+        features["context"] = Value("string")
+    if with_labels or task.type == "token_classification":
+        features["labels"] = _LABEL_FEATURES[task.type]
+    if with_labels and task.type == "question_answering":
+        features["answers"] = List(Value("string"))
+    return Features(features)
+
+
+_LABEL_FEATURES: dict[str, Any] = {
+    "classification": Value("int64"),
+    "multilabel": List(Value("float32")),
+    "regression": Value("float64"),
+    "token_classification": List(Value("int64")),
+    "multiple_choice": Value("int64"),
+    "question_answering": List(List(Value("int64"))),
+}
+
+
+def _code() -> str:
+    # Rows that an earlier release cached are not what this one would make.
+    return "".join(map(inspect.getsource, (sys.modules[__name__], targets, labels)))
 
 
 def _tokenizer_identity(tokenizer: Any) -> str:
     # A fast tokenizer's own hash changes when it is called: it remembers how it last truncated and padded.
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.update(truncation=None, padding=None)
-    return json.dumps(backend, sort_keys=True)
+    settings = [tokenizer.truncation_side, tokenizer.split_special_tokens, tokenizer.model_input_names]
+    return json.dumps([backend, settings], sort_keys=True)
 
 
 def _check_texts(values: Sequence[Any], indices: Sequence[int], name: str, column: str, words: bool) -> None:
@@ -110,14 +150,6 @@ def _check_texts(values: Sequence[Any], indices: Sequence[int], name: str, colum
             raise ConfigurationError(
                 f"Task {name!r}, column {column!r}, row {index}: the text must be {wanted}; found {value!r}."
             )
-
-
-def _firsts(word_ids: Sequence[int | None]) -> list[int | None]:
-    """The word that each token begins; None for special tokens and for sub-words that go on."""
-    return [
-        word if word is not None and (place == 0 or word_ids[place - 1] != word) else None
-        for place, word in enumerate(word_ids)
-    ]
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
@@ -135,11 +167,28 @@ def _tokenize_texts(rows: Columns, task: TaskConfig, tokenizer: Any, max_length:
 
 
 def _tokenize_words(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    words = list(rows[task.text_columns[0]])
+    words = _spaced(list(rows[task.text_columns[0]]), tokenizer)
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     result = _segments(encoded, [[i] for i in range(len(words))])
     result["words"] = [encoded.word_ids(i) for i in range(len(words))]
     return result
+
+
+def _spaced(rows: list[list[str]], tokenizer: Any) -> list[list[str]]:
+    """The words as the tokenizer must be given them, so that they become the tokens of the text that they make up.
+
+    Byte-level tokenizers (RoBERTa's, ModernBERT's) know a word by the space before it. A list of words has none, and
+    they would read "the cat" as "thecat".
+    """
+    text = tokenizer("a b c")["input_ids"]
+    if tokenizer(["a", "b", "c"], is_split_into_words=True)["input_ids"] == text:
+        return rows
+    if tokenizer(["a", " b", " c"], is_split_into_words=True)["input_ids"] == text:
+        return [[words[0], *(f" {word}" for word in words[1:])] for words in rows]
+    raise ConfigurationError(
+        "A token_classification task needs a tokenizer that gives a list of words the tokens of their text; "
+        f"{type(tokenizer).__name__} does not, with a space before each word or without. Use another encoder."
+    )
 
 
 def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
@@ -159,11 +208,12 @@ def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
 def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
     questions, contexts = (list(rows[column]) for column in task.text_columns)
     # Only the context is cut into windows; a question that filled the window would leave none of it.
+    limit = (max_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2
     short = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    limit = max_length // 2
     questions = [q[: o[limit - 1][1]] if len(o) > limit else q for q, o in zip(questions, short, strict=True)]
-    # Some tokens of the window are the question's; a stride at or above the rest is refused by the tokenizer.
-    stride = min(DEFAULT_STRIDE if task.stride is None else task.stride, max_length // 4)
+    # At least `limit` tokens of a window are the context's. Windows that share nearly all of them would be very many,
+    # and a stride at or above them crashes the tokenizer.
+    stride = min(DEFAULT_STRIDE if task.stride is None else task.stride, limit // 2)
     encoded = tokenizer(
         questions,
         contexts,
@@ -194,81 +244,3 @@ _TOKENIZERS: dict[str, Callable[[Columns, TaskConfig, Any, int], dict[str, list[
     "multiple_choice": _tokenize_choices,
     "question_answering": _tokenize_windows,
 }
-
-
-# -- targets ----------------------------------------------------------------------------------------------------------
-
-Target = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
-
-
-def _target_function(dataset: Dataset, task: TaskConfig) -> Target:
-    """The function that makes a row's target of (raw row, encoded row, word ids)."""
-    if task.type == "question_answering":
-        return lambda row, encoded, _: _answer_positions(row[str(task.label)], encoded)
-    if task.type == "regression":
-        return lambda row, encoded, _: check_number(row[str(task.label)])
-    if task.type == "multiple_choice":
-        assert isinstance(task.text, Mapping)
-        names = list(task.text["choices"])
-        return lambda row, encoded, _: _choice(row[str(task.label)], names)
-    if isinstance(task.label, list):
-        label_columns = task.label
-        return lambda row, encoded, _: [_zero_or_one(row[column]) for column in label_columns]
-    label, encode_label = task.label, task.label_encoder(dataset)
-    if task.type == "classification":
-        return lambda row, encoded, _: encode_label(row[label])
-    if task.type == "multilabel":
-        count = task.num_labels
-
-        def several(row: Mapping[str, Any], encoded: Any, _: Any) -> list[float]:
-            if not isinstance(row[label], list):
-                raise LabelError(f"A multilabel label must be a list of labels; found {row[label]!r}.")
-            chosen = {encode_label(value) for value in row[label]}
-            return [float(i in chosen) for i in range(count)]
-
-        return several
-
-    def tags(row: Mapping[str, Any], encoded: Any, word_ids: Sequence[int | None]) -> list[int]:
-        words, raw = row[task.text_columns[0]], row[label]
-        if not isinstance(raw, list) or len(raw) != len(words):
-            found = len(raw) if isinstance(raw, list) else repr(raw)
-            raise LabelError(f"A row needs one label for each of its {len(words)} words; found {found}.")
-        indices = [encode_label(value) for value in raw]
-        return [IGNORE if word is None else indices[word] for word in _firsts(word_ids)]
-
-    return tags
-
-
-def _zero_or_one(value: Any) -> float:
-    if value not in (0, 1):
-        raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {value!r}.")
-    return float(value)
-
-
-def _choice(value: Any, names: Sequence[str]) -> int:
-    if value in names:
-        return names.index(value)
-    if is_missing(value) or isinstance(value, str) or value not in range(len(names)):
-        raise LabelError(
-            f"The label of a multiple_choice task must be 0..{len(names) - 1} or one of {', '.join(names)}; found {value!r}."
-        )
-    return int(value)
-
-
-def _answer_positions(answers: Any, encoded: Mapping[str, Any]) -> list[list[int]]:
-    """Where each window holds the first answer, as positions in the window; [0, 0] where it does not."""
-    if not isinstance(answers, Mapping) or not answers.get("text") or not answers.get("answer_start"):
-        raise LabelError(
-            f"`answers` must be {{text: [...], answer_start: [...]}} with an answer; found {answers!r}. Questions "
-            "without an answer are not supported: remove them."
-        )
-    start = answers["answer_start"][0]
-    end = start + len(answers["text"][0])
-    positions, first = [], 0
-    for window in encoded["input_ids"]:
-        spans = encoded["spans"][first : first + len(window)]
-        first += len(window)
-        inside = [i for i, (a, b) in enumerate(spans) if a >= 0 and a < end and b > start]
-        covered = bool(inside) and spans[inside[0]][0] <= start and spans[inside[-1]][1] >= end
-        positions.append([inside[0], inside[-1]] if covered else [0, 0])
-    return positions

@@ -63,8 +63,8 @@ def draws_per_task(sizes: Sequence[int], strategy: str = "proportional", tempera
         sizes: Examples of each task, all > 0.
         strategy: ``proportional`` visits each example once. ``temperature``: task :math:`i` gets a share of
             :math:`n_i^{1/T} / \sum_j n_j^{1/T}` (Raffel et al., 2020, section 3.5.2). ``uniform``: all get the same.
-        temperature: T >= 1: 1 is proportional, and far above 1 is uniform. Small tasks are then seen many times an epoch,
-            and overfit sooner.
+        temperature: T >= 1: 1 is proportional, and far above 1 is uniform. Small tasks are then seen many times an
+            epoch, and overfit sooner.
 
     Returns:
         Whole numbers that add up to ``sum(sizes)`` (largest remainders).
