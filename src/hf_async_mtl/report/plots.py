@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-__all__ = ["plot_curves", "plot_retention"]
+__all__ = ["draw", "plot_curves", "plot_retention"]
 
 # Okabe and Ito's palette: told apart by color-blind readers, and in grey by their brightness.
 _BLUE, _ORANGE, _PURPLE, _GREEN = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
@@ -21,6 +21,24 @@ _LEGEND_ORDER = [*_PHASE_COLORS, "converged", "teacher", "saved checkpoint"]
 _LEGEND_COLUMNS = {1: 3, 2: 5, 3: 7}  # by the number of panels in a row: what fits beside one another
 _FONT_SIZE = 9
 _DPI = 130
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw all plots that a report has the data for into ``folder/plots``.
+
+    Args:
+        report: The content of `convergence.json`, of a finished or a running run.
+        folder: The run's folder.
+
+    Returns:
+        The files.
+    """
+    drawn = [folder / "plots" / "curves.png"]
+    plot_curves(report, drawn[0])
+    if "final" in report:
+        drawn.append(folder / "plots" / "retention.png")
+        plot_retention(report, drawn[-1])
+    return drawn
 
 
 def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:

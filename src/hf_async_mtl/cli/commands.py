@@ -1,0 +1,293 @@
+"""The command line: train, evaluate, predict, report, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from transformers import AutoTokenizer, set_seed
+
+from ..data.loading import load_splits
+from ..metrics import check_metric
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.modeling_multitask import MultiTaskModel
+from ..report.plots import draw
+from ..report.tables import final_table, progress_table, render
+from ..training.arguments import AsyncMTLTrainingArguments
+from ..training.checkpoints import last_whole_checkpoint
+from ..training.trainer import AsyncMTLTrainer
+from .config_file import RunConfig, load_config
+from .demo import write_demo
+from .interruption import CheckpointOnSignal, RunInterrupted
+from .predicting import answerable, predict_rows
+
+__all__ = ["main"]
+
+DONE, USER_ERROR, INTERRUPTED = 0, 2, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments; those of the process, where absent.
+
+    Returns:
+        The exit status: 0 done; 2 the user's input is wrong; 143 interrupted and resumable. Anything else raises.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+    except ConfigurationError as error:
+        print(f"hf-async-mtl: {error}", file=sys.stderr)
+        return USER_ERROR
+    except RunInterrupted as interruption:
+        print(
+            f"hf-async-mtl: interrupted at step {interruption}, with a checkpoint. Go on with the same command and "
+            "--resume.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-async-mtl", description="Multi-task fine-tuning of text encoders with asynchronous convergence."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a bundle of tasks")
+    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    _add_run_options(train)
+    train.add_argument(
+        "--set", action="append", default=[], metavar="key.path=value", help="change the configuration; values are YAML"
+    )
+    train.set_defaults(command=_train)
+
+    demo = commands.add_parser("demo", help="generate a small bundle of tasks and train it")
+    _add_run_options(demo)
+    demo.set_defaults(command=_demo)
+
+    evaluate = commands.add_parser("evaluate", help="print a model's metrics as JSON")
+    evaluate.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    evaluate.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    evaluate.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    evaluate.set_defaults(command=_evaluate)
+
+    predict = commands.add_parser("predict", help="answer for the rows of a JSON lines file")
+    predict.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    predict.add_argument("--input", required=True, type=Path, metavar="FILE.jsonl")
+    predict.add_argument("--task", action="append", metavar="NAME", nargs="+", help="default: all that the rows fit")
+    predict.add_argument("--output", type=Path, metavar="FILE.jsonl", help="default: stdout")
+    predict.set_defaults(command=_predict)
+
+    report = commands.add_parser("report", help="print the table and draw the plots of a run")
+    report.add_argument("run", type=Path, metavar="RUN_DIR")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="CHECKPOINT",
+        help="go on from the newest whole checkpoint, or from this one",
+    )
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.set)
+    _run(config, args.output_dir or Path(config.output_dir or f"runs/{config.name}"), args.resume)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    output_dir = args.output_dir or Path("runs/demo")
+    _check_output_dir(output_dir, args.resume)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Generated anew each time, the same to the byte, so that a resumed run finds what it began with.
+        _run(load_config(write_demo(Path(scratch))), output_dir, args.resume)
+
+
+def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
+    checkpoint = _check_output_dir(output_dir, resume)
+    arguments = config.arguments(output_dir)
+    splits, tasks = _load_tasks(config)
+    tokenizer = _load_tokenizer(config.encoder, tasks)
+    set_seed(config.seed)
+    interruption = CheckpointOnSignal()
+    trainer = AsyncMTLTrainer(
+        model=_load_encoder(config, tasks),
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset={name: sets["train"] for name, sets in splits.items()},
+        eval_dataset=_evaluation_sets(splits),
+        callbacks=[interruption],
+    )
+    test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}
+    with interruption.watching():
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("eval", trainer.evaluate())
+    if test:
+        trainer.save_metrics("test", trainer.evaluate(test, metric_key_prefix="test"))
+    trainer.create_model_card(dataset=sorted({source.hub for source in config.sources.values() if source.hub}) or None)
+    if trainer.is_world_process_zero():
+        print(render(final_table(trainer.schedule.report()), sys.stdout))
+        print(f"Model, card, plots and figures are in {output_dir}")
+
+
+def _check_output_dir(output_dir: Path, resume: str | bool | None) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh."""
+    if isinstance(resume, str):
+        return Path(resume)
+    if resume:
+        return last_whole_checkpoint(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ConfigurationError(
+            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with --resume."
+        )
+    return None
+
+
+def _load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
+    """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
+    splits, tasks = {}, {}
+    for name, task in config.tasks.items():
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed)
+        try:
+            tasks[name] = task.resolve(splits[name]["train"])
+            for metric in tasks[name].metrics or ():
+                check_metric(metric, tasks[name])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"Task {name!r}: {error}") from None
+    return splits, tasks
+
+
+def _evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
+    return {
+        name + split.removeprefix("validation"): rows
+        for name, sets in splits.items()
+        for split, rows in sets.items()
+        if split.startswith("validation")
+    }
+
+
+def _load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if any(task.type == "token_classification" for task in tasks.values()):
+            # Byte-level tokenizers read a list of words only when each word may begin with a space.
+            if getattr(tokenizer, "add_prefix_space", None) is False:
+                tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer
+
+
+def _load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
+    try:
+        return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
+    except OSError as error:
+        raise ConfigurationError(
+            f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+# -- evaluate, predict, report ----------------------------------------------------------------------------------------
+
+
+def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
+    try:
+        model = MultiTaskModel.from_pretrained(source)
+    except OSError as error:
+        raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
+    return model.eval(), _load_tokenizer(source, model.config.task_configs)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    model, tokenizer = _load_model(args.model)
+    unknown = [name for name in config.tasks if name not in model.config.tasks]
+    if unknown:
+        raise ConfigurationError(
+            f"The configuration must name tasks of the model ({', '.join(model.config.tasks)}); found {unknown[0]!r}."
+        )
+    sets: dict[str, Dataset] = {}
+    for name in config.tasks:
+        task = model.config.task_configs[name]
+        splits = load_splits(name, task, config.sources[name], config.data_seed)
+        if args.split == "validation":
+            sets.update(_evaluation_sets({name: splits}))
+        elif args.split in splits:
+            sets[name] = splits[args.split]
+    if not sets:
+        raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")
+    prefix = "eval" if args.split == "validation" else args.split
+    # The Trainer wants a folder, and a bar on stdout would end up in the JSON.
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
+        arguments = AsyncMTLTrainingArguments(
+            scratch,
+            per_device_eval_batch_size=config.training.get("per_device_eval_batch_size", 32),
+            use_cpu=config.training.get("use_cpu", False),
+        )
+        trainer = AsyncMTLTrainer(model=model, args=arguments, processing_class=tokenizer)
+        metrics = trainer.evaluate(sets, metric_key_prefix=prefix)
+    print(json.dumps({key: value for key, value in metrics.items() if not key.endswith(_SPEED)}, indent=2))
+
+
+_SPEED = ("_runtime", "_per_second", "_preparation_time")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    model, tokenizer = _load_model(args.model)
+    if not args.input.is_file() or args.input.stat().st_size == 0:
+        raise ConfigurationError(f"`--input` must be a file of JSON lines; {args.input} is missing or empty.")
+    try:
+        rows = load_dataset("json", data_files={"rows": str(args.input)}, split="rows")
+    except DatasetGenerationError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigurationError(f"{args.input} could not be read as JSON lines: {cause}") from error
+    chosen = [name for group in args.task or [] for name in group]
+    names = answerable(model.config.task_configs, rows, chosen or None)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    lines = (json.dumps(answers, ensure_ascii=False) for answers in predict_rows(model, tokenizer, rows, names))
+    if args.output is None:
+        for line in lines:
+            print(line)
+        return
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def _report(args: argparse.Namespace) -> None:
+    path = args.run / "convergence.json"
+    if not path.is_file():
+        raise ConfigurationError(f"{args.run} must be the folder of a run; it has no convergence.json yet.")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
+    for plot in draw(report, args.run):
+        print(plot)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The configuration file: YAML to objects, with errors for people."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.loading import DataSource, expand_path
+from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..model.presets import PRESETS
+from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
+
+__all__ = ["RunConfig", "load_config"]
+
+SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
+_TOP_KEYS = ("encoder", "seed", "data_seed", "max_length", "pooling", "packing", "tasks", *SECTIONS, "training")
+_TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
+_TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence")
+# Given at the top of the file, where they also rule what the trainer does not know of.
+_NOT_IN_TRAINING = {"seed", "data_seed", *SECTIONS}
+
+
+@dataclass
+class RunConfig:
+    """A checked configuration.
+
+    Args:
+        name: Of the file, without its ending.
+        encoder: Hub id or absolute folder.
+        seed: Of model, order and dropout.
+        data_seed: Of samples and carves.
+        model: ``max_length``, ``pooling`` and ``packing``.
+        tasks: Name -> task, its labels not yet found.
+        sources: Name -> where its data is.
+        training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``.
+        output_dir: As configured, or None.
+    """
+
+    name: str
+    encoder: str
+    seed: int
+    data_seed: int
+    model: dict[str, Any]
+    tasks: dict[str, TaskConfig]
+    sources: dict[str, DataSource]
+    training: dict[str, Any]
+    output_dir: str | None
+
+    def arguments(self, output_dir: str | Path, **overrides: Any) -> AsyncMTLTrainingArguments:
+        """The training arguments of this run."""
+        try:
+            return AsyncMTLTrainingArguments(str(output_dir), **{**self.training, **overrides})
+        except ConfigurationError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"`training`: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: ``5e-5`` is a number, and a key that is written twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigurationError(
+                    f"The key `{key}` is written twice, again in line {key_node.start_mark.line + 1}."
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{what} must be YAML: {error}") from None
+
+
+def _override(config: dict[str, Any], setting: str) -> None:
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise ConfigurationError(f"`--set` must be key.path=value; found {setting!r}.")
+    keys = path.split(".")
+    section = config
+    for key in keys[:-1]:
+        if not isinstance(section.get(key), dict):
+            section[key] = {}
+        section = section[key]
+    section[keys[-1]] = _parse(value, f"The value of `--set {path}`")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a configuration file; see DESIGN in the README for its keys.
+
+    Args:
+        path: The file.
+        overrides: ``key.path=value``, the values in YAML.
+
+    Raises:
+        ConfigurationError: The file is missing or no YAML, a key is not known, or a value does not fit.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"There is no configuration file {path}.")
+    config = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"{path} must hold a mapping with `encoder` and `tasks`; found {config!r}.")
+    for setting in overrides:
+        _override(config, setting)
+    check_keys("", config, _TOP_KEYS)
+    for key in ("encoder", "tasks"):
+        if key not in config:
+            raise ConfigurationError(f"{path} must have the key `{key}`; it has {', '.join(map(str, config))}.")
+    if not isinstance(config["tasks"], dict) or not config["tasks"]:
+        raise ConfigurationError(f"`tasks` must name at least one task; found {config['tasks']!r}.")
+    check_task_names({name: () for name in config["tasks"]})
+
+    folder = path.parent.resolve()
+    seed = _whole_number("seed", config.get("seed", 42))
+    tasks, sources, weights, convergence = {}, {}, {}, {}
+    for name, section in config["tasks"].items():
+        section = _with_preset(name, section)
+        tasks[name] = _task(name, section)
+        sources[name] = DataSource.from_section(name, section["data"], section.get("limit"), folder)
+        if "weight" in section:
+            weights[name] = section["weight"]
+        if section.get("convergence"):
+            convergence[name] = section["convergence"]
+    check_task_names(_metric_names(tasks, sources))
+    training = _training(config, weights, convergence)
+    return RunConfig(
+        name=path.stem,
+        encoder=_encoder(config["encoder"], folder),
+        seed=seed,
+        data_seed=_whole_number("data_seed", config.get("data_seed", seed)),
+        model={
+            "max_length": _whole_number("max_length", config.get("max_length", 128), minimum=8),
+            "pooling": config.get("pooling", "cls"),
+            "packing": config.get("packing", "auto"),
+        },
+        tasks=tasks,
+        sources=sources,
+        output_dir=training.pop("output_dir", None),
+        training={**training, "seed": seed},
+    )
+
+
+def _whole_number(key: str, value: Any, minimum: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigurationError(f"`{key}` must be a whole number of at least {minimum}; found {value!r}.")
+    return value
+
+
+def _encoder(value: Any, folder: Path) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {value!r}.")
+    path = folder / expand_path("encoder", value)
+    if path.is_dir():
+        return str(path)
+    if value.startswith((".", "/", "~", "$")):
+        raise ConfigurationError(f"`encoder` must be a Hub id or a folder; there is no folder {path}.")
+    return value
+
+
+def _with_preset(name: str, section: Any) -> dict[str, Any]:
+    if not isinstance(section, dict):
+        raise ConfigurationError(
+            f"`tasks.{name}` must be a mapping with a `preset`, or `type` and `data`; found {section!r}."
+        )
+    check_keys(f"tasks.{name}", section, _TASK_KEYS)
+    if "preset" in section:
+        if section["preset"] not in PRESETS:
+            raise ConfigurationError(
+                f"`tasks.{name}.preset` must be one of {', '.join(sorted(PRESETS))}; found {section['preset']!r}."
+            )
+        section = {**copy.deepcopy(PRESETS[section["preset"]]), **section}
+    for key in ("type", "text", "data"):
+        if key not in section:
+            raise ConfigurationError(f"`tasks.{name}` must have `{key}`, or a `preset` that has it.")
+    return section
+
+
+def _task(name: str, section: Mapping[str, Any]) -> TaskConfig:
+    try:
+        return TaskConfig(**{key: copy.deepcopy(section[key]) for key in _TASK_FIELDS if key in section})
+    except ConfigurationError as error:
+        raise ConfigurationError(f"`tasks.{name}`: {error}") from None
+
+
+def _metric_names(tasks: Mapping[str, TaskConfig], sources: Mapping[str, DataSource]) -> dict[str, list[str]]:
+    """The metrics of each task and of each further evaluation set, under the name that it is reported with."""
+    names = {}
+    for name, task in tasks.items():
+        names[name] = list(task.metrics or ())
+        for split in sources[name].splits:
+            if split.startswith("validation_"):
+                names[f"{name}_{split.removeprefix('validation_')}"] = list(task.metrics or ())
+    return names
+
+
+def _training(config: Mapping[str, Any], weights: Mapping[str, Any], convergence: Mapping[str, Any]) -> dict[str, Any]:
+    training = config.get("training") or {}
+    if not isinstance(training, dict):
+        raise ConfigurationError(f"`training` must be a mapping of training arguments; found {training!r}.")
+    known = {item.name: item for item in dataclasses.fields(AsyncMTLTrainingArguments)}
+    for key in training:
+        if key in REFUSED:
+            raise ConfigurationError(f"`training.{key}` has no effect here: {REFUSED[key]}. Remove the key.")
+    check_keys("training", training, [key for key in known if key not in _NOT_IN_TRAINING])
+    for key, value in training.items():
+        _check_type(key, value, str(getattr(known[key].type, "__name__", known[key].type)))
+    sections = {}
+    for name in SECTIONS:
+        section = config.get(name) or {}
+        if not isinstance(section, dict):
+            raise ConfigurationError(f"`{name}` must be a mapping; found {section!r}.")
+        sections[name] = dict(section)
+    if convergence:
+        sections["convergence"]["tasks"] = dict(convergence)
+    if weights:
+        sections["balancing"]["weights"] = dict(weights)
+    return {**training, **sections}
+
+
+def _check_type(key: str, value: Any, annotation: str) -> None:
+    # Upstream takes any value and fails at its first use, in the middle of a run.
+    wanted = {"bool": bool, "int": int, "float": (int, float)}.get(annotation)
+    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+        kind = {"bool": "true or false", "int": "a whole number", "float": "a number"}[annotation]
+        raise ConfigurationError(f"`training.{key}` must be {kind}; found {value!r}.")

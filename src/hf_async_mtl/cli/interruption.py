@@ -1,0 +1,50 @@
+"""A run that is told to stop writes a checkpoint first, so that nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+
+__all__ = ["CheckpointOnSignal", "RunInterrupted"]
+
+
+class RunInterrupted(Exception):
+    """The run was told to stop, and wrote a checkpoint. Its argument is the step."""
+
+
+class CheckpointOnSignal(TrainerCallback):
+    """On SIGTERM or SIGINT: finish the step, write a checkpoint, raise `RunInterrupted`. A second signal is not held back."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hold the signals back while the block runs."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in signals}
+
+        def tell(number: int, frame: Any) -> None:
+            self.told = True
+            signal.signal(number, before[number])
+
+        for number in signals:
+            signal.signal(number, tell)
+        try:
+            yield
+        finally:
+            for number in signals:
+                signal.signal(number, before[number])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.told:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.told:
+            raise RunInterrupted(state.global_step)

@@ -1,0 +1,241 @@
+"""From what a task's ``data`` section names to its raw splits: Hub ids, JSON lines, CSV, Parquet, saved folders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.labels import is_missing
+
+__all__ = ["DataSource", "expand_path", "load_splits", "sample"]
+
+SPLITS = ("train", "validation", "test")
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the splits of a task are.
+
+    Args:
+        splits: Split -> a file, a ``save_to_disk`` folder, the name of a split of the Hub's dataset, or
+            ``{"from_train": share}``. ``train``, ``validation``, ``test``, and further evaluation sets
+            ``validation_<suffix>``.
+        hub: Hub id of a dataset.
+        name: Its configuration.
+        revision: Its revision.
+        limit: Split -> at most so many rows.
+    """
+
+    splits: Mapping[str, Any]
+    hub: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    limit: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_section(cls, task: str, section: Any, limit: Any, folder: Path) -> DataSource:
+        """Check a ``data`` section and its ``limit``.
+
+        Args:
+            task: The task's name, for messages.
+            section: The section, a dictionary.
+            limit: The task's ``limit``, a dictionary or None.
+            folder: What files are relative to.
+
+        Raises:
+            ConfigurationError: A key is not known, a split is missing, or a file does not exist.
+        """
+        if not isinstance(section, Mapping):
+            raise ConfigurationError(f"`tasks.{task}.data` must name the splits of the task; found {section!r}.")
+        hub_keys = {key: section[key] for key in ("hub", "name", "revision") if key in section}
+        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
+        for split in splits:
+            if split not in SPLITS and not split.startswith("validation_"):
+                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
+                nearest = difflib.get_close_matches(split, known, n=1, cutoff=0.0)[0]
+                raise ConfigurationError(
+                    f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
+                )
+        for split in ("train", "validation"):
+            if split not in splits:
+                way_out = " Name one, or carve it: {from_train: 0.1}." if split == "validation" else ""
+                raise ConfigurationError(f"`tasks.{task}.data` must have a {split} split; found none.{way_out}")
+        if hub_keys and "hub" not in hub_keys:
+            raise ConfigurationError(
+                f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
+            )
+        located = {split: _locate(task, split, value, bool(hub_keys), folder) for split, value in splits.items()}
+        return cls(located, limit=_check_limit(task, limit, located), **hub_keys)
+
+
+def _check_limit(task: str, limit: Any, splits: Mapping[str, Any]) -> dict[str, int]:
+    if limit is None:
+        return {}
+    if not isinstance(limit, Mapping):
+        raise ConfigurationError(f"`tasks.{task}.limit` must be a dictionary such as {{train: 2000}}; found {limit!r}.")
+    for split, rows in limit.items():
+        if split not in splits:
+            raise ConfigurationError(
+                f"`tasks.{task}.limit` must name splits of the task ({', '.join(splits)}); found {split!r}."
+            )
+        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+            raise ConfigurationError(f"`tasks.{task}.limit.{split}` must be a whole number above 0; found {rows!r}.")
+    return dict(limit)
+
+
+def _locate(task: str, split: str, value: Any, on_hub: bool, folder: Path) -> Any:
+    key = f"tasks.{task}.data.{split}"
+    if isinstance(value, Mapping):
+        share = value.get("from_train")
+        if set(value) != {"from_train"} or split == "train" or not isinstance(share, float) or not 0 < share < 1:
+            raise ConfigurationError(
+                f"`{key}` must be a name or {{from_train: share}}, with a share between 0 and 1; found {dict(value)!r}."
+            )
+        return dict(value)
+    if not isinstance(value, str):
+        raise ConfigurationError(f"`{key}` must be a name or {{from_train: 0.1}}; found {value!r}.")
+    if on_hub:
+        return value
+    path = folder / expand_path(key, value)
+    if not path.exists():
+        raise ConfigurationError(f"`{key}`: there is no file or folder {path}.")
+    if path.is_file() and path.suffix not in _READERS:
+        raise ConfigurationError(
+            f"`{key}` must be a file of type {', '.join(_READERS)}, or a folder of `save_to_disk`; found {path.name}."
+        )
+    return path
+
+
+def expand_path(key: str, value: str) -> Path:
+    """A configured path with its environment variables filled in, so that one file serves many machines.
+
+    Raises:
+        ConfigurationError: A variable is not set.
+    """
+    expanded = os.path.expandvars(value)
+    if unset := re.search(r"\$\{?\w+\}?", expanded):
+        raise ConfigurationError(
+            f"`{key}` names the environment variable {unset[0]}, which is not set. Set it to a folder."
+        )
+    return Path(expanded).expanduser()
+
+
+def sample(rows: Dataset, count: int, seed: int, split: str) -> Dataset:
+    """At most ``count`` rows, in their order: the same sample for the same seed, split and number of rows."""
+    if len(rows) <= count:
+        return rows
+    return rows.select(sorted(random.Random(f"{seed}-{split}").sample(range(len(rows)), count)))
+
+
+def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> dict[str, Dataset]:
+    """Load the raw splits of a task.
+
+    Args:
+        name: The task's name, for messages.
+        task: The task; its columns must be there.
+        source: Where the splits are.
+        seed: Of the carve and of the samples (``data_seed``).
+
+    Returns:
+        Split -> rows, in the order train, validation, further validation sets, test. A test split whose labels are all
+        missing, or -1 as on the Hub, is left out.
+
+    Raises:
+        ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.
+    """
+    loaded = {
+        split: _load(name, split, value, source)
+        for split, value in source.splits.items()
+        if not isinstance(value, Mapping)
+    }
+    for split, value in source.splits.items():
+        if isinstance(value, Mapping):
+            # Carved before it is sampled: the rows that are held out do not depend on a limit.
+            loaded["train"], loaded[split] = _carve(name, loaded["train"], value["from_train"], seed, split)
+    ordered = sorted(loaded, key=lambda split: (["train", "validation", "test"].index(split.split("_")[0]), split))
+    result = {}
+    for split in ordered:
+        rows = loaded[split]
+        if len(rows) == 0:
+            raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; found none.")
+        for column in [*task.text_columns, *task.label_columns]:
+            if column not in rows.column_names:
+                nearest = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.0)[0]
+                raise ConfigurationError(
+                    f"Task {name!r} reads the column {column!r}, and its {split} split has {', '.join(rows.column_names)}. "
+                    f"The nearest is {nearest!r}."
+                )
+        if split == "test" and _unlabelled(rows, task):
+            continue
+        result[split] = sample(rows, source.limit[split], seed, split) if split in source.limit else rows
+    return result
+
+
+def _unlabelled(rows: Dataset, task: TaskConfig) -> bool:
+    return all(all(is_missing(value) for value in rows[column]) for column in task.label_columns)
+
+
+def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tuple[Dataset, Dataset]:
+    count = round(len(train) * share)
+    if not 0 < count < len(train):
+        raise ConfigurationError(
+            f"Task {name!r}: a share of {share} of {len(train)} training rows leaves {count} for {split} and "
+            f"{len(train) - count} for train. Each needs at least one."
+        )
+    held_out = set(random.Random(f"{seed}-carve-{split}").sample(range(len(train)), count))
+    return (
+        train.select([i for i in range(len(train)) if i not in held_out]),
+        train.select(sorted(held_out)),
+    )
+
+
+def _load(name: str, split: str, value: str | Path, source: DataSource) -> Dataset:
+    if isinstance(value, Path):
+        return _load_folder(name, split, value) if value.is_dir() else _load_file(name, split, value)
+    try:
+        return load_dataset(source.hub, source.name, split=value, revision=source.revision)
+    except (DatasetNotFoundError, ConnectionError, ValueError, OSError) as error:
+        # A wrong id, configuration or split, or no way to the Hub: in all cases the user's next move.
+        raise ConfigurationError(
+            f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could not be "
+            f"loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _load_folder(name: str, split: str, path: Path) -> Dataset:
+    try:
+        loaded = load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigurationError(
+            f"Task {name!r}: the folder {path} must be one that `save_to_disk` wrote: {error}"
+        ) from error
+    if not isinstance(loaded, DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ConfigurationError(
+            f"Task {name!r}: the folder {path} has the splits {', '.join(loaded)}, and no {split}."
+        )
+    return loaded[split]
+
+
+def _load_file(name: str, split: str, path: Path) -> Dataset:
+    if path.stat().st_size == 0:
+        raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} is empty.")
+    try:
+        return load_dataset(_READERS[path.suffix], data_files={"rows": str(path)}, split="rows")
+    except (DatasetGenerationError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ConfigurationError(
+            f"Task {name!r}: {path} could not be read as {_READERS[path.suffix]}: {str(cause).splitlines()[0]}"
+        ) from error
