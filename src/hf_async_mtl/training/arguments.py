@@ -132,6 +132,7 @@ class BalancingConfig:
 
     def __post_init__(self) -> None:
         _check("balancing.method", self.method == "sum", "sum", self.method)
+        _check("balancing.weights", isinstance(self.weights, Mapping), "a dictionary", self.weights)
         for task, weight in self.weights.items():
             _check(f"weight of task {task}", _is_number(weight) and weight > 0, "a number above 0", weight)
 
@@ -171,8 +172,9 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     """
 
     eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch."})
+    eval_steps: float | None = field(default=None, metadata={"help": "Default: logging_steps."})
     save_strategy: str = field(default="steps", metadata={"help": "steps, epoch, best or no."})
-    save_steps: float | None = field(default=None, metadata={"help": "Default: eval_steps."})  # type: ignore[assignment]
+    save_steps: float | None = field(default=None, metadata={"help": "Default: eval_steps."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="average", metadata={"help": "average, or <task>_<metric>."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
@@ -246,7 +248,10 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         """The convergence settings of a task: its own where it has any, else those of all."""
         section = dict(self._section("convergence"))
         section.pop("final_evaluations", None)
-        own = (section.pop("tasks", None) or {}).get(task) or {}
+        tasks = section.pop("tasks", None) or {}
+        _check("convergence.tasks", isinstance(tasks, Mapping), "a dictionary", tasks)
+        own = tasks.get(task) or {}
+        _check(f"tasks.{task}.convergence", isinstance(own, Mapping), "a dictionary", own)
         settings("convergence", ConvergenceConfig, section)
         return settings(f"tasks.{task}.convergence", ConvergenceConfig, {**section, **own})
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..convergence.teacher import link_or_copy
 
-__all__ = ["BEST_FOLDER", "TEACHERS_FOLDER", "adopt_best", "last_whole_checkpoint", "link_best", "read_state"]
+__all__ = [
+    "BEST_FOLDER",
+    "TEACHERS_FOLDER",
+    "adopt_best",
+    "checkpoint_step",
+    "last_whole_checkpoint",
+    "link_best",
+    "read_state",
+]
 
 TEACHERS_FOLDER = "_teachers"
 BEST_FOLDER = "_best"
 """Inside a checkpoint: the weights that `load_best_model_at_end` would load, where they are another checkpoint's."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint is named after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
@@ -49,10 +62,10 @@ def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
         Where they are; None where the checkpoint knows of none.
     """
     state = read_state(checkpoint)
-    step = state and state.get("best_global_step")
-    if not step:
+    name = state and state.get("best_model_checkpoint")
+    if not name:
         return None
-    best = output_dir / f"checkpoint-{step}"
+    best = output_dir / PurePath(name).name
     source = checkpoint if checkpoint.name == best.name else checkpoint / BEST_FOLDER
     if not best.is_dir() and source.is_dir():
         for pattern in _WEIGHTS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
@@ -25,9 +24,18 @@ from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..report.card import RunCard
+from ..report.plots import draw
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import ConvergenceCallback, TableCallback
-from .checkpoints import TEACHERS_FOLDER, adopt_best, last_whole_checkpoint, link_best, read_state
+from .checkpoints import (
+    TEACHERS_FOLDER,
+    adopt_best,
+    checkpoint_step,
+    last_whole_checkpoint,
+    link_best,
+    read_state,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -45,19 +53,22 @@ logger = logging.get_logger(__name__)
 
 
 def dense(values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Flat units to one padded row an example: ``[U, C]`` and offsets ``[B + 1]`` to ``[B, longest, C]``, padded with -100."""
+    """Flat units to one row an example: ``[U, C]`` and offsets ``[B + 1]`` to ``[B, longest, C]``, padded with -100."""
     return nn.utils.rnn.pad_sequence(
         list(values.split(offsets.diff().tolist())), batch_first=True, padding_value=-100.0
     )
 
 
 class AsyncMTLTrainer(Trainer):
-    """A `transformers.Trainer` for bundles of tasks with asynchronous convergence (Lu et al., NAACL 2022 Industry Track).
+    """A `transformers.Trainer` for bundles of tasks with asynchronous convergence.
+
+    The method is that of Lu et al., "Asynchronous Convergence in Multi-Task Learning via Knowledge Distillation from
+    Converged Tasks", NAACL 2022 Industry Track.
 
     Differs from its parent in what it takes: ``model`` is a `MultiTaskModel`; ``args`` are `AsyncMTLTrainingArguments`;
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
-    further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast tokenizer.
-    The rest is as upstream.
+    further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
+    tokenizer. The rest is as upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
@@ -72,7 +83,7 @@ class AsyncMTLTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
-        args: AsyncMTLTrainingArguments | None = None,  # type: ignore[override]
+        args: AsyncMTLTrainingArguments | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Mapping[str, Dataset] | None = None,
         eval_dataset: Mapping[str, Dataset] | None = None,
@@ -118,6 +129,11 @@ class AsyncMTLTrainer(Trainer):
         for task in self.tasks.values():
             for metric in task.metrics or ():
                 check_metric(metric, task)
+        self._check_best_metric(encoded_eval, args)
+        self.schedule = ConvergenceSchedule(
+            {name: TaskSpec(task.type, task.monitored, args.convergence_of(name)) for name, task in self.tasks.items()},
+            args.final_evaluations,
+        )
         model.probe_packing()
         row_length = max(task.max_length or self._max_length for task in self.tasks.values())
         tokenizer: Any = processing_class
@@ -129,7 +145,8 @@ class AsyncMTLTrainer(Trainer):
             args=args,
             data_collator=collator,
             train_dataset=None if encoded_train is None else TaskMixture(list(encoded_train.values())),
-            eval_dataset=encoded_eval,  # type: ignore[arg-type]
+            # Without a set the parent refuses an `eval_strategy`; a trainer that evaluates explicit sets has none.
+            eval_dataset=encoded_eval or {},
             processing_class=processing_class,
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
@@ -138,10 +155,7 @@ class AsyncMTLTrainer(Trainer):
         )
         self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
         self.label_names = ["labels"]
-        self.schedule = ConvergenceSchedule(
-            {name: TaskSpec(task.type, task.monitored, args.convergence_of(name)) for name, task in self.tasks.items()},
-            args.final_evaluations,
-        )
+        self._untrained_schedule = self.schedule.state_dict()
         self.store = TeacherStore(Path(args.output_dir) / TEACHERS_FOLDER)
         self.teachers: dict[str, RecordedLogits] = {}
         self.add_callback(ConvergenceCallback(self.schedule))
@@ -166,6 +180,11 @@ class AsyncMTLTrainer(Trainer):
         for split, sets in (("train_dataset", train), ("eval_dataset", evaluation)):
             if sets is None:
                 continue
+            if not isinstance(sets, Mapping) or not all(isinstance(rows, Dataset) for rows in sets.values()):
+                raise ConfigurationError(
+                    f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split "
+                    "of each task."
+                )
             missing = [name for name in self.tasks if name not in sets]
             if missing:
                 raise ConfigurationError(f"`{split}` must have a set for each of {names}; {missing[0]!r} has none.")
@@ -184,12 +203,25 @@ class AsyncMTLTrainer(Trainer):
                         f"`{section}.{key}` must name tasks of the model ({names}); found {name!r}."
                     )
 
+    def _check_best_metric(self, evaluation: Mapping[str, EncodedTask] | None, args: AsyncMTLTrainingArguments) -> None:
+        if evaluation is None or args.metric_for_best_model is None:
+            return
+        found = args.metric_for_best_model.removeprefix("eval_")
+        known = ["average"]
+        for name, encoded in evaluation.items():
+            known += [f"{name}_{metric}" for metric in (*(encoded.task.metrics or ()), "loss")]
+        if found not in known:
+            raise ConfigurationError(
+                f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
+            )
+
     def _task_of(self, name: str) -> str:
         """The task of an evaluation set: its own name, or the longest task name before an underscore."""
         found = [task for task in self.tasks if name == task or name.startswith(f"{task}_")]
         if not found:
             raise ConfigurationError(
-                f"An evaluation set must be named as a task ({', '.join(self.tasks)}) or <task>_<suffix>; found {name!r}."
+                f"An evaluation set must be named as a task ({', '.join(self.tasks)}) or <task>_<suffix>; found "
+                f"{name!r}."
             )
         return max(found, key=len)
 
@@ -216,7 +248,7 @@ class AsyncMTLTrainer(Trainer):
         self._loss_sums = torch.zeros(2, len(self.tasks))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        """The examples of the whole optimizer step, over accumulation and ranks; those of stopped tasks do not count."""
+        """The examples of the whole optimizer step, over accumulation and ranks, without those of stopped tasks."""
         stopped = [i for i, phase in enumerate(self.schedule.phases.values()) if phase == "stopped"]
         count = sum(
             len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in stopped) for batch in batch_samples
@@ -238,19 +270,25 @@ class AsyncMTLTrainer(Trainer):
         """
         inputs = dict(inputs)
         example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
+        labels: Any = inputs["labels"]
         outputs: MultiTaskOutput = model(**inputs)
-        assert outputs.losses is not None and outputs.logits is not None
+        assert outputs.losses is not None
+        assert outputs.logits is not None
         total = torch.zeros((), device=task_ids.device)
+        sums = torch.zeros(2, len(self.tasks), device=task_ids.device)
         for index, (name, losses) in enumerate(outputs.losses.items()):
             phase = self.schedule.phases[name]
             if phase == "stopped" and len(losses):
                 losses = outputs.logits[name][:0].flatten().float()
             elif phase == "distilling" and len(losses):
-                losses = self._distil(name, losses, outputs, example_ids[task_ids == index], inputs["labels"][name])
-            self._loss_sums = self._loss_sums.to(losses.device)
-            self._loss_sums[0, index] += losses.detach().sum()
-            self._loss_sums[1, index] += len(losses)
+                losses = self._distil(name, losses, outputs, example_ids[task_ids == index], labels[name])
+            sums[0, index] = losses.detach().sum()
+            sums[1, index] = len(losses)
             total = total + self.args.balancing_config.weights.get(name, 1.0) * losses.sum()
+        # Nothing is added to sums that are no longer finite: one bad step spoils all weights, and thereby all losses,
+        # but the sums still tell where it began.
+        before = self._loss_sums.to(sums.device)
+        self._loss_sums = torch.where(before.isfinite().all(), before + sums, before)
         examples = len(task_ids) if num_items_in_batch is None else num_items_in_batch
         # DDP averages over the ranks what is to be added up.
         loss = total * self.accelerator.num_processes / torch.as_tensor(examples, device=total.device).clamp(min=1)
@@ -264,7 +302,8 @@ class AsyncMTLTrainer(Trainer):
         example_ids: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        assert outputs.logits is not None and outputs.layouts is not None
+        assert outputs.logits is not None
+        assert outputs.layouts is not None
         config = self.args.distillation_config
         logits = outputs.logits[name]
         teacher = self.teachers[name].lookup(example_ids).to(logits.device).view(logits.shape)
@@ -278,9 +317,9 @@ class AsyncMTLTrainer(Trainer):
             logs = {**logs, **self._task_losses()}
         super().log(logs, start_time)
 
-    def _task_losses(self) -> dict[str, float]:
+    def _check_task_losses(self) -> tuple[list[float], list[float]]:
+        """The sums of each task's losses since they were last logged, and the numbers of examples in them."""
         sums, counts = self.accelerator.reduce(self._loss_sums, "sum").tolist()
-        self._reset_task_losses()
         for name, total in zip(self.tasks, sums, strict=True):
             if not np.isfinite(total):
                 raise FloatingPointError(
@@ -288,6 +327,11 @@ class AsyncMTLTrainer(Trainer):
                     f"{self.state.global_step}. Lower the learning rate, or look at the task's data; then resume from "
                     "the last checkpoint."
                 )
+        return sums, counts
+
+    def _task_losses(self) -> dict[str, float]:
+        sums, counts = self._check_task_losses()
+        self._reset_task_losses()
         return {
             f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count
         }
@@ -327,7 +371,8 @@ class AsyncMTLTrainer(Trainer):
         loss = None if outputs.loss is None else outputs.loss.detach()
         if prediction_loss_only:
             return loss, None, None
-        assert outputs.logits is not None and outputs.layouts is not None
+        assert outputs.logits is not None
+        assert outputs.layouts is not None
         (name,) = outputs.logits
         logits = outputs.logits[name].detach().float()
         head: Any = self.accelerator.unwrap_model(self.model).heads[name]
@@ -362,25 +407,30 @@ class AsyncMTLTrainer(Trainer):
             metric_key_prefix: As upstream; ``test`` for a test split.
 
         Returns:
-            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: the mean
-            over the tasks of the monitored metric.
+            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: the
+            mean over the tasks of the monitored metric.
         """
         if isinstance(eval_dataset, Mapping):
             eval_dataset = self._encode(eval_dataset)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(sets, Mapping):
+            monitored = [f"{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
+            if not monitored:
+                raise ConfigurationError(
+                    f"`eval_dataset` must have a set of a task ({', '.join(self.tasks)}); found "
+                    f"{', '.join(sets) or 'none'}."
+                )
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            average = np.mean(
-                [
-                    metrics[f"{metric_key_prefix}_{name}_{self.tasks[name].monitored}"]
-                    for name in sets
-                    if name in self.tasks
-                ]
-            )
+            average = np.mean([metrics[f"{metric_key_prefix}_{key}"] for key in monitored])
             summary = {f"{metric_key_prefix}_average": float(average)}
             self.log(dict(summary))
             return {**metrics, **summary}
-        self._evaluated = self.eval_dataset[sets] if isinstance(sets, str) else sets  # type: ignore[index]
+        if isinstance(sets, str):
+            self._evaluated = self.eval_dataset[sets]
+        else:
+            self._evaluated = sets
+            # The parent keeps loaders with persistent workers by name, and calls all explicit sets by the same one.
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
         assert self._evaluated is not None
         self._display.description = f"Evaluating {self._evaluated.name}"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -394,8 +444,12 @@ class AsyncMTLTrainer(Trainer):
         skip_scheduler: bool = False,
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
+        self._check_task_losses()
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         step = self.state.global_step
+        if skip_scheduler and step > 0:
+            # `eval_on_start` of a resumed run, of which the phases know.
+            return metrics
         events = self.schedule.observe(
             step, {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
         )
@@ -411,6 +465,9 @@ class AsyncMTLTrainer(Trainer):
             self._display.show(self.schedule.report(), self.state.epoch)
         if self.schedule.finished:
             self.control.should_training_stop = True
+            # As at the end of the budget: the last weights may be the best.
+            if self.args.save_strategy == SaveStrategy.STEPS:
+                self.control.should_save = True
         return metrics
 
     def _save_snapshot(self, step: int) -> None:
@@ -430,9 +487,11 @@ class AsyncMTLTrainer(Trainer):
         self._display.description = f"Recording {event.task}"
         self.compute_metrics = None
         try:
-            output = self.evaluation_loop(
-                self.get_test_dataloader(train), f"Recording {event.task}", prediction_loss_only=False
-            )
+            # A loader draws a random number, and dropout would come after it.
+            with torch.random.fork_rng(devices=[]):
+                output = self.evaluation_loop(
+                    self.get_test_dataloader(train), f"Recording {event.task}", prediction_loss_only=False
+                )
         finally:
             self.compute_metrics = self._compute_metrics
             if present is not None:
@@ -461,7 +520,7 @@ class AsyncMTLTrainer(Trainer):
         path = Path(self.args.output_dir) / "convergence.json"
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(self.schedule.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -472,7 +531,7 @@ class AsyncMTLTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole."""
-        if not self.encoded_train or self.eval_dataset is None:
+        if not self.encoded_train or not self.eval_dataset:
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
         output_dir = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
@@ -483,15 +542,21 @@ class AsyncMTLTrainer(Trainer):
                     "start afresh."
                 )
             resume_from_checkpoint = str(found)
-        self._adopted_best: Path | None = None
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint is not None:
+            self._check_checkpoint(checkpoint)
         if self.args.should_save:
-            if isinstance(resume_from_checkpoint, str):
-                self._check_checkpoint(Path(resume_from_checkpoint))
-                self.store.replace_with(Path(resume_from_checkpoint) / TEACHERS_FOLDER)
-                self._adopted_best = adopt_best(Path(resume_from_checkpoint), output_dir)
-            else:
-                self.store.clear()
+            self.store.clear()
+            if checkpoint is not None:
+                self.store.replace_with(checkpoint / TEACHERS_FOLDER)
+                adopt_best(checkpoint, output_dir)
         self.accelerator.wait_for_everyone()
+        # Every process must load the same weights in the end.
+        self._adopted_best = None if checkpoint is None else adopt_best(checkpoint, output_dir)
+        # What an earlier call of this method left.
+        self.schedule.load_state_dict(self._untrained_schedule)
+        self.teachers.clear()
+        self._reset_task_losses()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._finish()
         return result
@@ -503,6 +568,39 @@ class AsyncMTLTrainer(Trainer):
                 f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
                 "convergence. Was it written by another Trainer, or cut short?"
             )
+
+    def _run_epoch(
+        self,
+        model: nn.Module,
+        epoch: int,
+        train_dataloader: torch.utils.data.DataLoader,
+        steps_in_epoch: int,
+        num_update_steps_per_epoch: int,
+        trial: optuna.Trial | dict[str, Any] | None,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        resume_from_checkpoint: str | None,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+    ) -> None:
+        """Train an epoch, unless the run was resumed after its end."""
+        # The parent asks whether to stop after a step, not before the first one.
+        if self.schedule.finished:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(
+            model,
+            epoch,
+            train_dataloader,
+            steps_in_epoch,
+            num_update_steps_per_epoch,
+            trial,
+            ignore_keys_for_eval,
+            start_time,
+            resume_from_checkpoint,
+            epochs_trained,
+            steps_trained_in_current_epoch,
+        )
 
     def _load_callback_state(self) -> None:
         """Restore the phases, whatever is asked of the other callbacks."""
@@ -525,16 +623,20 @@ class AsyncMTLTrainer(Trainer):
             checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
             # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
             self.store.link_into(checkpoint / TEACHERS_FOLDER)
-            best = self.state.best_global_step
-            if best and best != self.state.global_step and self.args.load_best_model_at_end:
-                link_best(output_dir / f"checkpoint-{best}", checkpoint)
+            best = self._best_checkpoint()
+            if best is not None and self.state.best_global_step != self.state.global_step:
+                link_best(best, checkpoint)
         super()._save_checkpoint(model, trial)
+
+    def _best_checkpoint(self) -> Path | None:
+        """The checkpoint that would be loaded at the end. A better evaluation may have come without a checkpoint."""
+        best = self.state.best_model_checkpoint
+        return Path(best) if best is not None and self.args.load_best_model_at_end else None
 
     def _finish(self) -> None:
         """Say which weights the run ended with, and let the teachers go: each checkpoint has its own."""
-        step = self.state.global_step
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            step = self.state.best_global_step or step
+        best = self._best_checkpoint()
+        step = self.state.global_step if best is None else checkpoint_step(best)
         evaluated = any(at == step for at, _ in self.schedule.report()["tasks"][next(iter(self.tasks))]["history"])
         values = None
         if not evaluated:
@@ -545,3 +647,81 @@ class AsyncMTLTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.store.clear()
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write ``README.md`` and the plots that it shows, from what the run left. Arguments as upstream.
+
+        The Trainer's own card has no result at all where there are several evaluation sets.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        results = folder / "all_results.json"
+        report = self.schedule.report()
+        draw(report, folder)
+        card = RunCard(
+            model_name=model_name or folder.resolve().name,
+            tasks=self.tasks,
+            report=report,
+            results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
+            encoder=finetuned_from
+            or self.model.config.encoder_config._name_or_path
+            or self.model.encoder.config.model_type,
+            training=self._settings_of_note(),
+            license=license,
+            language=language,
+        ).to_model_card()
+        extra = {"tags": tags, "datasets": dataset_tags or dataset, "pipeline_tag": tasks, "dataset_args": dataset_args}
+        for key, value in extra.items():
+            if value is not None:
+                known = getattr(card.data, key, None) or []
+                setattr(card.data, key, value if key == "pipeline_tag" else sorted({*known, *_as_list(value)}))
+        card.save(folder / "README.md")
+
+    def _settings_of_note(self) -> dict[str, Any]:
+        args = self.args
+        keys = (
+            "learning_rate",
+            "head_learning_rate",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "max_steps",
+            "weight_decay",
+            "bf16",
+            "fp16",
+            "seed",
+        )
+        found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in keys}
+        sections = {key: args._section(key) for key in ("convergence", "distillation", "mixing", "balancing")}
+        return {
+            **{key: value for key, value in found.items() if value not in (None, False, -1)},
+            "processes": args.world_size,
+            "max_length": self._max_length,
+            "pooling": self.model.config.pooling,
+            "packed": self.model.packs,
+            **{key: dict(value) for key, value in sections.items() if value},
+        }
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _kinds(sets: Any) -> str:
+    if not isinstance(sets, Mapping):
+        return type(sets).__name__
+    return ", ".join(f"{name}: {type(rows).__name__}" for name, rows in sets.items())
