@@ -239,7 +239,7 @@ def test_the_loss_switches_for_converged_tasks_alone(tmp_path: Path) -> None:
     distilled = losses_at(trainer, 5)
     for name in ALL[:-1]:
         # Nothing but the rounding of another packing: the student is its own teacher.
-        assert abs(distilled[name]) < 1e-9 < plain[name]
+        assert abs(distilled[name]) < 1e-7 < 1e-3 < plain[name]
     assert distilled[ALL[-1]] == pytest.approx(plain[ALL[-1]], rel=1e-5)
 
 

@@ -1,0 +1,142 @@
+"""Rooms import upwards only: the table of the house, held to what the modules say."""
+
+import ast
+import graphlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_async_mtl
+
+ROOT = Path(hf_async_mtl.__file__).parent
+PACKAGE = "hf_async_mtl"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+# "" is the package's own `__init__`.
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+# Folder or module -> what it may import of ours. The longest entry that a module begins with counts; a folder that is
+# allowed stands for all that is in it.
+TABLE: dict[str, set[str]] = {
+    "model": {"model"},
+    "convergence": {"convergence.criteria", "convergence.schedule"},
+    "convergence.teacher": {"convergence.criteria", "convergence.schedule", "model"},
+    "data": {"data", "model"},
+    "metrics": {"model.configuration_multitask"},
+    "report": {"report", "convergence.schedule", "model.configuration_multitask"},
+    "training": {"training", "report", "metrics", "data", "convergence", "model"},
+    "cli": {"cli", "training", "report", "metrics", "data", "convergence", "model"},
+    # Its trainer and arguments are imported when they are asked for.
+    "": {"model", "training"},
+}
+
+
+def inside(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(folder + ".")
+
+
+def origin(name: str, node: ast.ImportFrom) -> str | None:
+    """The module of ours that a module's `from ... import` reads; None where it is not ours."""
+    base = node.module or ""
+    if node.level:
+        package = name if name in FOLDERS else name.rpartition(".")[0]
+        parts = [PACKAGE, *filter(None, package.split("."))]
+        base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+    return base.removeprefix(PACKAGE).removeprefix(".") if inside(base, PACKAGE) else None
+
+
+def imports_of(name: str) -> set[str]:
+    """Our modules that a module imports, wherever in it the statement stands."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix(PACKAGE).removeprefix(".")
+                for alias in node.names
+                if inside(alias.name, PACKAGE)
+            }
+        elif isinstance(node, ast.ImportFrom) and (base := origin(name, node)) is not None:
+            members = {f"{base}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {member if member in MODULES else base for member in members}
+    return found
+
+
+def allowed(name: str) -> set[str]:
+    return TABLE[max((room for room in TABLE if room and inside(name, room)), key=len, default="")]
+
+
+def test_every_module_is_in_a_room() -> None:
+    """Bug: a new folder stands outside the table, and may import what it likes."""
+    outside = [name for name in MODULES if name and not any(room and inside(name, room) for room in TABLE)]
+    assert outside == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_rooms_import_upwards_only(name: str) -> None:
+    """Bug: a lower room reaches into a higher one, and neither can be read, or sent to the Hub, without the other."""
+    wrong = {module for module in imports_of(name) if not any(inside(module, room) for room in allowed(name))}
+    assert wrong == set()
+
+
+def test_there_is_no_cycle() -> None:
+    """Bug: two modules of one folder import each other, and which is whole depends on who was asked first."""
+    graph = {name: {module for module in imports_of(name) if module != name} for name in MODULES}
+    # A module may import its package's `__init__`, which may re-export it; that is a cycle too.
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) == set(MODULES)
+
+
+def test_the_model_folder_is_flat() -> None:
+    """Bug: the folder that goes to the Hub imports something that does not go with it."""
+    for name in MODULES:
+        if inside(name, "model") and name != "model":
+            assert MODULES[name].parent == ROOT / "model"
+            for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.level or inside(node.module or "", PACKAGE)):
+                    assert node.level == 1, (name, ast.unparse(node))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in FOLDERS])
+def test_all_names_what_is_there(name: str) -> None:
+    """Bug: `__all__` names something that is gone, or leaves out what others import."""
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    names = module.__all__
+    assert len(names) == len(set(names))
+    assert [missing for missing in names if not hasattr(module, missing)] == []
+    used = {
+        alias.name
+        for other in MODULES
+        if other != name
+        for node in ast.walk(ast.parse(MODULES[other].read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and origin(other, node) == name
+        for alias in node.names
+    }
+    assert sorted(used - set(names)) == [], "imported elsewhere, but not public"
+
+
+def test_the_package_names_what_is_there() -> None:
+    """Bug: a name in `__all__`, or one that is imported when it is asked for, does not exist."""
+    for name in hf_async_mtl.__all__:
+        assert getattr(hf_async_mtl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'AsyncTrainer'"):
+        _ = hf_async_mtl.AsyncTrainer
+
+
+def test_inference_imports_the_model_alone() -> None:
+    """Bug: to use a model one needs accelerate, datasets and evaluate, or waits for them."""
+    code = (
+        "import sys, hf_async_mtl; hf_async_mtl.MultiTaskModel; "
+        "heavy = ('datasets', 'evaluate', 'matplotlib', 'sklearn', 'seqeval', 'hf_async_mtl.training'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stdout
