@@ -68,11 +68,15 @@ def _damaged(path: Path, error: Exception) -> TeacherError:
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source`` at no cost, or a copy where the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, partial)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copy2(source, partial)
+    # A file is not moved onto another name of its own.
+    target.unlink(missing_ok=True)
+    partial.replace(target)
 
 
 class RecordedLogits:

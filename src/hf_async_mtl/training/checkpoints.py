@@ -67,8 +67,13 @@ def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
         return None
     best = output_dir / PurePath(name).name
     source = checkpoint if checkpoint.name == best.name else checkpoint / BEST_FOLDER
-    if not best.is_dir() and source.is_dir():
+    if not _has_weights(best) and source.is_dir():
         for pattern in _WEIGHTS:
             for path in source.glob(pattern):
                 link_or_copy(path, best / path.name)
-    return best if best.is_dir() else None
+    return best if _has_weights(best) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    # A folder alone may be what a run left that was killed as it was linking.
+    return any(folder.glob("*.safetensors"))
