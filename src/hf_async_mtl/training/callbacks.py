@@ -21,14 +21,18 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
 
     Args:
         schedule: The phases.
+
+    Attributes:
+        examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
     """
 
     def __init__(self, schedule: ConvergenceSchedule) -> None:
         self.schedule = schedule
+        self.examples: dict[str, str] = {}
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes; it reads it back through `AsyncMTLTrainer`."""
-        return {"args": {}, "attributes": {"schedule": self.schedule.state_dict()}}
+        return {"args": {}, "attributes": {"schedule": self.schedule.state_dict(), "examples": self.examples}}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

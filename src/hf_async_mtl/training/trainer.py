@@ -158,7 +158,8 @@ class AsyncMTLTrainer(Trainer):
         self._untrained_schedule = self.schedule.state_dict()
         self.store = TeacherStore(Path(args.output_dir) / TEACHERS_FOLDER)
         self.teachers: dict[str, RecordedLogits] = {}
-        self.add_callback(ConvergenceCallback(self.schedule))
+        self._convergence = ConvergenceCallback(self.schedule)
+        self.add_callback(self._convergence)
         # Its dictionaries would bury the tables; a notebook's own bar stays.
         self.remove_callback(PrinterCallback)
         for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "ProgressCallback"]:
@@ -504,15 +505,14 @@ class AsyncMTLTrainer(Trainer):
                 rows = [row[:count] for row, count in zip(logits, counts, strict=True)]
             else:
                 rows = list(logits[:, None])
-            RecordedLogits.write(
-                self.store.logits_path(event.task), rows, fingerprint(train.rows), step=event.teacher_step
-            )
+            examples = self._convergence.examples[event.task]
+            RecordedLogits.write(self.store.logits_path(event.task), rows, examples, step=event.teacher_step)
         self.accelerator.wait_for_everyone()
         self._open_teacher(event.task)
 
     def _open_teacher(self, task: str) -> None:
         self.teachers[task] = RecordedLogits(self.store.logits_path(task))
-        self.teachers[task].check(fingerprint(self.encoded_train[task].rows), task)
+        self.teachers[task].check(self._convergence.examples[task], task)
 
     def _write_report(self) -> None:
         if not self.is_world_process_zero():
@@ -543,6 +543,7 @@ class AsyncMTLTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._convergence.examples = {name: fingerprint(task.rows) for name, task in self.encoded_train.items()}
         if checkpoint is not None:
             self._check_checkpoint(checkpoint)
         if self.args.should_save:
@@ -568,6 +569,13 @@ class AsyncMTLTrainer(Trainer):
                 f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
                 "convergence. Was it written by another Trainer, or cut short?"
             )
+        saved = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]["examples"]
+        for task, examples in self._convergence.examples.items():
+            if saved.get(task) != examples:
+                raise ConfigurationError(
+                    f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
+                    f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
+                )
 
     def _run_epoch(
         self,
