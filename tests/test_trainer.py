@@ -1,0 +1,537 @@
+"""The Trainer around the phases: what it evaluates, logs, writes and refuses."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from runs import ALL, ScriptedTrainer, different, log_of, some_rows, tiny_model, tiny_trainer, weights
+from tiny import tiny_tokenizer
+from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerCallback
+
+from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel
+from hf_async_mtl.training.arguments import REFUSED
+
+PAIR = {"polarity": 8, "overlap": 8}
+ONE_EVALUATION: dict[str, Any] = {"num_train_epochs": 1, "eval_steps": 2, "logging_steps": 2}
+
+
+def told(folder: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON.")
+
+    return json.loads((folder / "convergence.json").read_text(), parse_constant=refuse)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_looks_at_every_example_once(tmp_path: Path) -> None:
+    """Bug: a last batch that is smaller weighs as much as the others, or is filled up with examples again."""
+    evaluation = some_rows(dict.fromkeys(ALL, 7), seed=1)
+    trainer = tiny_trainer(
+        tmp_path, dict.fromkeys(ALL, 4), evaluation=evaluation, per_device_eval_batch_size=4, balancing={}
+    )
+    metrics = trainer.evaluate()
+    model = trainer.model.eval()
+    for name in ALL:
+        losses = []
+        for example in range(7):
+            batch = trainer.data_collator([trainer.eval_dataset[name][example]])
+            batch.pop("example_ids")
+            with torch.no_grad():
+                losses.append(model(**batch).loss.item())
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    right = 0
+    for row in evaluation["polarity"]:
+        with torch.no_grad():
+            scores = model(**tiny_tokenizer()(row["text"], return_tensors="pt"), tasks=["polarity"]).logits["polarity"]
+        right += ["neg", "pos"][int(scores.argmax())] == row["label"]
+    assert metrics["eval_polarity_accuracy"] == pytest.approx(right / 7)
+    monitored = [metrics[f"eval_{name}_{task.monitored}"] for name, task in trainer.tasks.items()]
+    assert metrics["eval_average"] == pytest.approx(np.mean(monitored))
+
+
+def test_the_evaluation_batch_changes_nothing(tmp_path: Path) -> None:
+    """Bug: predictions are paired with the labels of other examples, or the padding of tokens is scored."""
+    results = []
+    for size in (1, 3, 8):
+        trainer = tiny_trainer(tmp_path, dict.fromkeys(ALL, 4), per_device_eval_batch_size=size)
+        metrics = trainer.evaluate(some_rows(dict.fromkeys(ALL, 8), seed=3), metric_key_prefix="test")
+        results.append({k: v for k, v in metrics.items() if not k.endswith(("runtime", "second", "time"))})
+    # Rounding, which the correlation of nearly equal predictions makes larger.
+    assert results[1] == pytest.approx(results[0], abs=1e-4)
+    assert results[2] == pytest.approx(results[0], abs=1e-4)
+    assert {"test_average", "test_answer_squad_f1", "test_colors_loss"} <= results[0].keys()
+
+
+def test_further_sets_are_reported_and_not_averaged(tmp_path: Path) -> None:
+    """Bug: MNLI's mismatched split counts as a task: in the average, or for convergence."""
+    sets = some_rows({"polarity": 5, "overlap": 5}, seed=1)
+    # Five rows, right where the others are wrong: the two scores differ.
+    hard = sets["polarity"].map(lambda row: {"label": {"pos": "neg", "neg": "pos"}[row["label"]]})
+    trainer = tiny_trainer(tmp_path, PAIR, evaluation={"polarity_hard": hard, **sets}, **ONE_EVALUATION)
+    trainer.train()
+    found = {key: value for entry in log_of(trainer) for key, value in entry.items()}
+    assert found["eval_polarity_hard_accuracy"] == pytest.approx(1 - found["eval_polarity_accuracy"])
+    assert found["eval_average"] == pytest.approx((found["eval_polarity_accuracy"] + found["eval_overlap_pearson"]) / 2)
+    assert told(tmp_path)["tasks"]["polarity"]["history"] == [[2, found["eval_polarity_accuracy"]]]
+    assert told(tmp_path)["tasks"].keys() == {"polarity", "overlap"}
+
+
+def test_explicit_sets_are_not_mixed_up(tmp_path: Path) -> None:
+    """Bug: with persistent workers the parent keeps one loader for all sets that it is given, the first one's."""
+    sets = some_rows({"polarity": 6, "overlap": 4}, seed=1)
+    plain = tiny_trainer(tmp_path, PAIR).evaluate(sets)
+    kept = tiny_trainer(tmp_path, PAIR, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    for _ in range(2):
+        found = kept.evaluate(sets)
+        for key in ("eval_polarity_loss", "eval_overlap_loss", "eval_polarity_accuracy", "eval_average"):
+            assert found[key] == pytest.approx(plain[key], abs=1e-6)
+
+
+def test_a_trainer_evaluates_without_sets_of_its_own(tmp_path: Path) -> None:
+    """Bug: to score a model on a test split one must invent a training set, or a validation set."""
+    trainer = AsyncMTLTrainer(
+        model=tiny_model(["polarity"]),
+        args=AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True),
+        processing_class=tiny_tokenizer(),
+    )
+    metrics = trainer.evaluate(some_rows({"polarity": 6}), metric_key_prefix="test")
+    assert metrics["test_average"] == metrics["test_polarity_accuracy"]
+    with pytest.raises(ConfigurationError, match=r"must have a set of a task \(polarity\); found none"):
+        trainer.evaluate()
+    with pytest.raises(ConfigurationError, match="found polarity_hard"):
+        trainer.evaluate({"polarity_hard": some_rows({"polarity": 6})["polarity"]})
+    with pytest.raises(ConfigurationError, match="`train_dataset` and `eval_dataset`"):
+        trainer.train()
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_task_has_its_training_loss_in_the_log(tmp_path: Path) -> None:
+    """Bug: a task's curve is that of another, a sum instead of a mean, or goes on from one window to the next."""
+    sizes = {"polarity": 12, "overlap": 8, "colors": 4}
+    trainer = tiny_trainer(tmp_path, sizes, logging_steps=3, eval_steps=3, num_train_epochs=3)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 3
+    for entry in entries:
+        # A window is an epoch: each example once, all steps of one size.
+        assert entry["loss"] == pytest.approx(sum(entry[f"{n}_loss"] * size for n, size in sizes.items()) / 24)
+    assert entries[0]["polarity_loss"] == pytest.approx(math.log(2), rel=0.2)
+
+
+def spoil(trainer: ScriptedTrainer, task: str, after: int, value: float) -> None:
+    """The task's loss becomes a number of no use after so many optimizer steps."""
+    head: Any = trainer.model.heads[task]
+    real = head.loss
+
+    def loss(logits: Tensor, labels: Tensor, layout: Any) -> Tensor:
+        losses = real(logits, labels, layout)
+        return losses * value if trainer.model.training and trainer.state.global_step >= after else losses
+
+    head.loss = loss
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("task", ["polarity", "overlap"])
+def test_a_loss_that_is_not_finite_names_its_task(tmp_path: Path, task: str, value: float) -> None:
+    """Bug: one task's NaN spoils all weights, and the first task is blamed; or the parent's filter hides it all."""
+    trainer = tiny_trainer(tmp_path, PAIR, logging_steps=4, eval_steps=100, num_train_epochs=4)
+    spoil(trainer, task, after=1, value=value)
+    with pytest.raises(FloatingPointError, match=f"training loss of task '{task}' must be finite; found"):
+        trainer.train()
+
+
+def test_a_loss_that_is_not_finite_writes_no_checkpoint(tmp_path: Path) -> None:
+    """Bug: where the log is rare, useless weights are evaluated, kept as a teacher's, and saved to resume from."""
+    trainer = tiny_trainer(tmp_path, PAIR, logging_steps=100, eval_steps=2, num_train_epochs=4)
+    spoil(trainer, "overlap", after=3, value=math.nan)
+    with pytest.raises(FloatingPointError, match="task 'overlap' must be finite; found nan before step 4"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+# -- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_average_is_loaded(tmp_path: Path) -> None:
+    """Bug: the run ends with the last weights, or with those that were best on a single task."""
+    script = {"polarity": [0.1, 0.9, 0.1, 0.1], "overlap": [0.2, 0.3, 0.9, 0.1]}
+    trainer = tiny_trainer(tmp_path, PAIR, script, num_train_epochs=4, eval_steps=2, convergence={"patience": 9})
+    trainer.train()
+    saved = MultiTaskModel.from_pretrained(tmp_path / "checkpoint-4")
+    assert different(weights(trainer), saved.state_dict()) == []
+    final = told(tmp_path)["final"]
+    assert (final["step"], final["average"]) == (4, pytest.approx(0.6))
+    assert final["tasks"]["overlap"] == {"value": 0.3, "retention": pytest.approx(0.3 / 0.9)}
+
+
+def test_final_speaks_of_the_weights_that_are_saved(tmp_path: Path) -> None:
+    """Bug: `final` has the figures of another step than that of the saved weights."""
+    evaluation = some_rows(dict.fromkeys(ALL, 16), seed=1)
+    trainer = tiny_trainer(
+        tmp_path, dict.fromkeys(ALL, 24), evaluation=evaluation, eval_steps=6, num_train_epochs=3, learning_rate=3e-3
+    )
+    trainer.train()
+    trainer.save_model()
+    model = MultiTaskModel.from_pretrained(tmp_path)
+    again = tiny_trainer(tmp_path / "again", dict.fromkeys(ALL, 4), model=model, evaluation=evaluation).evaluate()
+    final = told(tmp_path)["final"]
+    for name, task in trainer.tasks.items():
+        assert final["tasks"][name]["value"] == pytest.approx(again[f"eval_{name}_{task.monitored}"], abs=1e-9)
+    assert final["average"] == pytest.approx(again["eval_average"])
+
+
+def test_a_best_evaluation_without_a_checkpoint(tmp_path: Path) -> None:
+    """Bug: `final` names the step of the best evaluation, whose weights nobody kept."""
+    script = {"polarity": [0.1, 0.5, 0.9, 0.2], "overlap": [0.1, 0.5, 0.9, 0.2]}
+    settings: dict[str, Any] = {"eval_steps": 2, "save_steps": 4, "convergence": {"patience": 9}}
+    trainer = tiny_trainer(tmp_path / "a", PAIR, script, num_train_epochs=4, **settings)
+    trainer.train()
+    assert told(tmp_path / "a")["final"]["step"] == 4
+    saved = MultiTaskModel.from_pretrained(tmp_path / "a" / "checkpoint-4")
+    assert different(weights(trainer), saved.state_dict()) == []
+    # And what a later checkpoint brings to another folder are these.
+    resumed = tiny_trainer(tmp_path / "b", PAIR, script, num_train_epochs=4, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
+    assert different(weights(trainer), weights(resumed)) == []
+    assert told(tmp_path / "b") == told(tmp_path / "a")
+
+
+def test_the_end_by_convergence_is_saved(tmp_path: Path) -> None:
+    """Bug: the run ends between two checkpoints, and its last and best weights are lost."""
+    script = {"polarity": [0.5, 0.4, 0.9], "overlap": [0.5, 0.4, 0.9]}
+    trainer = tiny_trainer(
+        tmp_path,
+        PAIR,
+        script,
+        num_train_epochs=6,
+        eval_steps=2,
+        save_steps=4,
+        convergence={"patience": 1, "final_evaluations": 1},
+    )
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert told(tmp_path)["final"]["step"] == 6
+    assert (tmp_path / "checkpoint-6" / "trainer_state.json").is_file()
+
+
+def test_the_last_weights_are_evaluated(tmp_path: Path) -> None:
+    """Bug: without `load_best_model_at_end`, `final` has the figures of the last evaluation before the end."""
+    trainer = tiny_trainer(
+        tmp_path,
+        PAIR,
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        max_steps=5,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 5
+    final = told(tmp_path)["final"]
+    metrics = trainer.evaluate()
+    assert final["step"] == 5
+    assert final["tasks"]["polarity"]["value"] == metrics["eval_polarity_accuracy"]
+
+
+def test_convergence_json(tmp_path: Path) -> None:
+    """Bug: the file is not JSON where a metric is undefined, or not what its readers expect."""
+    script = {"polarity": [0.5, 0.4, math.nan, 0.6], "overlap": [math.nan, math.nan, 0.2, math.nan]}
+    trainer = tiny_trainer(tmp_path, PAIR, script, num_train_epochs=4, eval_steps=2)
+    trainer.train()
+    assert told(tmp_path) == {
+        "version": 1,
+        "step": 8,
+        "average": None,
+        "tasks": {
+            "polarity": {
+                "type": "classification",
+                "metric": "accuracy",
+                "phase": "distilling",
+                "teacher_value": 0.5,
+                "teacher_step": 2,
+                "converged_step": 4,
+                "best": 0.6,
+                "best_step": 8,
+                "last": 0.6,
+                "history": [[2, 0.5], [4, 0.4], [6, None], [8, 0.6]],
+            },
+            "overlap": {
+                "type": "regression",
+                "metric": "pearson",
+                "phase": "distilling",
+                "teacher_value": 0.2,
+                "teacher_step": 6,
+                "converged_step": 8,
+                "best": 0.2,
+                "best_step": 6,
+                "last": None,
+                "history": [[2, None], [4, None], [6, 0.2], [8, None]],
+            },
+        },
+        "events": [
+            {"step": 4, "task": "polarity", "event": "converged", "teacher_step": 2},
+            {"step": 8, "task": "overlap", "event": "converged", "teacher_step": 6},
+        ],
+        # No average was ever a number: the run ends with its last weights.
+        "final": {
+            "step": 8,
+            "average": None,
+            "tasks": {"polarity": {"value": 0.6, "retention": 1.0}, "overlap": {"value": None, "retention": None}},
+        },
+    }
+
+
+class Watcher(TrainerCallback):
+    """Looks into the output folder at every save."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(told(Path(args.output_dir)))
+
+
+def test_convergence_json_is_written_at_every_evaluation(tmp_path: Path) -> None:
+    """Bug: a running run cannot be looked at, or shows `final` before its end; teachers stay behind after it."""
+    watcher = Watcher()
+    script = {"polarity": [0.5, 0.4], "overlap": [0.5, 0.6, 0.7]}
+    trainer = tiny_trainer(tmp_path, PAIR, script, callbacks=[watcher], eval_steps=2)
+    trainer.train()
+    assert [report["step"] for report in watcher.seen] == [2, 4, 6]
+    assert not any("final" in report for report in watcher.seen)
+    assert watcher.seen[1]["tasks"]["polarity"]["phase"] == "distilling"
+    assert "final" in told(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "convergence.json",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    }
+
+
+# -- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_heads_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
+    """Bug: a parameter is in two groups or in none, decays where it must not, or the schedule leaves the heads out."""
+    trainer = tiny_trainer(
+        tmp_path,
+        PAIR,
+        learning_rate=1e-3,
+        head_learning_rate=1e-2,
+        weight_decay=0.1,
+        max_steps=4,
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    trainer.create_optimizer_and_scheduler(10)
+    groups = trainer.optimizer.param_groups
+    found = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(names.values())
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (1e-2 if name.startswith("heads.") else 1e-3)
+            plain = name.endswith("bias") or "LayerNorm" in name
+            assert group["weight_decay"] == (0.0 if plain else 0.1), name
+    for _ in range(5):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert sorted({group["lr"] for group in groups}) == pytest.approx([5e-4, 5e-3])
+
+
+def test_one_learning_rate_is_the_default(tmp_path: Path) -> None:
+    """Bug: heads are split off where nobody asked for it."""
+    trainer = tiny_trainer(tmp_path, PAIR)
+    assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {1e-3}
+    assert len(trainer.optimizer.param_groups) == 2
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": 0.1,
+    "remove_unused_columns": True,
+    "train_sampling_strategy": "group_by_length",
+    "length_column_name": "size",
+    "auto_find_batch_size": True,
+    "label_names": ["labels"],
+    "prediction_loss_only": True,
+    "batch_eval_metrics": True,
+    "eval_do_concat_batches": False,
+    "include_for_metrics": ["loss"],
+    "use_liger_kernel": True,
+    "ddp_find_unused_parameters": True,
+}
+
+
+def test_the_list_of_refused_fields_is_whole() -> None:
+    """Bug: a field is refused that upstream no longer has, or one is left out of the test below."""
+    assert WITHOUT_EFFECT.keys() == REFUSED.keys()
+    assert REFUSED.keys() <= {item.name for item in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
+    """Bug: the user sets a field, it does nothing, and nobody says so."""
+    with pytest.raises(ConfigurationError, match=f"`training.{name}` has no effect here: .* Remove the key"):
+        AsyncMTLTrainingArguments(str(tmp_path), **{name: WITHOUT_EFFECT[name]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hub_strategy": "checkpoint"}, "would upload the teachers"),
+        ({"hub_strategy": "all_checkpoints"}, "would upload the teachers"),
+        ({"eval_strategy": "no"}, "must be steps or epoch: convergence is decided on evaluations; found 'no'"),
+        ({"head_learning_rate": 0}, "head_learning_rate` must be a number above 0; found 0"),
+        ({"convergence": {"patiance": 2}}, "Unknown key `convergence.patiance`. The nearest known key is `patience`"),
+        ({"convergence": {"patience": 0}}, "convergence.patience must be a whole number of at least 1"),
+        ({"convergence": {"tasks": ["polarity"]}}, "`convergence.tasks` must be a dictionary"),
+        ({"convergence": [1]}, "`convergence` must be a dictionary"),
+        ({"distillation": {"temperature": 0}}, "`distillation.temperature` must be a number above 0; found 0"),
+        ({"distillation": {"label_share": 1.1}}, "`distillation.label_share` must be a number from 0 to 1; found 1.1"),
+        ({"distillation": {"labelshare": 1}}, "nearest known key is `label_share`"),
+        ({"mixing": {"strategy": "random"}}, "`mixing.strategy` must be one of proportional, temperature, uniform"),
+        ({"mixing": {"temperature": "2"}}, "`mixing.temperature` must be a number of at least 1; found '2'"),
+        ({"balancing": {"method": "pcgrad"}}, "`balancing.method` must be sum; found 'pcgrad'"),
+        ({"balancing": {"weights": {"polarity": -1}}}, "weight of task polarity` must be a number above 0; found -1"),
+        ({"balancing": {"weights": 2}}, "`balancing.weights` must be a dictionary; found 2"),
+        ({"schedule": {"mode": "sequential"}}, "`schedule.mode` must be joint; found 'sequential'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_words(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Bug: a slip in a section is ignored, or found hours later by a traceback."""
+    with pytest.raises(ConfigurationError) as caught:
+        AsyncMTLTrainingArguments(str(tmp_path), **settings)
+    assert message in str(caught.value)
+
+
+def test_sections_may_come_as_json(tmp_path: Path) -> None:
+    """Bug: on a command line, where a section is a string, it is taken for a dictionary or for nothing."""
+    args = AsyncMTLTrainingArguments(
+        str(tmp_path), convergence='{"patience": 7, "tasks": {"polarity": {"patience": 2}}}', use_cpu=True
+    )
+    assert (args.convergence_of("overlap").patience, args.convergence_of("polarity").patience) == (7, 2)
+
+
+def test_the_defaults_differ_from_upstream_where_the_contract_says() -> None:
+    """Bug: a run without settings evaluates never, saves at other steps, or ends with its last weights."""
+    args = AsyncMTLTrainingArguments("out", eval_steps=30, use_cpu=True)
+    assert (args.eval_strategy, args.save_strategy, args.save_steps) == ("steps", "steps", 30)
+    assert (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better) == (True, "average", True)
+    assert args.final_evaluations == 3
+
+
+def build(**changes: Any) -> AsyncMTLTrainer:
+    train, evaluation = some_rows(PAIR), some_rows(PAIR, seed=1)
+    given: dict[str, Any] = {
+        "model": tiny_model(list(PAIR)),
+        "processing_class": tiny_tokenizer(),
+        "train_dataset": train,
+        "eval_dataset": evaluation,
+        **changes,
+    }
+    return AsyncMTLTrainer(**given)
+
+
+def rows(**columns: Any) -> Dataset:
+    return Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": torch.nn.Linear(1, 1)}, "`model` must be a MultiTaskModel; found Linear. Make one with"),
+        ({"model": None}, "`model` must be a MultiTaskModel; found NoneType"),
+        ({"processing_class": None}, "`processing_class` must be the encoder's tokenizer; found None"),
+        ({"data_collator": list}, "`data_collator` has no effect here"),
+        ({"compute_metrics": len}, "`compute_metrics` has no effect here"),
+        ({"compute_loss_func": len}, "`compute_loss_func` has no effect here"),
+        ({"model_init": len}, "`model_init` has no effect here"),
+        ({"preprocess_logits_for_metrics": len}, "`preprocess_logits_for_metrics` has no effect here"),
+        (
+            {"train_dataset": some_rows({"polarity": 4})},
+            "`train_dataset` must have a set for each of polarity, overlap",
+        ),
+        ({"eval_dataset": some_rows({"overlap": 4})}, "`eval_dataset` must have a set for each of polarity, overlap"),
+        ({"train_dataset": some_rows({**PAIR, "colors": 4})}, "must name tasks of the model (polarity, overlap)"),
+        ({"eval_dataset": some_rows({**PAIR, "colors": 4})}, "named as a task (polarity, overlap) or <task>_<suffix>"),
+        (
+            {"train_dataset": some_rows(PAIR)["polarity"]},
+            "must be a dictionary: task -> datasets.Dataset; found Dataset",
+        ),
+        ({"eval_dataset": {"polarity": [], "overlap": []}}, "found polarity: list, overlap: list"),
+        (
+            {"eval_dataset": {**some_rows(PAIR), "overlap": some_rows(PAIR)["overlap"].select([])}},
+            "`eval_dataset` of task 'overlap' must have rows; found none",
+        ),
+        (
+            {"train_dataset": {**some_rows(PAIR), "polarity": rows(text=["a"], target=["pos"])}},
+            "Task 'polarity' reads the column 'label'; its data has text, target",
+        ),
+        (
+            {"train_dataset": {**some_rows(PAIR), "polarity": rows(text=["a"], label=["so-so"])}},
+            "Task 'polarity', column 'label', row 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Bug: a wrong argument is found by a traceback from within, or a folder is left for a run that never was."""
+    folder = tmp_path / "run"
+    args = AsyncMTLTrainingArguments(str(folder), use_cpu=True, report_to="none")
+    with pytest.raises(ConfigurationError) as caught:
+        build(**{"args": args, **changes})
+    assert message in str(caught.value)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"convergence": {"tasks": {"colors": {}}}}, "`convergence.tasks` must name tasks of the model"),
+        ({"balancing": {"weights": {"colors": 2}}}, "`balancing.weights` must name tasks of the model"),
+        ({"convergence": {"tasks": {"polarity": {"patience": 0}}}}, "patience must be a whole number of at least 1"),
+        ({"convergence": {"tasks": {"polarity": {"patienc": 1}}}}, "`tasks.polarity.convergence.patienc`"),
+        ({"convergence": {"tasks": {"polarity": 3}}}, "`tasks.polarity.convergence` must be a dictionary; found 3"),
+        (
+            {"metric_for_best_model": "averge"},
+            "must be one of average, polarity_accuracy, polarity_loss, overlap_pearson, overlap_loss; found 'averge'",
+        ),
+    ],
+)
+def test_settings_of_tasks_are_checked_against_the_model(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Bug: a task's name or a metric's is misspelt, and its settings are never used."""
+    folder = tmp_path / "run"
+    args = AsyncMTLTrainingArguments(str(folder), use_cpu=True, report_to="none", **settings)
+    with pytest.raises(ConfigurationError) as caught:
+        build(args=args)
+    assert message in str(caught.value)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("metric", ["average", "eval_average", "overlap_pearson", "polarity_loss"])
+def test_the_best_metric_may_be_any(metric: str, tmp_path: Path) -> None:
+    """Bug: the check above refuses a metric that upstream takes."""
+    build(args=AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", metric_for_best_model=metric))
+
+
+def test_plain_arguments_are_refused(tmp_path: Path) -> None:
+    """Bug: upstream's own arguments are taken, and the first missing field is a traceback."""
+    with pytest.raises(ConfigurationError, match="`args` must be AsyncMTLTrainingArguments; found TrainingArguments"):
+        build(args=TrainingArguments(str(tmp_path), use_cpu=True))
