@@ -300,3 +300,23 @@ def test_a_run_by_epochs_resumes(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=str(tmp_path / "first" / f"checkpoint-{step}"))
         assert different(weights(trainer), weights(first)) == []
         assert trainer.schedule.report() == first.schedule.report()
+
+
+def test_other_tasks_are_refused(whole: Whole, tmp_path: Path) -> None:
+    """Bug: a run is resumed with another bundle, and fails by a traceback after the output folder was changed."""
+    sizes = {"polarity": 14, "overlap": 14, "choice": 14}
+    trainer = tiny_trainer(tmp_path, sizes, SCRIPT, **{**SETTINGS, "convergence": {"patience": 2}})
+    with pytest.raises(ConfigurationError, match=r"cannot be resumed: .*missing choice, unexpected colors"):
+        trainer.train(resume_from_checkpoint=str(whole.folder / "checkpoint-6"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spent_budget_is_not_overspent(tmp_path: Path) -> None:
+    """Bug: a run that had ended in the middle of an epoch takes one more step when it is resumed."""
+    first = run(tmp_path / "first", max_steps=8)
+    first.train()
+    trainer = fresh(tmp_path / "second", max_steps=8)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-8"))
+    assert trainer.state.global_step == 8
+    assert different(weights(trainer), weights(first)) == []
+    assert told(tmp_path / "second") == told(tmp_path / "first")

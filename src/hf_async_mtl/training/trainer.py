@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -426,15 +427,27 @@ class AsyncMTLTrainer(Trainer):
             summary = {f"{metric_key_prefix}_average": float(average)}
             self.log(dict(summary))
             return {**metrics, **summary}
-        if isinstance(sets, str):
-            self._evaluated = self.eval_dataset[sets]
-        else:
-            self._evaluated = sets
-            # The parent keeps loaders with persistent workers by name, and calls all explicit sets by the same one.
-            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+        self._evaluated = self.eval_dataset[sets] if isinstance(sets, str) else sets
         assert self._evaluated is not None
         self._display.description = f"Evaluating {self._evaluated.name}"
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(sets, str):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with self._passing_workers():
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    @contextmanager
+    def _passing_workers(self) -> Iterator[None]:
+        """No persistent workers for a set that is seen once.
+
+        They would idle until the run ends; and the parent keeps such loaders by name, with one name for all sets that
+        it is given.
+        """
+        persistent = self.args.dataloader_persistent_workers
+        self.args.dataloader_persistent_workers = False
+        try:
+            yield
+        finally:
+            self.args.dataloader_persistent_workers = persistent
 
     # -- convergence --------------------------------------------------------------------------------------------------
 
@@ -489,7 +502,7 @@ class AsyncMTLTrainer(Trainer):
         self.compute_metrics = None
         try:
             # A loader draws a random number, and dropout would come after it.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), self._passing_workers():
                 output = self.evaluation_loop(
                     self.get_test_dataloader(train), f"Recording {event.task}", prediction_loss_only=False
                 )
@@ -569,7 +582,13 @@ class AsyncMTLTrainer(Trainer):
                 f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
                 "convergence. Was it written by another Trainer, or cut short?"
             )
-        saved = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]["examples"]
+        attributes = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]
+        try:
+            # To be told of other tasks and metrics now; it is loaded for good once the run is set up.
+            self.schedule.load_state_dict(attributes["schedule"])
+        except ValueError as error:
+            raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
+        saved = attributes["examples"]
         for task, examples in self._convergence.examples.items():
             if saved.get(task) != examples:
                 raise ConfigurationError(
@@ -593,7 +612,7 @@ class AsyncMTLTrainer(Trainer):
     ) -> None:
         """Train an epoch, unless the run was resumed after its end."""
         # The parent asks whether to stop after a step, not before the first one.
-        if self.schedule.finished:
+        if self.schedule.finished or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(
