@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoTokenizer, set_seed
 
+from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
-from ..training.arguments import AsyncMTLTrainingArguments
-from ..training.checkpoints import last_whole_checkpoint
+from ..training.checkpoints import last_whole_checkpoint, read_state
 from ..training.trainer import AsyncMTLTrainer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
@@ -113,7 +114,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
-    _run(config, args.output_dir or Path(config.output_dir or f"runs/{config.name}"), args.resume)
+    _run(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -130,38 +131,75 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     splits, tasks = _load_tasks(config)
     tokenizer = _load_tokenizer(config.encoder, tasks)
     set_seed(config.seed)
-    interruption = CheckpointOnSignal()
-    trainer = AsyncMTLTrainer(
-        model=_load_encoder(config, tasks),
-        args=arguments,
-        processing_class=tokenizer,
-        train_dataset={name: sets["train"] for name, sets in splits.items()},
-        eval_dataset=_evaluation_sets(splits),
-        callbacks=[interruption],
-    )
+    model = _load_encoder(config, tasks)
     test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}
-    with interruption.watching():
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    for name, rows in test.items():
+        # For its errors, which are to come before training; the result is cached.
+        encode(rows, name, tasks[name], tokenizer, tasks[name].max_length or model.config.max_length)
+    interruption = CheckpointOnSignal()
+    with _removed_where_nothing_is_written(output_dir):
+        trainer = AsyncMTLTrainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset={name: sets["train"] for name, sets in splits.items()},
+            eval_dataset=_evaluation_sets(splits),
+            callbacks=[interruption],
+        )
+        with interruption.watching():
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("eval", trainer.evaluate())
+    results = {**result.metrics, **trainer.evaluate()}
     if test:
-        trainer.save_metrics("test", trainer.evaluate(test, metric_key_prefix="test"))
+        results |= trainer.evaluate(test, metric_key_prefix="test")
+    if trainer.is_world_process_zero():
+        _write_results(output_dir / "all_results.json", results)
     trainer.create_model_card(dataset=sorted({source.hub for source in config.sources.values() if source.hub}) or None)
     if trainer.is_world_process_zero():
         print(render(final_table(trainer.schedule.report()), sys.stdout))
         print(f"Model, card, plots and figures are in {output_dir}")
 
 
+@contextmanager
+def _removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
+    """Take away the folders that a failed run has made and has left empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _write_results(path: Path, results: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(_to_json(results) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _to_json(metrics: Mapping[str, Any]) -> str:
+    """JSON knows no NaN; what is not defined is null."""
+    finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in metrics.items()}
+    return json.dumps(finite, indent=2, allow_nan=False)
+
+
 def _check_output_dir(output_dir: Path, resume: str | bool | None) -> Path | None:
     """The checkpoint to go on from, or None to start afresh."""
     if isinstance(resume, str):
+        if read_state(Path(resume)) is None:
+            raise ConfigurationError(
+                f"`--resume` must name a whole checkpoint; {resume} has no trainer_state.json. Without a name it "
+                "takes the newest whole one of the output folder."
+            )
         return Path(resume)
     if resume:
         return last_whole_checkpoint(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ConfigurationError(
-            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with --resume."
+            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with "
+            "--resume."
         )
     return None
 
@@ -173,11 +211,24 @@ def _load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[
         splits[name] = load_splits(name, task, config.sources[name], config.data_seed)
         try:
             tasks[name] = task.resolve(splits[name]["train"])
+            _check_classes(tasks[name], splits[name]["train"])
             for metric in tasks[name].metrics or ():
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:
             raise ConfigurationError(f"Task {name!r}: {error}") from None
     return splits, tasks
+
+
+def _check_classes(task: TaskConfig, train: Dataset) -> None:
+    if task.type != "classification":
+        return
+    (column,) = task.label_columns
+    found = set(map(repr, train[column]))
+    if len(found) < 2:
+        raise ConfigurationError(
+            f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
+            f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
+        )
 
 
 def _evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
@@ -192,10 +243,10 @@ def _evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset
 def _load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if any(task.type == "token_classification" for task in tasks.values()):
+        has_words = any(task.type == "token_classification" for task in tasks.values())
+        if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers read a list of words only when each word may begin with a space.
-            if getattr(tokenizer, "add_prefix_space", None) is False:
-                tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
@@ -244,17 +295,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     prefix = "eval" if args.split == "validation" else args.split
     # The Trainer wants a folder, and a bar on stdout would end up in the JSON.
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
-        arguments = AsyncMTLTrainingArguments(
-            scratch,
-            per_device_eval_batch_size=config.training.get("per_device_eval_batch_size", 32),
-            use_cpu=config.training.get("use_cpu", False),
-        )
+        # Precision and batches as in training, so that the figures are those of the run.
+        arguments = config.arguments(scratch, report_to="none", push_to_hub=False)
         trainer = AsyncMTLTrainer(model=model, args=arguments, processing_class=tokenizer)
         metrics = trainer.evaluate(sets, metric_key_prefix=prefix)
-    print(json.dumps({key: value for key, value in metrics.items() if not key.endswith(_SPEED)}, indent=2))
+    print(_to_json({key: value for key, value in metrics.items() if not key.endswith(_NO_METRICS)}))
 
 
-_SPEED = ("_runtime", "_per_second", "_preparation_time")
+_NO_METRICS = ("epoch", "_runtime", "_per_second", "_preparation_time")
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -263,7 +311,8 @@ def _predict(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"`--input` must be a file of JSON lines; {args.input} is missing or empty.")
     try:
         rows = load_dataset("json", data_files={"rows": str(args.input)}, split="rows")
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:
+        # A ValueError where there are lines and no row.
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ConfigurationError(f"{args.input} could not be read as JSON lines: {cause}") from error
     chosen = [name for group in args.task or [] for name in group]
@@ -274,16 +323,20 @@ def _predict(args: argparse.Namespace) -> None:
         for line in lines:
             print(line)
         return
+    # All answers first: a row that cannot be read must not cost what the file held before.
+    text = "".join(line + "\n" for line in lines)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
+    args.output.write_text(text, encoding="utf-8")
 
 
 def _report(args: argparse.Namespace) -> None:
     path = args.run / "convergence.json"
     if not path.is_file():
         raise ConfigurationError(f"{args.run} must be the folder of a run; it has no convergence.json yet.")
-    report = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{path} must be what a run has written: {error}") from None
     print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):
         print(plot)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 
 from ..data.loading import DataSource, expand_path
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
@@ -24,7 +25,9 @@ _TOP_KEYS = ("encoder", "seed", "data_seed", "max_length", "pooling", "packing",
 _TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
 _TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence")
 # Given at the top of the file, where they also rule what the trainer does not know of.
-_NOT_IN_TRAINING = {"seed", "data_seed", *SECTIONS}
+_NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
+# NumPy takes no greater one.
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass
@@ -40,7 +43,7 @@ class RunConfig:
         tasks: Name -> task, its labels not yet found.
         sources: Name -> where its data is.
         training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``.
-        output_dir: As configured, or None.
+        output_dir: Absolute, or None.
     """
 
     name: str
@@ -51,25 +54,50 @@ class RunConfig:
     tasks: dict[str, TaskConfig]
     sources: dict[str, DataSource]
     training: dict[str, Any]
-    output_dir: str | None
+    output_dir: Path | None
 
     def arguments(self, output_dir: str | Path, **overrides: Any) -> AsyncMTLTrainingArguments:
         """The training arguments of this run."""
         try:
-            return AsyncMTLTrainingArguments(str(output_dir), **{**self.training, **overrides})
+            arguments = AsyncMTLTrainingArguments(str(output_dir), **{**self.training, **overrides})
         except ConfigurationError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ConfigurationError(f"`training`: {error}") from None
+        available = get_available_reporting_integrations()
+        for tracker in arguments.report_to:
+            if tracker not in available:
+                raise ConfigurationError(
+                    "`training.report_to` must name trackers that are installed here "
+                    f"({', '.join(available) or 'none'}); found {tracker!r}. Install it, or remove it."
+                )
+        for name in self.tasks:
+            try:
+                arguments.convergence_of(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"Task {name!r}: {error}") from None
+        return arguments
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: ``5e-5`` is a number, and a key that is written twice is a mistake."""
+    """YAML as people mean it.
+
+    ``5e-5`` is a number; ``off``, ``no`` and a date are the words that were written; a key that is written twice is a
+    mistake.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            # A merge (`<<`) may be written twice, and what cannot be a key is refused below.
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node)
             if key in seen:
                 raise ConfigurationError(
                     f"The key `{key}` is written twice, again in line {key_node.start_mark.line + 1}."
@@ -78,6 +106,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -115,7 +146,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not path.is_file():
         raise ConfigurationError(f"There is no configuration file {path}.")
-    config = _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} must be text in UTF-8: {error}") from None
+    config = _parse(text, str(path))
     if not isinstance(config, dict):
         raise ConfigurationError(f"{path} must hold a mapping with `encoder` and `tasks`; found {config!r}.")
     for setting in overrides:
@@ -126,10 +161,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigurationError(f"{path} must have the key `{key}`; it has {', '.join(map(str, config))}.")
     if not isinstance(config["tasks"], dict) or not config["tasks"]:
         raise ConfigurationError(f"`tasks` must name at least one task; found {config['tasks']!r}.")
-    check_task_names({name: () for name in config["tasks"]})
+    check_task_names(dict.fromkeys(config["tasks"], ()))
 
     folder = path.parent.resolve()
-    seed = _whole_number("seed", config.get("seed", 42))
+    seed = _whole_number("seed", config.get("seed", 42), maximum=_LARGEST_SEED)
     tasks, sources, weights, convergence = {}, {}, {}, {}
     for name, section in config["tasks"].items():
         section = _with_preset(name, section)
@@ -137,7 +172,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         sources[name] = DataSource.from_section(name, section["data"], section.get("limit"), folder)
         if "weight" in section:
             weights[name] = section["weight"]
-        if section.get("convergence"):
+        if section.get("convergence") is not None:
             convergence[name] = section["convergence"]
     check_task_names(_metric_names(tasks, sources))
     training = _training(config, weights, convergence)
@@ -145,7 +180,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         name=path.stem,
         encoder=_encoder(config["encoder"], folder),
         seed=seed,
-        data_seed=_whole_number("data_seed", config.get("data_seed", seed)),
+        data_seed=_whole_number("data_seed", config.get("data_seed", seed), maximum=_LARGEST_SEED),
         model={
             "max_length": _whole_number("max_length", config.get("max_length", 128), minimum=8),
             "pooling": config.get("pooling", "cls"),
@@ -153,15 +188,21 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         },
         tasks=tasks,
         sources=sources,
-        output_dir=training.pop("output_dir", None),
+        output_dir=_output_dir(training.pop("output_dir", None), folder),
         training={**training, "seed": seed},
     )
 
 
-def _whole_number(key: str, value: Any, minimum: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ConfigurationError(f"`{key}` must be a whole number of at least {minimum}; found {value!r}.")
+def _whole_number(key: str, value: Any, minimum: int = 0, maximum: int | None = None) -> int:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    if not ok or (maximum is not None and value > maximum):
+        wanted = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise ConfigurationError(f"`{key}` must be a whole number {wanted}; found {value!r}.")
     return value
+
+
+def _output_dir(value: str | None, folder: Path) -> Path | None:
+    return None if value is None else folder / expand_path("training.output_dir", value)
 
 
 def _encoder(value: Any, folder: Path) -> str:
@@ -182,7 +223,7 @@ def _with_preset(name: str, section: Any) -> dict[str, Any]:
         )
     check_keys(f"tasks.{name}", section, _TASK_KEYS)
     if "preset" in section:
-        if section["preset"] not in PRESETS:
+        if not isinstance(section["preset"], str) or section["preset"] not in PRESETS:
             raise ConfigurationError(
                 f"`tasks.{name}.preset` must be one of {', '.join(sorted(PRESETS))}; found {section['preset']!r}."
             )
@@ -194,6 +235,11 @@ def _with_preset(name: str, section: Any) -> dict[str, Any]:
 
 
 def _task(name: str, section: Mapping[str, Any]) -> TaskConfig:
+    metrics = section.get("metrics")
+    words = [section["type"], *(metrics if isinstance(metrics, list) else [metrics or ""])]
+    for word in words:
+        if not isinstance(word, str):
+            raise ConfigurationError(f"`tasks.{name}`: `type` and `metrics` must be names; found {word!r}.")
     try:
         return TaskConfig(**{key: copy.deepcopy(section[key]) for key in _TASK_FIELDS if key in section})
     except ConfigurationError as error:
@@ -206,38 +252,82 @@ def _metric_names(tasks: Mapping[str, TaskConfig], sources: Mapping[str, DataSou
     for name, task in tasks.items():
         names[name] = list(task.metrics or ())
         for split in sources[name].splits:
-            if split.startswith("validation_"):
-                names[f"{name}_{split.removeprefix('validation_')}"] = list(task.metrics or ())
+            if not split.startswith("validation_"):
+                continue
+            evaluation = f"{name}_{split.removeprefix('validation_')}"
+            for other in tasks:
+                if len(other) > len(name) and f"{evaluation}_".startswith(f"{other}_"):
+                    raise ConfigurationError(
+                        f"`tasks.{name}.data.{split}` would be reported as {evaluation!r}, which reads as one of task "
+                        f"{other!r}. Rename one of them."
+                    )
+            names[evaluation] = list(task.metrics or ())
     return names
 
 
 def _training(config: Mapping[str, Any], weights: Mapping[str, Any], convergence: Mapping[str, Any]) -> dict[str, Any]:
-    training = config.get("training") or {}
+    training = {} if config.get("training") is None else config["training"]
     if not isinstance(training, dict):
         raise ConfigurationError(f"`training` must be a mapping of training arguments; found {training!r}.")
     known = {item.name: item for item in dataclasses.fields(AsyncMTLTrainingArguments)}
     for key in training:
         if key in REFUSED:
             raise ConfigurationError(f"`training.{key}` has no effect here: {REFUSED[key]}. Remove the key.")
+        if key in _NOT_IN_TRAINING:
+            raise ConfigurationError(f"`training.{key}` must stand at the top of the file, as `{key}`.")
     check_keys("training", training, [key for key in known if key not in _NOT_IN_TRAINING])
     for key, value in training.items():
-        _check_type(key, value, str(getattr(known[key].type, "__name__", known[key].type)))
+        kind = known[key].type
+        _check_value(key, value, kind.__name__ if isinstance(kind, type) else str(kind))
     sections = {}
     for name in SECTIONS:
-        section = config.get(name) or {}
+        section = {} if config.get(name) is None else config[name]
         if not isinstance(section, dict):
             raise ConfigurationError(f"`{name}` must be a mapping; found {section!r}.")
         sections[name] = dict(section)
-    if convergence:
-        sections["convergence"]["tasks"] = dict(convergence)
-    if weights:
-        sections["balancing"]["weights"] = dict(weights)
+    for name, key, own, of_task in (
+        ("convergence", "tasks", convergence, "convergence"),
+        ("balancing", "weights", weights, "weight"),
+    ):
+        if key in sections[name]:
+            raise ConfigurationError(f"`{name}.{key}` must stand with each task, as `tasks.<name>.{of_task}`.")
+        if own:
+            sections[name][key] = dict(own)
     return {**training, **sections}
 
 
-def _check_type(key: str, value: Any, annotation: str) -> None:
+# Upstream's own checks leave these to the first step, or to no one.
+_ABOVE_ZERO = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+    "save_total_limit",
+)
+_TYPES: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a string"),
+    "list": (list, "a list"),
+    "dict": (dict, "a mapping"),
+    "None": (type(None), "null"),
+}
+
+
+def _check_value(key: str, value: Any, annotation: str) -> None:
     # Upstream takes any value and fails at its first use, in the middle of a run.
-    wanted = {"bool": bool, "int": int, "float": (int, float)}.get(annotation)
-    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
-        kind = {"bool": "true or false", "int": "a whole number", "float": "a number"}[annotation]
-        raise ConfigurationError(f"`training.{key}` must be {kind}; found {value!r}.")
+    if key in _ABOVE_ZERO and isinstance(value, int | float) and not value > 0:
+        raise ConfigurationError(f"`training.{key}` must be above 0; found {value!r}.")
+    kinds = [part.strip() for part in re.sub(r"\[.*?\]", "", annotation).split("|")]
+    if not all(kind in _TYPES for kind in kinds):
+        return
+    for kind in kinds:
+        if isinstance(value, _TYPES[kind][0]) and (kind == "bool" or not isinstance(value, bool)):
+            return
+    wanted = " or ".join(_TYPES[kind][1] for kind in kinds)
+    raise ConfigurationError(f"`training.{key}` must be {wanted}; found {value!r}.")

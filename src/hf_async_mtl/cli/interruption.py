@@ -13,12 +13,15 @@ from transformers.trainer_callback import TrainerCallback
 __all__ = ["CheckpointOnSignal", "RunInterrupted"]
 
 
-class RunInterrupted(Exception):
+class RunInterrupted(Exception):  # noqa: N818 - no error, but an order
     """The run was told to stop, and wrote a checkpoint. Its argument is the step."""
 
 
 class CheckpointOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT: finish the step, write a checkpoint, raise `RunInterrupted`. A second signal is not held back."""
+    """On SIGTERM or SIGINT: finish the step, write a checkpoint, raise `RunInterrupted`.
+
+    A second signal is not held back.
+    """
 
     def __init__(self) -> None:
         self.told = False
@@ -29,9 +32,9 @@ class CheckpointOnSignal(TrainerCallback):
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in signals}
 
-        def tell(number: int, frame: Any) -> None:
+        def tell(number: int, _: Any) -> None:
             self.told = True
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
         for number in signals:
             signal.signal(number, tell)

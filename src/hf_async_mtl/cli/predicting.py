@@ -14,6 +14,7 @@ from ..data.decoding import predictions, unit_counts
 from ..data.encoding import encode
 from ..data.mixing import EncodedTask
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.losses import IGNORE
 from ..model.modeling_multitask import MultiTaskModel
 
 __all__ = ["answerable", "predict_rows"]
@@ -57,8 +58,9 @@ def predict_rows(
         batch_size: Rows of the input that are encoded together.
 
     Yields:
-        For each row, task -> answer: ``label`` and ``score`` (its probability); ``labels`` and ``scores``; ``value``; one
-        of ``labels`` a word (None for words beyond the longest sequence); ``choice`` (from 0) and ``score``; ``answer``.
+        For each row, task -> answer: ``label`` and ``score`` (its probability); ``labels`` and ``scores``; ``value``;
+        one of ``labels`` a word (None for words beyond the longest sequence, and for those that have no token);
+        ``choice`` (from 0) and ``score``; ``answer``.
     """
     answers = {name: _predict_task(model, tokenizer, rows, name, batch_size) for name in names}
     for _ in range(len(rows)):
@@ -73,7 +75,7 @@ def _predict_task(
     task, task_id = config.task_configs[name], config.task_order.index(name)
     max_length = task.max_length or config.max_length
     encoded = encode(rows, name, task, tokenizer, max_length, with_labels=False)
-    # Words get a stand-in target, which says where they begin; no loss is to be computed on it.
+    # Words get their own index for a target, which says where they begin; no loss is to be computed on it.
     inputs = EncodedTask(name, task_id, task, encoded)
     collate = MultiTaskCollator(
         {key: other.type for key, other in config.task_configs.items()}, max_length, tokenizer.pad_token_id
@@ -103,8 +105,8 @@ def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[st
     if task.type == "question_answering":
         return {"answer": prediction}
     if task.type == "token_classification":
-        words = len(row[task.text_columns[0]])
-        return {"labels": [*prediction, *[None] * (words - len(prediction))]}
+        found = dict(zip((word for word in encoded["labels"][0] if word != IGNORE), prediction, strict=True))
+        return {"labels": [found.get(word) for word in range(len(row[task.text_columns[0]]))]}
     scores = torch.from_numpy(logits[0])
     if task.type == "multilabel":
         assert task.labels is not None

@@ -37,7 +37,7 @@ def encode(
         task: The resolved task.
         tokenizer: A fast tokenizer.
         max_length: The longest segment, in tokens.
-        with_labels: False for rows to predict; token tasks then get a target of 0 on each word.
+        with_labels: False for rows to predict; token tasks then get each word's index as its target.
 
     Returns:
         Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``;
@@ -82,7 +82,7 @@ def encode(
             encoded["labels"] = made
         elif task.type == "token_classification":
             encoded["labels"] = [
-                [IGNORE if word is None else 0 for word in first_subwords(words)] for words in encoded["words"]
+                [IGNORE if word is None else word for word in first_subwords(words)] for words in encoded["words"]
             ]
         encoded.pop("words", None)
         if task.type == "question_answering" and with_labels:

@@ -21,6 +21,8 @@ __all__ = ["DataSource", "expand_path", "load_splits", "sample"]
 
 SPLITS = ("train", "validation", "test")
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes.
+_READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class DataSource:
         hub_keys = {key: section[key] for key in ("hub", "name", "revision") if key in section}
         splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
         for split in splits:
-            if split not in SPLITS and not split.startswith("validation_"):
+            if split not in SPLITS and not re.fullmatch("validation_[a-z0-9_]+", str(split)):
                 known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
-                nearest = difflib.get_close_matches(split, known, n=1, cutoff=0.0)[0]
+                nearest = difflib.get_close_matches(str(split), known, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(
                     f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
                 )
@@ -71,6 +73,9 @@ class DataSource:
             if split not in splits:
                 way_out = " Name one, or carve it: {from_train: 0.1}." if split == "validation" else ""
                 raise ConfigurationError(f"`tasks.{task}.data` must have a {split} split; found none.{way_out}")
+        for key, value in hub_keys.items():
+            if not isinstance(value, str):
+                raise ConfigurationError(f"`tasks.{task}.data.{key}` must be a string; found {value!r}.")
         if hub_keys and "hub" not in hub_keys:
             raise ConfigurationError(
                 f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
@@ -173,8 +178,8 @@ def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> d
             if column not in rows.column_names:
                 nearest = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(
-                    f"Task {name!r} reads the column {column!r}, and its {split} split has {', '.join(rows.column_names)}. "
-                    f"The nearest is {nearest!r}."
+                    f"Task {name!r} reads the column {column!r}, and its {split} split has "
+                    f"{', '.join(rows.column_names)}. The nearest is {nearest!r}."
                 )
         if split == "test" and _unlabelled(rows, task):
             continue
@@ -208,8 +213,8 @@ def _load(name: str, split: str, value: str | Path, source: DataSource) -> Datas
     except (DatasetNotFoundError, ConnectionError, ValueError, OSError) as error:
         # A wrong id, configuration or split, or no way to the Hub: in all cases the user's next move.
         raise ConfigurationError(
-            f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could not be "
-            f"loaded: {str(error).splitlines()[0]}"
+            f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could "
+            f"not be loaded: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -232,10 +237,13 @@ def _load_folder(name: str, split: str, path: Path) -> Dataset:
 def _load_file(name: str, split: str, path: Path) -> Dataset:
     if path.stat().st_size == 0:
         raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} is empty.")
+    reader = _READERS[path.suffix]
     try:
-        return load_dataset(_READERS[path.suffix], data_files={"rows": str(path)}, split="rows")
+        return load_dataset(reader, data_files={"rows": str(path)}, split="rows", **_READER_SETTINGS.get(reader, {}))
     except (DatasetGenerationError, ValueError) as error:
+        if "corresponds to no data" in str(error):
+            raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} has none.") from error
         cause = error.__cause__ or error
         raise ConfigurationError(
-            f"Task {name!r}: {path} could not be read as {_READERS[path.suffix]}: {str(cause).splitlines()[0]}"
+            f"Task {name!r}: {path} could not be read as {reader}: {str(cause).splitlines()[0]}"
         ) from error
