@@ -1,1 +1,1 @@
-"""The model: its configuration, losses, heads, packing. Goes to the Hub as it stands and imports nothing else of ours."""
+"""The model: its configuration, losses, heads, packing. Goes to the Hub as it stands; imports nothing else of ours."""

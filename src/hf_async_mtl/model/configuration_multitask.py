@@ -93,30 +93,54 @@ class TaskConfig:
             self.metrics = [self.metrics]
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
+        self._check_label()
         if self.labels is not None:
+            if not isinstance(self.labels, list | tuple):
+                raise ConfigurationError(f"`labels` must be a list of names; found {self.labels!r}.")
             self.labels = [str(label) for label in self.labels]
             if self.type not in _CLASS_TYPES:
                 raise ConfigurationError(f"A {self.type} task has no `labels`; found {self.labels!r}. Remove the key.")
             if len(set(self.labels)) < len(self.labels):
                 raise ConfigurationError(f"`labels` must differ from each other; found {self.labels!r}.")
             self._check_number_of_labels()
+            if isinstance(self.label, list) and len(self.label) != len(self.labels):
+                raise ConfigurationError(
+                    f"`labels` must name each of the columns {self.label!r}; found {self.labels!r}. Without the key, "
+                    "the labels have the names of their columns."
+                )
+        if self.max_length is not None:
+            _check_max_length(self.max_length)
+        if self.stride is not None and (
+            self.type != "question_answering" or not isinstance(self.stride, int) or self.stride < 0
+        ):
+            raise ConfigurationError(
+                "`stride` must be a whole number of at least 0, and only question_answering has one; found "
+                f"{self.stride!r} in a {self.type} task."
+            )
+        if self.target_std is not None and not self.target_std > 0:
+            raise ConfigurationError(
+                f"`target_std` must be greater than 0; found {self.target_std!r}. Leave it out: "
+                "`task.resolve(train_dataset)` finds it."
+            )
+
+    def _check_label(self) -> None:
         if isinstance(self.label, list) and self.type != "multilabel":
             raise ConfigurationError(
                 f"`label` must be one column in a {self.type} task; found {self.label!r}. Several 0/1 columns are "
                 "type multilabel."
             )
-        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 8):
-            raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {self.max_length!r}.")
-        if self.stride is not None and (self.type != "question_answering" or self.stride < 0):
-            raise ConfigurationError(
-                f"`stride` must be at least 0, and only question_answering has one; found {self.stride!r} in a "
-                f"{self.type} task."
-            )
+        if not _are_names(self.label_columns):
+            raise ConfigurationError(f"`label` must be the name of a column; found {self.label!r}.")
 
     def _check_text(self) -> None:
         if self.type == "multiple_choice":
-            ok = isinstance(self.text, Mapping) and set(self.text) == {"prompt", "choices"}
-            if not ok or not self.text["prompt"] or len(self.text["choices"]) < 2:  # type: ignore[call-overload]
+            sides: dict[str, Any] = dict(self.text) if isinstance(self.text, Mapping) else {}
+            if isinstance(sides.get("prompt"), str):
+                sides["prompt"] = [sides["prompt"]]
+            ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
+            if ok and len(sides["choices"]) > 1:
+                self.text = sides
+            else:
                 raise ConfigurationError(
                     "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} "
                     f"with two choices or more; found {self.text!r}."
@@ -124,7 +148,7 @@ class TaskConfig:
             return
         counts = {"token_classification": (1,), "question_answering": (2,)}.get(self.type, (1, 2))
         columns = self.text
-        if not isinstance(columns, list) or len(columns) not in counts or not all(isinstance(c, str) for c in columns):
+        if not _are_names(columns) or len(columns) not in counts:
             wanted = " or ".join(map(str, counts))
             raise ConfigurationError(
                 f"`text` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
@@ -205,19 +229,20 @@ class TaskConfig:
             resolved = dataclasses.replace(self, labels=labels)
             resolved._check_number_of_labels()
             return resolved
-        if self.type == "regression" and self.target_mean is None:
+        if self.type == "regression" and (self.target_mean is None or self.target_std is None):
             assert isinstance(self.label, str)
             try:
                 targets = [check_number(value) for value in dataset[self.label]]
             except LabelError as error:
                 raise ConfigurationError(f"Column {self.label!r}: {error}") from None
-            std = statistics.pstdev(targets)
-            if std == 0:
+            if len(set(targets)) < 2:
                 raise ConfigurationError(
-                    f"A regression task needs targets that differ; all {len(targets)} in column {self.label!r} are "
-                    f"{targets[0]}."
+                    f"A regression task needs targets that differ; column {self.label!r} has {len(targets)} rows and "
+                    f"no value but {targets[:1]}. Remove the task, or give it other data."
                 )
-            return dataclasses.replace(self, target_mean=statistics.fmean(targets), target_std=std)
+            mean = statistics.fmean(targets) if self.target_mean is None else self.target_mean
+            std = statistics.pstdev(targets) if self.target_std is None else self.target_std
+            return dataclasses.replace(self, target_mean=mean, target_std=std)
         return self
 
     def _find_labels(self, dataset: Any) -> list[str]:
@@ -241,6 +266,15 @@ class TaskConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, for ``config.json``."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def _are_names(columns: Any) -> bool:
+    return isinstance(columns, list) and bool(columns) and all(isinstance(name, str) and name for name in columns)
+
+
+def _check_max_length(value: Any) -> None:
+    if not isinstance(value, int) or value < 8:
+        raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {value!r}.")
 
 
 def source_label_names(dataset: Any, column: str) -> list[str] | None:
@@ -311,8 +345,13 @@ class MultiTaskConfig(PreTrainedConfig):
             name: task.to_dict() if isinstance(task, TaskConfig) else TaskConfig(**task).to_dict()
             for name, task in (self.tasks or {}).items()
         }
-        if self.task_order is None or set(self.task_order) != set(tasks):
+        if self.task_order is None:
             self.task_order = list(tasks)
+        if sorted(self.task_order) != sorted(tasks):
+            raise ConfigurationError(
+                f"`task_order` must name each of the tasks {', '.join(tasks)} once; found {self.task_order!r}. Without "
+                "it, the order is that of `tasks`."
+            )
         self.tasks = {name: tasks[name] for name in self.task_order}
         if self.tasks:
             check_task_names({name: task["metrics"] for name, task in self.tasks.items()})
@@ -320,7 +359,12 @@ class MultiTaskConfig(PreTrainedConfig):
             raise ConfigurationError(f"`pooling` must be one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.packing not in PACKINGS:
             raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
+        _check_max_length(self.max_length)
         super().__post_init__(**kwargs)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """The configuration that has the vocabulary: the encoder's. Upstream's resizing of embeddings asks for it."""
+        return self if self.encoder_config is None else self.encoder_config
 
     @property
     def task_configs(self) -> dict[str, TaskConfig]:

@@ -45,7 +45,9 @@ def pool(ragged: Ragged, pooling: str) -> Tensor:
     segment = owners(tokens, len(states))
     empty = states.new_zeros(len(tokens) - 1, states.shape[-1])
     if pooling == "mean":
-        return empty.index_add(0, segment, states) / tokens.diff().clamp(min=1).unsqueeze(1)
+        # A sum of many half-precision numbers would lose their digits.
+        total = empty.float().index_add(0, segment, states.float())
+        return (total / tokens.diff().clamp(min=1).unsqueeze(1)).to(states.dtype)
     return empty.scatter_reduce(0, segment[:, None].expand_as(states), states, "amax", include_self=False)
 
 

@@ -57,7 +57,10 @@ def find_label_names(values: Iterable[Any]) -> list[str]:
     found = {_plain(value) for value in values}
     for value in found:
         if is_missing(value) or isinstance(value, float):
-            raise LabelError(f"A class label must be a string or a whole number; found {value!r}.")
+            raise LabelError(
+                "A class label must be a string or a whole number other than -1, which says that there is no label; "
+                f"found {value!r}."
+            )
     if len({isinstance(value, str) for value in found}) > 1:
         some = sorted(map(repr, found))[:6]
         raise LabelError(f"The labels of a task must be all strings or all whole numbers; found {', '.join(some)}.")

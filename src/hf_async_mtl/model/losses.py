@@ -1,13 +1,13 @@
 r"""Losses as pure functions: logits and targets in, one loss an example out.
 
-Every function returns a vector with the loss of each example, so that the caller decides how examples are weighed. Units
-that belong to one example (its tokens, its windows) are given flat, with ``offsets`` of shape ``[B + 1]``: the units of
-example ``i`` are ``offsets[i]:offsets[i + 1]``. All arithmetic is in float32, whatever the logits' type.
+Every function returns a vector with the loss of each example, so that the caller decides how examples are weighed.
+Units that belong to one example (its tokens, its windows) are given flat, with ``offsets`` of shape ``[B + 1]``: the
+units of example ``i`` are ``offsets[i]:offsets[i + 1]``. All arithmetic is in float32, whatever the logits' type.
 
 The distillation losses are those of Hinton et al., "Distilling the Knowledge in a Neural Network" (2015): with a
-temperature :math:`T`, :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T))`. The factor
-:math:`T^2` keeps the size of the gradient. They are true divergences (teacher's entropy included): 0, with a gradient
-of 0, where student and teacher agree.
+temperature :math:`T`, :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T))`. The
+factor :math:`T^2` keeps the size of the gradient. They are true divergences (teacher's entropy included): 0, with a
+gradient of 0, where student and teacher agree.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "IGNORE",
     "bernoulli_kl",
     "categorical_kl",
     "cross_entropy",

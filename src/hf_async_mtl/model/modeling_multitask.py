@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +41,11 @@ class MultiTaskOutput(ModelOutput):
 
     Args:
         loss: The mean over the examples of the batch of their supervised losses, where labels were given.
-        logits: Task -> logits. ``[B, C]`` for sequences, ``[B]`` for regression, ``[B, n]`` for choices. Tokens: ``[T, C]``
-            over the task's tokens in a packed batch, ``[B, L, C]`` in a padded call (0 where ``attention_mask`` is 0).
-        losses: Task -> supervised loss of each of its examples, ``[b]``, where labels were given. In a packed batch every
-            task is there: one without an example has an empty vector that is still part of the graph.
+        logits: Task -> logits. ``[B, C]`` for sequences, ``[B]`` for regression, ``[B, n]`` for choices. Tokens:
+            ``[T, C]`` over the task's tokens in a packed batch, ``[B, L, C]`` in a padded call (0 where
+            ``attention_mask`` is 0). In a packed batch a task without an example is left out.
+        losses: Task -> supervised loss of each of its examples, ``[b]``, where labels were given. In a packed batch
+            every task is there: one without an example has an empty vector that is still part of the graph.
         layouts: Task -> the layout of its tokens and segments; packed batches only.
     """
 
@@ -54,8 +56,15 @@ class MultiTaskOutput(ModelOutput):
 
 
 def _head_dropout(config: Any) -> float:
-    names = ("classifier_dropout", "hidden_dropout_prob", "seq_classif_dropout", "dropout")
+    names = ("classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "seq_classif_dropout", "dropout")
     return next((float(p) for p in (getattr(config, name, None) for name in names) if p is not None), 0.1)
+
+
+def _is_text_encoder(config: Any) -> bool:
+    if config.is_encoder_decoder or type(config) not in AutoModel._model_mapping:
+        return False
+    inputs = inspect.signature(AutoModel._model_mapping[type(config)].forward).parameters
+    return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
 
 
 def _build_encoder(config: Any) -> PreTrainedModel:
@@ -68,8 +77,8 @@ def _build_encoder(config: Any) -> PreTrainedModel:
 class MultiTaskModel(PreTrainedModel):
     """A text encoder with one head a task.
 
-    Call it as any encoder, and every head answers for every row; name ``tasks`` to ask some of them. The trainer calls it
-    with packed batches of mixed tasks, for which the encoder runs once.
+    Call it as any encoder, and every head answers for every row; name ``tasks`` to ask some of them. The trainer calls
+    it with packed batches of mixed tasks, for which the encoder runs once.
 
     Args:
         config: With an ``encoder_config`` and resolved ``tasks``.
@@ -123,17 +132,21 @@ class MultiTaskModel(PreTrainedModel):
             pooling: ``cls``, ``mean`` or ``max``.
             packing: ``auto`` or ``off``.
             max_length: The longest sequence, in tokens, where a task does not say.
-            **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise: half-precision
-                master weights lose small updates; train in ``bf16`` through the training arguments instead.
+            **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise:
+                half-precision master weights lose small updates; train in ``bf16`` through the training arguments.
 
         Raises:
             ConfigurationError: The encoder is no encoder, or its checkpoint lacks weights.
         """
         kwargs = {"dtype": torch.float32, **kwargs}
-        encoder_config = AutoConfig.from_pretrained(
-            encoder, **{k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir")}
-        )
-        if encoder_config.is_encoder_decoder or type(encoder_config) not in AutoModel._model_mapping:
+        hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+        encoder_config = AutoConfig.from_pretrained(encoder, **{k: v for k, v in kwargs.items() if k in hub_keys})
+        if isinstance(encoder_config, MultiTaskConfig):
+            raise ConfigurationError(
+                f"`encoder` must be a plain text encoder; {encoder!r} is a MultiTaskModel already. Load it with "
+                "`MultiTaskModel.from_pretrained`, or save its `encoder` alone and start from that."
+            )
+        if not _is_text_encoder(encoder_config):
             raise ConfigurationError(
                 "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
                 f"{encoder!r} is of type {encoder_config.model_type!r}. Choose a model such as BERT or ModernBERT."
@@ -153,9 +166,14 @@ class MultiTaskModel(PreTrainedModel):
                 f"The checkpoint {encoder!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
                 f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
             )
-        model.encoder = loaded
+        # One configuration, not two: what changes the encoder's must stand in `config.json`.
+        model.encoder, config.encoder_config = loaded, loaded.config
+        if Path(encoder).is_dir():
+            # `config.json` goes public; where a folder lay on this machine does not.
+            loaded.config._name_or_path = f"./{Path(encoder).resolve().name}"
         model.heads.to(loaded.dtype)
-        return model
+        # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
+        return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -182,7 +200,9 @@ class MultiTaskModel(PreTrainedModel):
             return False
         if self.encoder.config._attn_implementation not in ("sdpa", "eager"):
             return False
-        training, encoder = self.encoder.training, self.encoder
+        encoder = self.encoder
+        # Layer by layer: some may be frozen in evaluation mode while the rest trains.
+        modes = [(module, module.training) for module in encoder.modules()]
         encoder.eval()
         try:
             for offset in sorted({0, (encoder.config.pad_token_id or 0) + 1}):
@@ -191,7 +211,8 @@ class MultiTaskModel(PreTrainedModel):
                     self._packs = True
                     return True
         finally:
-            encoder.train(training)
+            for module, training in modes:
+                module.training = training
         self._position_offset = 0
         return False
 
@@ -202,9 +223,11 @@ class MultiTaskModel(PreTrainedModel):
         longest = min(window + 8, config.max_position_embeddings // 2)
         generator = torch.Generator().manual_seed(0)
         pad = config.pad_token_id or 0
+        # Any token but padding, which may be the first of the vocabulary or the last.
+        others = torch.arange(config.vocab_size)
+        others = others[others != pad]
         segments = [
-            torch.randint(pad + 1, max(config.vocab_size, pad + 2), (length,), generator=generator).tolist()
-            for length in (longest, 5, 7)
+            others[torch.randint(len(others), (length,), generator=generator)].tolist() for length in (longest, 5, 7)
         ]
         rows = pack(segments, None, sum(map(len, segments)), pad)
         ids, places, blocks, starts, lengths = (tensor.to(device) for tensor in rows[:5])
@@ -216,7 +239,7 @@ class MultiTaskModel(PreTrainedModel):
             return False
         with torch.autocast(device.type, enabled=False):
             padded = self._run_length_groups(ids, None, starts, lengths, counts, groups=1).states
-        # Far above the rounding of the encoder's type, far below what a segment's neighbour or a wrong position changes.
+        # Far above the rounding of the encoder's type, far below what a neighbour or a wrong position changes.
         tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
         return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
 
@@ -359,7 +382,7 @@ class MultiTaskModel(PreTrainedModel):
             elif labels:
                 # A head without an example stays in the graph: every parameter has a gradient on every rank.
                 losses[name] = scores.flatten().float()
-        loss = sum(x.sum() for x in losses.values()) / len(task_ids) if losses else None
+        loss = torch.cat(list(losses.values())).sum() / len(task_ids) if losses else None
         return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
 
     def _split(self, ragged: Ragged, task_ids: Tensor) -> dict[str, Ragged]:

@@ -1,7 +1,7 @@
 """Examples to rows and back: several short sequences share a row, and no head ever sees it.
 
-A *segment* is one encoded sequence. An example has one, or several (choices, windows). Segments are packed into rows with a
-block-diagonal attention mask and positions that restart, as in Krell et al., "Efficient Sequence Packing without
+A *segment* is one encoded sequence. An example has one, or several (choices, windows). Segments are packed into rows
+with a block-diagonal attention mask and positions that restart, as in Krell et al., "Efficient Sequence Packing without
 Cross-contamination" (2021). An encoder that takes no such mask is run on *length groups* instead: the same segments,
 sorted and cut, padded in several smaller forwards. Both ways, and a plain padded call, end in the same ragged states.
 """
@@ -9,6 +9,7 @@ sorted and cut, padded in several smaller forwards. Both ways, and a plain padde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "offsets_of",
     "pack",
     "pack_rows",
+    "pad_segments",
     "ragged_from_mask",
     "ragged_from_rows",
     "segment_tokens",
@@ -58,8 +60,8 @@ class PackedRows(NamedTuple):
     """Segments in rows. All tensors are int64.
 
     ``input_ids``, ``position_ids``, ``segment_ids`` (0 is padding, the segments of a row count from 1) and, where the
-    tokenizer makes them, ``token_type_ids``: ``[R, L]``. ``segment_starts`` (of the first token in the flattened rows) and
-    ``segment_lengths``: ``[S]``.
+    tokenizer makes them, ``token_type_ids``: ``[R, L]``. ``segment_starts`` (of the first token in the flattened rows)
+    and ``segment_lengths``: ``[S]``.
     """
 
     input_ids: Tensor
@@ -212,7 +214,7 @@ def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
                         extended[end] = (total, [*path, end])
         best = extended
     bounds = [0, *best[len(order)][1]]
-    return [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [order[start:end] for start, end in pairwise(bounds)]
 
 
 def ragged_from_rows(hidden: Tensor, starts: Tensor, lengths: Tensor, segment_counts: Tensor) -> Ragged:
@@ -222,7 +224,7 @@ def ragged_from_rows(hidden: Tensor, starts: Tensor, lengths: Tensor, segment_co
 
 
 def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_example: int = 1) -> Ragged:
-    """Take the token states of padded sequences out of them: ``hidden`` ``[S, L, H]``, ``attention_mask`` ``[S, L]``."""
+    """Take the token states out of padded sequences: ``hidden`` ``[S, L, H]``, ``attention_mask`` ``[S, L]``."""
     mask = attention_mask.bool()
     segments = torch.arange(0, len(mask) + 1, segments_per_example, device=mask.device)
     return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
