@@ -31,8 +31,9 @@ the range says how far to trust it.
 ``torch.cuda.max_memory_allocated``). All six have the same libraries loaded, the trainer's too, which a plain loop
 would not need; ``rss_before_training`` in the output says how much was taken before the first step.
 
-*Real tokens* is the share of the positions given to the encoder that hold a token and no padding. What the trainer gains
-over this plain loop it gains by computing less padding; a hand-written loop that sorts by length or packs would be nearer.
+*Real tokens* is the share of the positions given to the encoder that hold a token and no padding. What the trainer
+gains over this plain loop it gains by computing less padding; a hand-written loop that sorts by length or packs would
+be nearer to it.
 
 On Linux with glibc, much of the time can go to the system taking memory back between steps, in all loops alike. Set
 MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ and MALLOC_TOP_PAD_ to some 10^9 to see the loops themselves; the output
@@ -267,6 +268,8 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         bf16=settings.bf16,
+        # On a processor upstream autocasts only where it is told that this is meant.
+        use_cpu=not torch.cuda.is_available(),
         seed=settings.seed,
         # Of no interest here: neither evaluations nor checkpoints while the clock runs.
         eval_steps=settings.total_steps + 1,
@@ -581,7 +584,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "date": started.isoformat(timespec="seconds"),
         "machine": {
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
             "processor": processor(),
             "cores": os.cpu_count(),
             "device": reports[0][0]["device"],
