@@ -6,13 +6,15 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.utils import logging
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.labels import is_missing
@@ -23,6 +25,8 @@ SPLITS = ("train", "validation", "test")
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 # Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes.
 _READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
+# What the readers say of nothing: any of them, and Parquet's.
+_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ def _load(name: str, split: str, value: str | Path, source: DataSource) -> Datas
         # A wrong id, configuration or split, or no way to the Hub: in all cases the user's next move.
         raise ConfigurationError(
             f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could "
-            f"not be loaded: {str(error).splitlines()[0]}"
+            f"not be loaded: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -225,6 +229,9 @@ def _load_folder(name: str, split: str, path: Path) -> Dataset:
         raise ConfigurationError(
             f"Task {name!r}: the folder {path} must be one that `save_to_disk` wrote: {error}"
         ) from error
+    except IndexError as error:
+        # All that `datasets` says of a folder without rows.
+        raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} has none.") from error
     if not isinstance(loaded, DatasetDict):
         return loaded
     if split not in loaded:
@@ -239,11 +246,25 @@ def _load_file(name: str, split: str, path: Path) -> Dataset:
         raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} is empty.")
     reader = _READERS[path.suffix]
     try:
-        return load_dataset(reader, data_files={"rows": str(path)}, split="rows", **_READER_SETTINGS.get(reader, {}))
+        with _without_log():
+            return load_dataset(
+                reader, data_files={"rows": str(path)}, split="rows", **_READER_SETTINGS.get(reader, {})
+            )
     except (DatasetGenerationError, ValueError) as error:
-        if "corresponds to no data" in str(error):
+        cause = str(error.__cause__ or error)
+        if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):
             raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} has none.") from error
-        cause = error.__cause__ or error
         raise ConfigurationError(
-            f"Task {name!r}: {path} could not be read as {reader}: {str(cause).splitlines()[0]}"
+            f"Task {name!r}: {path} could not be read as {reader}: {cause.splitlines()[0]}"
         ) from error
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Readers log their failures before they raise; the user is to read them once."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
