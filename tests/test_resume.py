@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +91,26 @@ def fresh(folder: Path, **settings: Any) -> ScriptedTrainer:
     return run(folder, model=tiny_model(list(SIZES), seed=99), **settings)
 
 
+@contextmanager
+def alone(whole: Whole, step: int, folder: Path) -> Iterator[Path]:
+    """A checkpoint that was copied to another folder; for a while, nothing else of its run is there."""
+    checkpoint = folder / "brought" / f"checkpoint-{step}"
+    shutil.copytree(whole.folder / checkpoint.name, checkpoint)
+    away = whole.folder.rename(folder / "away")
+    try:
+        yield checkpoint
+    finally:
+        away.rename(whole.folder)
+
+
 # Before all switches, in the epoch's middle and at its end; right after a switch; between; after the last one.
 @pytest.mark.parametrize("step", [3, 6, 9, 12, 15, 18])
 def test_a_checkpoint_alone_resumes_elsewhere(whole: Whole, tmp_path: Path, step: int) -> None:
     """Bug: a checkpoint needs its neighbours: teachers, snapshots, best weights, or counters that were not saved."""
-    checkpoint = tmp_path / "brought" / f"checkpoint-{step}"
-    shutil.copytree(whole.folder / checkpoint.name, checkpoint)
-    away = whole.folder.rename(tmp_path / "away")
-    try:
-        folder = tmp_path / "resumed"
-        trainer = fresh(folder)
+    folder = tmp_path / "resumed"
+    trainer = fresh(folder)
+    with alone(whole, step, tmp_path) as checkpoint:
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    finally:
-        away.rename(whole.folder)
     whole.equals(trainer, folder)
     assert not (folder / "_teachers").exists()
 
@@ -116,10 +125,9 @@ def test_the_end_differs_between_steps(whole: Whole) -> None:
 
 def test_a_finished_run_is_not_trained_further(whole: Whole, tmp_path: Path) -> None:
     """Bug: a run that had ended by convergence takes more steps when it is resumed."""
-    checkpoint = tmp_path / f"checkpoint-{LAST}"
-    shutil.copytree(whole.folder / checkpoint.name, checkpoint)
     trainer = fresh(tmp_path / "resumed", callbacks=[Interruption(LAST + 1)])
-    trainer.train(resume_from_checkpoint=str(checkpoint))
+    with alone(whole, LAST, tmp_path) as checkpoint:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
     whole.equals(trainer, tmp_path / "resumed")
 
 
