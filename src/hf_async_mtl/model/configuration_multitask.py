@@ -251,6 +251,12 @@ class TaskConfig:
         if names is not None:
             return names
         values = dataset[self.label]
+        if self.type != "classification":
+            for row in values:
+                if row is not None and not isinstance(row, list):
+                    raise ConfigurationError(
+                        f"Column {self.label!r}: a row of a {self.type} task must have a list of labels; found {row!r}."
+                    )
         flat: Iterable[Any] = values if self.type == "classification" else (x for row in values for x in row or ())
         try:
             return find_label_names(flat)
