@@ -1,4 +1,4 @@
-"""The same as ``hf-async-mtl train``, for ``accelerate launch scripts/train.py CONFIG.yaml ...`` on several processes."""
+"""``hf-async-mtl train`` on several processes: ``accelerate launch scripts/train.py CONFIG.yaml ...``."""
 
 import sys
 

@@ -269,8 +269,8 @@ def test_lengths_must_agree(predictions, references):
             "mse",
             task("regression", metrics=["mse", "pearson"]),
             (
-                "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is better "
-                "when smaller. Put pearson or spearman before it."
+                "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is "
+                "better when smaller. Put pearson or spearman before it."
             ),
         ),
     ],

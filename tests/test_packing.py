@@ -13,7 +13,6 @@ from hf_async_mtl.model.packing import (
     offsets_of,
     pack,
     pack_rows,
-    pad_segments,
     ragged_from_mask,
     ragged_from_rows,
     segment_tokens,
@@ -186,4 +185,3 @@ def test_offsets_and_padding_of_segments() -> None:
     """The last segment was left out, or short rows were filled with another's tokens."""
     layout = Layout(offsets_of(torch.tensor([2, 1, 3])), offsets_of(torch.tensor([1, 2])))
     assert layout.example_tokens.tolist() == [0, 2, 6]
-    assert pad_segments(torch.arange(6), [2, 1, 3], padding=9).tolist() == [[0, 1, 9], [2, 9, 9], [3, 4, 5]]

@@ -38,7 +38,15 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"task_id": self.task_id, "example_id": index, **self._inputs[index]}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples at once, as a `DataLoader` asks for them: one read of the table, not one for each."""
+        columns = self._inputs[list(indices)]
+        return [
+            {"task_id": self.task_id, "example_id": index, **{name: values[place] for name, values in columns.items()}}
+            for place, index in enumerate(indices)
+        ]
 
 
 class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
@@ -52,8 +60,17 @@ class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        task = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.tasks[task][index - int(self._starts[task])]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples at once, in the order of their indices."""
+        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        found: dict[int, dict[str, Any]] = {}
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner).tolist()
+            own = [int(indices[place] - self._starts[owner]) for place in places]
+            found.update(zip(places, self.tasks[owner].__getitems__(own), strict=True))
+        return [found[place] for place in range(len(indices))]
 
 
 def draws_per_task(sizes: Sequence[int], strategy: str = "proportional", temperature: float = 1.0) -> list[int]:

@@ -22,7 +22,6 @@ from .packing import (
     length_groups,
     offsets_of,
     pack,
-    pad_segments,
     ragged_from_mask,
     ragged_from_rows,
     segment_tokens,
@@ -273,28 +272,25 @@ class MultiTaskModel(PreTrainedModel):
     def _run_length_groups(
         self, ids: Tensor, token_types: Tensor | None, starts: Tensor, lengths: Tensor, counts: Tensor, groups: int = 4
     ) -> Ragged:
-        tokens = segment_tokens(starts, lengths)
         layout = Layout(offsets_of(lengths), offsets_of(counts))
         sizes = lengths.tolist()
         pad = self.encoder.config.pad_token_id or 0
-        flat_ids = ids.flatten()[tokens].split(sizes)
-        flat_types = None if token_types is None else token_types.flatten()[tokens].split(sizes)
-        pieces: list[Tensor] = [ids.new_empty(0)] * len(sizes)
+        padded, padded_starts, end = [], torch.empty_like(starts), 0
         for group in length_groups(sizes, groups):
-            group_sizes = [sizes[i] for i in group]
-            width = torch.tensor(group_sizes, device=ids.device)
-            mask = torch.arange(max(group_sizes), device=ids.device) < width[:, None]
-            types = None
-            if flat_types is not None:
-                types = pad_segments(torch.cat([flat_types[i] for i in group]), group_sizes, 0)
+            longest = max(sizes[i] for i in group)
+            members = torch.tensor(group, device=ids.device)
+            column = torch.arange(longest, device=ids.device)
+            mask = column < lengths[members, None]
+            tokens = torch.where(mask, starts[members, None] + column, 0)
             hidden = self._encode(
-                input_ids=pad_segments(torch.cat([flat_ids[i] for i in group]), group_sizes, pad),
+                input_ids=ids.flatten()[tokens].where(mask, pad),
                 attention_mask=mask.long(),
-                token_type_ids=types,
+                token_type_ids=None if token_types is None else token_types.flatten()[tokens].where(mask, 0),
             )
-            for i, states in zip(group, hidden[mask].split(group_sizes), strict=True):
-                pieces[i] = states
-        return Ragged(torch.cat(pieces), layout)
+            padded.append(hidden.flatten(0, 1))
+            padded_starts[members] = end + torch.arange(len(group), device=ids.device) * longest
+            end += len(group) * longest
+        return Ragged(torch.cat(padded)[segment_tokens(padded_starts, lengths)], layout)
 
     def forward(
         self,

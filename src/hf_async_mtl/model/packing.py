@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 __all__ = [
     "Layout",
@@ -25,7 +24,6 @@ __all__ = [
     "offsets_of",
     "pack",
     "pack_rows",
-    "pad_segments",
     "ragged_from_mask",
     "ragged_from_rows",
     "segment_tokens",
@@ -126,27 +124,37 @@ def pack(
         row_length: The longest row. Rows are as wide as the fullest of them.
         pad_token_id: What fills a row.
     """
-    lengths = [len(segment) for segment in segments]
-    places = pack_rows(lengths, row_length)
+    sizes = [len(segment) for segment in segments]
+    places = pack_rows(sizes, row_length)
     rows = max(row for row, _ in places) + 1
-    width = max(start + length for (_, start), length in zip(places, lengths, strict=True))
-    input_ids = torch.full((rows, width), pad_token_id)
-    position_ids = torch.zeros(rows, width, dtype=torch.long)
-    segment_ids = torch.zeros(rows, width, dtype=torch.long)
-    token_type_ids = None if token_types is None else torch.zeros(rows, width, dtype=torch.long)
-    in_row = [0] * rows
-    # Rows are numbered in the order of their places, so that the ids of a row's segments count up from left to right.
+    width = max(start + size for (_, start), size in zip(places, sizes, strict=True))
+    numbers, in_row = [0] * len(places), [0] * rows
+    # In the order of their places, so that the ids of a row's segments count up from left to right.
     for index in sorted(range(len(places)), key=lambda i: places[i]):
-        row, start = places[index]
-        span = slice(start, start + lengths[index])
-        in_row[row] += 1
-        input_ids[row, span] = torch.tensor(segments[index])
-        position_ids[row, span] = torch.arange(lengths[index])
-        segment_ids[row, span] = in_row[row]
-        if token_type_ids is not None and token_types is not None:
-            token_type_ids[row, span] = torch.tensor(token_types[index])
+        in_row[places[index][0]] += 1
+        numbers[index] = in_row[places[index][0]]
+
+    lengths = torch.tensor(sizes)
     starts = torch.tensor([row * width + start for row, start in places])
-    return PackedRows(input_ids, position_ids, segment_ids, starts, torch.tensor(lengths), token_type_ids)
+    tokens = segment_tokens(starts, lengths)
+
+    def fill(values: Tensor, padding: int = 0) -> Tensor:
+        flat = torch.full((rows * width,), padding)
+        flat[tokens] = values
+        return flat.view(rows, width)
+
+    return PackedRows(
+        input_ids=fill(_flatten(segments), pad_token_id),
+        position_ids=fill(segment_tokens(torch.zeros_like(lengths), lengths)),
+        segment_ids=fill(torch.tensor(numbers).repeat_interleave(lengths)),
+        segment_starts=starts,
+        segment_lengths=lengths,
+        token_type_ids=None if token_types is None else fill(_flatten(token_types)),
+    )
+
+
+def _flatten(segments: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([token for segment in segments for token in segment])
 
 
 def block_mask(segment_ids: Tensor) -> Tensor:
@@ -228,8 +236,3 @@ def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_exampl
     mask = attention_mask.bool()
     segments = torch.arange(0, len(mask) + 1, segments_per_example, device=mask.device)
     return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
-
-
-def pad_segments(flat: Tensor, lengths: Sequence[int], padding: int) -> Tensor:
-    """Flat token values ``[T]`` to one padded row a segment, ``[S, longest]``."""
-    return pad_sequence(list(flat.split(list(lengths))), batch_first=True, padding_value=padding)

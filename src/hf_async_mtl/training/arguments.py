@@ -209,12 +209,15 @@ class AsyncMTLTrainingArguments(TrainingArguments):
                 "One process uses one GPU here. To use all: accelerate launch --multi_gpu scripts/train.py ..."
             )
             self._n_gpu = 1
+        if self.device.type == "cpu":
+            # There is no memory to pin for; torch warns at every loader.
+            self.dataloader_pin_memory = False
         self.convergence_of("")
         self.final_evaluations  # noqa: B018 - checks the value before training starts
-        self.distillation_config = settings("distillation", DistillationConfig, self._section("distillation"))
-        self.mixing_config = settings("mixing", MixingConfig, self._section("mixing"))
-        self.balancing_config = settings("balancing", BalancingConfig, self._section("balancing"))
-        settings("schedule", ScheduleConfig, self._section("schedule"))
+        self.distillation_config = settings("distillation", DistillationConfig, self.section("distillation"))
+        self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
+        self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
+        settings("schedule", ScheduleConfig, self.section("schedule"))
 
     def _refuse_without_effect(self) -> None:
         for item in dataclasses.fields(self):
@@ -238,7 +241,8 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         lr = self.head_learning_rate
         _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
 
-    def _section(self, name: str) -> Mapping[str, Any]:
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section as it was given; empty, where it was not."""
         section = getattr(self, name) or {}
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{name}` must be a dictionary; found {section!r}.")
@@ -246,7 +250,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
 
     def convergence_of(self, task: str) -> ConvergenceConfig:
         """The convergence settings of a task: its own where it has any, else those of all."""
-        section = dict(self._section("convergence"))
+        section = dict(self.section("convergence"))
         section.pop("final_evaluations", None)
         tasks = section.pop("tasks", None) or {}
         _check("convergence.tasks", isinstance(tasks, Mapping), "a dictionary", tasks)
@@ -258,7 +262,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     @property
     def final_evaluations(self) -> int | None:
         """How many evaluations follow the last convergence; None: as many as the budget has."""
-        value = self._section("convergence").get("final_evaluations", 3)
+        value = self.section("convergence").get("final_evaluations", 3)
         ok = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
         _check("convergence.final_evaluations", ok, "a whole number of at least 0, or null", value)
         return value

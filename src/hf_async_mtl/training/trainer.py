@@ -23,10 +23,8 @@ from ..data.decoding import predictions, references, unit_counts
 from ..data.encoding import encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
-from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
-from ..report.card import RunCard
-from ..report.plots import draw
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import ConvergenceCallback, TableCallback
 from .checkpoints import (
@@ -37,6 +35,9 @@ from .checkpoints import (
     link_best,
     read_state,
 )
+from .checks import check_best_metric, check_sets, check_task_settings, task_of
+from .publishing import publish
+from .task_losses import TaskLosses
 
 if TYPE_CHECKING:
     import optuna
@@ -124,13 +125,15 @@ class AsyncMTLTrainer(Trainer):
         self.tasks: dict[str, TaskConfig] = model.config.task_configs
         self._tokenizer = processing_class
         self._max_length = model.config.max_length
-        self._check_sets(train_dataset, eval_dataset, args)
+        check_sets(self.tasks, train_dataset, eval_dataset)
+        check_task_settings(self.tasks, args)
         encoded_train = None if train_dataset is None else self._encode(train_dataset)
         encoded_eval = None if eval_dataset is None else self._encode(eval_dataset)
         for task in self.tasks.values():
             for metric in task.metrics or ():
                 check_metric(metric, task)
-        self._check_best_metric(encoded_eval, args)
+        if encoded_eval is not None:
+            check_best_metric({name: rows.task for name, rows in encoded_eval.items()}, args.metric_for_best_model)
         self.schedule = ConvergenceSchedule(
             {name: TaskSpec(task.type, task.monitored, args.convergence_of(name)) for name, task in self.tasks.items()},
             args.final_evaluations,
@@ -168,69 +171,14 @@ class AsyncMTLTrainer(Trainer):
         self._display = TableCallback()
         self.add_callback(self._display)
         self._evaluated: EncodedTask | None = None
-        self._reset_task_losses()
+        self._losses = TaskLosses(list(self.tasks))
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _check_sets(
-        self,
-        train: Mapping[str, Dataset] | None,
-        evaluation: Mapping[str, Dataset] | None,
-        args: AsyncMTLTrainingArguments,
-    ) -> None:
-        names = ", ".join(self.tasks)
-        for split, sets in (("train_dataset", train), ("eval_dataset", evaluation)):
-            if sets is None:
-                continue
-            if not isinstance(sets, Mapping) or not all(isinstance(rows, Dataset) for rows in sets.values()):
-                raise ConfigurationError(
-                    f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split "
-                    "of each task."
-                )
-            missing = [name for name in self.tasks if name not in sets]
-            if missing:
-                raise ConfigurationError(f"`{split}` must have a set for each of {names}; {missing[0]!r} has none.")
-            for name, rows in sets.items():
-                if split == "train_dataset" and name not in self.tasks:
-                    raise ConfigurationError(f"`{split}` must name tasks of the model ({names}); found {name!r}.")
-                if len(rows) == 0:
-                    raise ConfigurationError(f"`{split}` of task {name!r} must have rows; found none.")
-        if evaluation is not None:
-            check_task_names({name: self.tasks[self._task_of(name)].metrics or () for name in evaluation})
-        for section in ("convergence", "balancing"):
-            key = "tasks" if section == "convergence" else "weights"
-            for name in args._section(section).get(key) or {}:
-                if name not in self.tasks:
-                    raise ConfigurationError(
-                        f"`{section}.{key}` must name tasks of the model ({names}); found {name!r}."
-                    )
-
-    def _check_best_metric(self, evaluation: Mapping[str, EncodedTask] | None, args: AsyncMTLTrainingArguments) -> None:
-        if evaluation is None or args.metric_for_best_model is None:
-            return
-        found = args.metric_for_best_model.removeprefix("eval_")
-        known = ["average"]
-        for name, encoded in evaluation.items():
-            known += [f"{name}_{metric}" for metric in (*(encoded.task.metrics or ()), "loss")]
-        if found not in known:
-            raise ConfigurationError(
-                f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
-            )
-
-    def _task_of(self, name: str) -> str:
-        """The task of an evaluation set: its own name, or the longest task name before an underscore."""
-        found = [task for task in self.tasks if name == task or name.startswith(f"{task}_")]
-        if not found:
-            raise ConfigurationError(
-                f"An evaluation set must be named as a task ({', '.join(self.tasks)}) or <task>_<suffix>; found "
-                f"{name!r}."
-            )
-        return max(found, key=len)
-
     def _encode(self, sets: Mapping[str, Dataset | EncodedTask]) -> dict[str, EncodedTask]:
         encoded = {}
-        for name in sorted(sets, key=lambda n: list(self.tasks).index(self._task_of(n))):
-            rows, task_name = sets[name], self._task_of(name)
+        for name in sorted(sets, key=lambda n: list(self.tasks).index(task_of(n, self.tasks))):
+            rows, task_name = sets[name], task_of(name, self.tasks)
             if isinstance(rows, EncodedTask):
                 encoded[name] = rows
                 continue
@@ -245,9 +193,6 @@ class AsyncMTLTrainer(Trainer):
         return MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature)
 
     # -- losses -------------------------------------------------------------------------------------------------------
-
-    def _reset_task_losses(self) -> None:
-        self._loss_sums = torch.zeros(2, len(self.tasks))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The examples of the whole optimizer step, over accumulation and ranks, without those of stopped tasks."""
@@ -276,21 +221,19 @@ class AsyncMTLTrainer(Trainer):
         outputs: MultiTaskOutput = model(**inputs)
         assert outputs.losses is not None
         assert outputs.logits is not None
-        total = torch.zeros((), device=task_ids.device)
-        sums = torch.zeros(2, len(self.tasks), device=task_ids.device)
+        task_losses = []
         for index, (name, losses) in enumerate(outputs.losses.items()):
             phase = self.schedule.phases[name]
             if phase == "stopped" and len(losses):
                 losses = outputs.logits[name][:0].flatten().float()
             elif phase == "distilling" and len(losses):
                 losses = self._distil(name, losses, outputs, example_ids[task_ids == index], labels[name])
-            sums[0, index] = losses.detach().sum()
-            sums[1, index] = len(losses)
-            total = total + self.args.balancing_config.weights.get(name, 1.0) * losses.sum()
-        # Nothing is added to sums that are no longer finite: one bad step spoils all weights, and thereby all losses,
-        # but the sums still tell where it began.
-        before = self._loss_sums.to(sums.device)
-        self._loss_sums = torch.where(before.isfinite().all(), before + sums, before)
+            task_losses.append(losses)
+        self._losses.add(task_losses)
+        weights = self.args.balancing_config.weights
+        total = torch.stack(
+            [weights.get(name, 1.0) * losses.sum() for name, losses in zip(self.tasks, task_losses, strict=True)]
+        ).sum()
         examples = len(task_ids) if num_items_in_batch is None else num_items_in_batch
         # DDP averages over the ranks what is to be added up.
         loss = total * self.accelerator.num_processes / torch.as_tensor(examples, device=total.device).clamp(min=1)
@@ -309,34 +252,15 @@ class AsyncMTLTrainer(Trainer):
         config = self.args.distillation_config
         logits = outputs.logits[name]
         teacher = self.teachers[name].lookup(example_ids).to(logits.device).view(logits.shape)
-        head: Any = self.accelerator.unwrap_model(self.model).heads[name]
+        head: Any = self.model.heads[name]
         losses = head.distillation_loss(logits, teacher, labels, outputs.layouts[name], config.temperature)
         return torch.lerp(losses, supervised, config.label_share) if config.label_share else losses
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the training loss of each task beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self._task_losses()}
+            logs = {**logs, **self._losses.take(self.accelerator, self.state.global_step)}
         super().log(logs, start_time)
-
-    def _check_task_losses(self) -> tuple[list[float], list[float]]:
-        """The sums of each task's losses since they were last logged, and the numbers of examples in them."""
-        sums, counts = self.accelerator.reduce(self._loss_sums, "sum").tolist()
-        for name, total in zip(self.tasks, sums, strict=True):
-            if not np.isfinite(total):
-                raise FloatingPointError(
-                    f"The training loss of task {name!r} must be finite; found {total} before step "
-                    f"{self.state.global_step}. Lower the learning rate, or look at the task's data; then resume from "
-                    "the last checkpoint."
-                )
-        return sums, counts
-
-    def _task_losses(self) -> dict[str, float]:
-        sums, counts = self._check_task_losses()
-        self._reset_task_losses()
-        return {
-            f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count
-        }
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, the heads in groups of their own where they have a learning rate of their own."""
@@ -377,7 +301,7 @@ class AsyncMTLTrainer(Trainer):
         assert outputs.layouts is not None
         (name,) = outputs.logits
         logits = outputs.logits[name].detach().float()
-        head: Any = self.accelerator.unwrap_model(self.model).heads[name]
+        head: Any = self.model.heads[name]
         if head.unit == "token":
             logits = dense(logits, outputs.layouts[name].example_tokens)
         return loss, logits, example_ids
@@ -458,7 +382,7 @@ class AsyncMTLTrainer(Trainer):
         skip_scheduler: bool = False,
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
-        self._check_task_losses()
+        self._losses.check(self.accelerator, self.state.global_step)
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         step = self.state.global_step
         if skip_scheduler and step > 0:
@@ -570,7 +494,7 @@ class AsyncMTLTrainer(Trainer):
         # What an earlier call of this method left.
         self.schedule.load_state_dict(self._untrained_schedule)
         self.teachers.clear()
-        self._reset_task_losses()
+        self._losses.reset()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._finish()
         return result
@@ -693,62 +617,18 @@ class AsyncMTLTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir)
-        results = folder / "all_results.json"
-        report = self.schedule.report()
-        draw(report, folder)
-        card = RunCard(
-            model_name=model_name or folder.resolve().name,
-            tasks=self.tasks,
-            report=report,
-            results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
-            encoder=finetuned_from
-            or self.model.config.encoder_config._name_or_path
-            or self.model.encoder.config.model_type,
-            training=self._settings_of_note(),
+        publish(
+            self.model,
+            self.args,
+            self.schedule.report(),
+            model_name=model_name,
+            finetuned_from=finetuned_from,
             license=license,
             language=language,
-        ).to_model_card()
-        extra = {"tags": tags, "datasets": dataset_tags or dataset, "pipeline_tag": tasks, "dataset_args": dataset_args}
-        for key, value in extra.items():
-            if value is not None:
-                known = getattr(card.data, key, None) or []
-                setattr(card.data, key, value if key == "pipeline_tag" else sorted({*known, *_as_list(value)}))
-        card.save(folder / "README.md")
-
-    def _settings_of_note(self) -> dict[str, Any]:
-        args = self.args
-        keys = (
-            "learning_rate",
-            "head_learning_rate",
-            "lr_scheduler_type",
-            "warmup_steps",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "num_train_epochs",
-            "max_steps",
-            "weight_decay",
-            "bf16",
-            "fp16",
-            "seed",
+            metadata={
+                "tags": tags,
+                "datasets": dataset_tags or dataset,
+                "pipeline_tag": tasks,
+                "dataset_args": dataset_args,
+            },
         )
-        found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in keys}
-        sections = {key: args._section(key) for key in ("convergence", "distillation", "mixing", "balancing")}
-        return {
-            **{key: value for key, value in found.items() if value not in (None, False, -1)},
-            "processes": args.world_size,
-            "max_length": self._max_length,
-            "pooling": self.model.config.pooling,
-            "packed": self.model.packs,
-            **{key: dict(value) for key, value in sections.items() if value},
-        }
-
-
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _kinds(sets: Any) -> str:
-    if not isinstance(sets, Mapping):
-        return type(sets).__name__
-    return ", ".join(f"{name}: {type(rows).__name__}" for name, rows in sets.items())

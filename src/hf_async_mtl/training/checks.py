@@ -1,0 +1,95 @@
+"""What the trainer is given, checked before anything is written or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from .arguments import AsyncMTLTrainingArguments
+
+__all__ = ["check_best_metric", "check_sets", "check_task_settings", "task_of"]
+
+
+def task_of(name: str, tasks: Collection[str]) -> str:
+    """The task of an evaluation set: its own name, or the longest task name before an underscore.
+
+    Raises:
+        ConfigurationError: There is none.
+
+    Examples:
+        >>> task_of("mnli_mismatched", ["mnli", "rte"])
+        'mnli'
+    """
+    found = [task for task in tasks if name == task or name.startswith(f"{task}_")]
+    if not found:
+        raise ConfigurationError(
+            f"An evaluation set must be named as a task ({', '.join(tasks)}) or <task>_<suffix>; found {name!r}."
+        )
+    return max(found, key=len)
+
+
+def check_sets(
+    tasks: Mapping[str, TaskConfig], train: Mapping[str, Dataset] | None, evaluation: Mapping[str, Dataset] | None
+) -> None:
+    """Check that every task has its raw rows, and that no two sets would be reported under one name.
+
+    Raises:
+        ConfigurationError: A set is missing, empty, unknown or no `datasets.Dataset`.
+    """
+    names = ", ".join(tasks)
+    for split, sets in (("train_dataset", train), ("eval_dataset", evaluation)):
+        if sets is None:
+            continue
+        if not isinstance(sets, Mapping) or not all(isinstance(rows, Dataset) for rows in sets.values()):
+            raise ConfigurationError(
+                f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split of "
+                "each task."
+            )
+        missing = [name for name in tasks if name not in sets]
+        if missing:
+            raise ConfigurationError(f"`{split}` must have a set for each of {names}; {missing[0]!r} has none.")
+        for name, rows in sets.items():
+            if split == "train_dataset" and name not in tasks:
+                raise ConfigurationError(f"`{split}` must name tasks of the model ({names}); found {name!r}.")
+            if len(rows) == 0:
+                raise ConfigurationError(f"`{split}` of task {name!r} must have rows; found none.")
+    if evaluation is not None:
+        check_task_names({name: tasks[task_of(name, tasks)].metrics or () for name in evaluation})
+
+
+def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments) -> None:
+    """Check that settings of single tasks name tasks of the model."""
+    for section, key in (("convergence", "tasks"), ("balancing", "weights")):
+        for name in args.section(section).get(key) or {}:
+            if name not in tasks:
+                raise ConfigurationError(
+                    f"`{section}.{key}` must name tasks of the model ({', '.join(tasks)}); found {name!r}."
+                )
+
+
+def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None) -> None:
+    """Check that ``metric_for_best_model`` is one that an evaluation gives.
+
+    Args:
+        sets: Name of an evaluation set -> its task.
+        metric: As given.
+    """
+    if metric is None:
+        return
+    known = ["average"]
+    for name, task in sets.items():
+        known += [f"{name}_{key}" for key in (*(task.metrics or ()), "loss")]
+    found = metric.removeprefix("eval_")
+    if found not in known:
+        raise ConfigurationError(
+            f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
+        )
+
+
+def _kinds(sets: Any) -> str:
+    if not isinstance(sets, Mapping):
+        return type(sets).__name__
+    return ", ".join(f"{name}: {type(rows).__name__}" for name, rows in sets.items())

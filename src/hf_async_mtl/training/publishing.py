@@ -1,0 +1,89 @@
+"""The card and the plots of a run, from what it left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..model.modeling_multitask import MultiTaskModel
+from ..report.card import RunCard
+from ..report.plots import draw
+from .arguments import AsyncMTLTrainingArguments
+
+__all__ = ["publish"]
+
+_ARGUMENTS = (
+    "learning_rate",
+    "head_learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "weight_decay",
+    "bf16",
+    "fp16",
+    "seed",
+)
+_SECTIONS = ("convergence", "distillation", "mixing", "balancing")
+
+
+def publish(
+    model: MultiTaskModel,
+    args: AsyncMTLTrainingArguments,
+    report: Mapping[str, Any],
+    *,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    license: str | None = None,
+    language: str | None = None,
+    metadata: Mapping[str, str | list[str] | None],
+) -> None:
+    """Write ``plots/`` and ``README.md`` into the output folder.
+
+    Args:
+        model: The model of the run.
+        args: Its arguments; ``output_dir`` is where the results are read and the card is written.
+        report: The content of ``convergence.json``.
+        model_name: Of the card; the folder's name, where absent.
+        finetuned_from: The encoder; what the model's configuration knows of it, where absent.
+        license: As the Hub names it.
+        language: ISO code.
+        metadata: Further keys of the card's metadata, added to those that are there.
+    """
+    folder = Path(args.output_dir)
+    results = folder / "all_results.json"
+    draw(report, folder)
+    card = RunCard(
+        model_name=model_name or folder.resolve().name,
+        tasks=model.config.task_configs,
+        report=report,
+        results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
+        encoder=finetuned_from or model.config.encoder_config._name_or_path or model.encoder.config.model_type,
+        training=_settings_of_note(model, args),
+        license=license,
+        language=language,
+    ).to_model_card()
+    for key, value in metadata.items():
+        if value is None:
+            continue
+        known = getattr(card.data, key, None)
+        both = known + ([value] if isinstance(value, str) else value) if isinstance(known, list) else value
+        setattr(card.data, key, sorted(set(both)) if isinstance(both, list) else both)
+    card.save(folder / "README.md")
+
+
+def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
+    found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
+    sections = {key: dict(args.section(key)) for key in _SECTIONS}
+    return {
+        **{key: value for key, value in found.items() if value not in (None, False, -1)},
+        "processes": args.world_size,
+        "max_length": model.config.max_length,
+        "pooling": model.config.pooling,
+        "packed": model.packs,
+        **{key: value for key, value in sections.items() if value},
+    }
