@@ -47,7 +47,8 @@ class TaskLosses:
         Raises:
             FloatingPointError: A sum is not finite. The Trainer's own log hides that.
         """
-        sums, counts = accelerator.reduce(self._sums, "sum").tolist()
+        # Fresh sums are on the processor, where not every backend can add them up.
+        sums, counts = accelerator.reduce(self._sums.to(accelerator.device), "sum").tolist()
         for name, total in zip(self.tasks, sums, strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
