@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,20 @@ from families import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, BertForSequenceClassification, T5Config, T5Model, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
 
 import hf_async_mtl.model.modeling_multitask as modeling
-from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel
+from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
 from hf_async_mtl.model.heads import Head
 from hf_async_mtl.model.packing import length_groups
 
@@ -708,3 +719,24 @@ def test_inference_imports_the_model_alone(tmp_path: Path) -> None:
     assert ours == {name for name in ours if name.startswith("hf_async_mtl.model")}
     assert "hf_async_mtl.model.modeling_multitask" in ours
     assert not {"datasets", "evaluate"} & set(found["modules"])
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 64), ("roberta", 62)])
+def test_a_sequence_longer_than_the_positions_is_refused(family: str, limit: int, tmp_path: Path) -> None:
+    """The first long text ended a run with an IndexError, hours after its start."""
+    config = BertConfig if family == "bert" else RobertaConfig
+    encoder = config(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=64,
+        pad_token_id=0 if family == "bert" else 1,
+    )
+    AutoModel.from_config(encoder).save_pretrained(tmp_path)
+    task = TaskConfig(type="regression", text=["text"])
+    assert MultiTaskModel.from_encoder(str(tmp_path), {"score": task}, max_length=limit).config.max_length == limit
+    for wrong, longest in ((task, limit + 1), (replace(task, max_length=limit + 1), 32)):
+        with pytest.raises(ConfigurationError, match=f"must be at most {limit}, the number of positions .* found"):
+            MultiTaskModel.from_encoder(str(tmp_path), {"score": wrong}, max_length=longest)

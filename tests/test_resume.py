@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from runs import (
     InterruptedRunError,
@@ -328,3 +329,19 @@ def test_a_spent_budget_is_not_overspent(tmp_path: Path) -> None:
     assert trainer.state.global_step == 8
     assert different(weights(trainer), weights(first)) == []
     assert told(tmp_path / "second") == told(tmp_path / "first")
+
+
+def test_a_checkpoint_that_is_written_again_leaves_its_links_alone(tmp_path: Path) -> None:
+    """The best weights that a later checkpoint is linked to were overwritten by a second try from an earlier one."""
+    trainer = fresh(tmp_path / "run")
+    trainer.train()
+    checkpoint = tmp_path / "run" / f"checkpoint-{trainer.state.global_step}"
+    linked = tmp_path / "linked.safetensors"
+    linked.hardlink_to(checkpoint / "model.safetensors")
+    before = linked.read_bytes()
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1)
+    trainer._save_checkpoint(trainer.model, None)
+    assert linked.read_bytes() == before
+    assert (checkpoint / "model.safetensors").read_bytes() != before

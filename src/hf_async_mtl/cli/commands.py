@@ -154,7 +154,11 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         results |= trainer.evaluate(test, metric_key_prefix="test")
     if trainer.is_world_process_zero():
         _write_results(output_dir / "all_results.json", results)
-    trainer.create_model_card(dataset=sorted({source.hub for source in config.sources.values() if source.hub}) or None)
+    datasets = sorted({source.hub for source in config.sources.values() if source.hub}) or None
+    if arguments.push_to_hub:
+        trainer.push_to_hub(dataset=datasets)
+    else:
+        trainer.create_model_card(dataset=datasets)
     if trainer.is_world_process_zero():
         print(render(final_table(trainer.schedule.report()), sys.stdout))
         print(f"Model, card, plots and figures are in {output_dir}")

@@ -135,7 +135,7 @@ def _override(config: dict[str, Any], setting: str) -> None:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a configuration file; see DESIGN in the README for its keys.
+    """Read and check a configuration file; the README has a table of its keys.
 
     Args:
         path: The file.

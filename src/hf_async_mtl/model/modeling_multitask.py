@@ -66,6 +66,15 @@ def _is_text_encoder(config: Any) -> bool:
     return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
 
 
+def _position_limit(encoder: PreTrainedModel) -> int | None:
+    """The longest sequence that an encoder has positions for; None where its positions are relative."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
 def _build_encoder(config: Any) -> PreTrainedModel:
     model_class = AutoModel._model_mapping[type(config)]
     # A pooling layer that nothing reads would get no gradient, and DDP would wait for one.
@@ -135,7 +144,8 @@ class MultiTaskModel(PreTrainedModel):
                 half-precision master weights lose small updates; train in ``bf16`` through the training arguments.
 
         Raises:
-            ConfigurationError: The encoder is no encoder, or its checkpoint lacks weights.
+            ConfigurationError: The encoder is no encoder, its checkpoint lacks weights, or it has fewer positions than
+                the longest sequence.
         """
         kwargs = {"dtype": torch.float32, **kwargs}
         hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
@@ -154,6 +164,13 @@ class MultiTaskModel(PreTrainedModel):
             encoder_config=encoder_config, tasks=dict(tasks), pooling=pooling, packing=packing, max_length=max_length
         )
         model = cls(config)
+        limit = _position_limit(model.encoder)
+        longest = max([max_length, *(task.max_length or 0 for task in tasks.values())])
+        if limit is not None and longest > limit:
+            raise ConfigurationError(
+                f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
+                "it, or choose an encoder for longer texts."
+            )
         model_class = type(model.encoder)
         pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         loaded, info = model_class.from_pretrained(

@@ -40,6 +40,9 @@ REFUSED = {
     "eval_do_concat_batches": "metrics are those of a whole split",
     "include_for_metrics": "metrics are those of the tasks",
     "use_liger_kernel": "it has no kernels for encoders",
+    "do_train": "the command or the method that is called says it",
+    "do_predict": "the command or the method that is called says it",
+    "resume_from_checkpoint": "`--resume`, or the argument of `train`, says it",
     "ddp_find_unused_parameters": "every parameter has a gradient at every step",
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""

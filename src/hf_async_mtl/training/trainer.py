@@ -572,6 +572,9 @@ class AsyncMTLTrainer(Trainer):
         if self.args.should_save:
             output_dir = Path(self._get_output_dir(trial))
             checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
+            for weights in checkpoint.glob("*.safetensors"):
+                # An earlier try's. Written in place, they would change under the checkpoints that are linked to them.
+                weights.unlink()
             # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
             self.store.link_into(checkpoint / TEACHERS_FOLDER)
             best = self._best_checkpoint()
