@@ -490,13 +490,13 @@ def test_weights_of_a_pretrained_encoder(family: str, tmp_path: Path) -> None:
 def test_half_precision_weights_are_trained_in_float32(tmp_path: Path) -> None:
     """An fp16 checkpoint was trained in fp16, where a small update is no update; its file said float16 ever after."""
     saved = save_encoder("bert", tmp_path / "encoder", torch.float16)
-    model = MultiTaskModel.from_encoder(str(tmp_path / "encoder"), TASKS)
+    model = MultiTaskModel.from_encoder(str(tmp_path / "encoder"), TASKS, max_length=32)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     name = "embeddings.word_embeddings.weight"
     assert torch.equal(model.encoder.state_dict()[name], saved[name].float())
     model.save_pretrained(tmp_path / "model")
     assert "float16" not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")
-    half = MultiTaskModel.from_encoder(str(tmp_path / "encoder"), TASKS, dtype=torch.bfloat16)
+    half = MultiTaskModel.from_encoder(str(tmp_path / "encoder"), TASKS, max_length=32, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
@@ -509,14 +509,14 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"must hold all weights of its encoder; 16 are missing \(encoder\.layer"
     ):
-        MultiTaskModel.from_encoder(str(tmp_path), TASKS)
+        MultiTaskModel.from_encoder(str(tmp_path), TASKS, max_length=32)
 
 
 def test_a_checkpoint_with_another_head_gives_its_encoder(tmp_path: Path) -> None:
     """The encoder under a classifier has a prefix: all of it was left at random."""
     model = BertForSequenceClassification(family_config("bert"))
     model.save_pretrained(tmp_path)
-    loaded = MultiTaskModel.from_encoder(str(tmp_path), TASKS).encoder.state_dict()
+    loaded = MultiTaskModel.from_encoder(str(tmp_path), TASKS, max_length=32).encoder.state_dict()
     expected = model.bert.state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in loaded.items())
 
@@ -539,7 +539,7 @@ def test_what_is_no_plain_text_encoder_is_refused(tmp_path: Path) -> None:
 def test_no_path_of_this_machine_goes_public(tmp_path: Path) -> None:
     """`config.json` on the Hub told where the author's encoder lay."""
     save_encoder("bert", tmp_path / "secret" / "my-encoder")
-    model = MultiTaskModel.from_encoder(str(tmp_path / "secret" / "my-encoder"), TASKS)
+    model = MultiTaskModel.from_encoder(str(tmp_path / "secret" / "my-encoder"), TASKS, max_length=32)
     model.save_pretrained(tmp_path / "model")
     MultiTaskModel.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "again")
     for folder in ("model", "again"):

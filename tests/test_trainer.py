@@ -379,6 +379,9 @@ WITHOUT_EFFECT = {
     "eval_do_concat_batches": False,
     "include_for_metrics": ["loss"],
     "use_liger_kernel": True,
+    "do_train": True,
+    "do_predict": True,
+    "resume_from_checkpoint": "checkpoint-8",
     "ddp_find_unused_parameters": True,
 }
 
