@@ -145,3 +145,12 @@ def test_without_a_best_there_is_nothing_to_adopt(tmp_path):
     assert adopt_best(write_checkpoint(tmp_path / "b", 300, best=100), tmp_path / "new") is None
     assert adopt_best(tmp_path / "absent", tmp_path / "new") is None
     assert not (tmp_path / "new").exists()
+
+
+def test_best_of_a_checkpoint_that_was_renamed(tmp_path):
+    """A copy under another name was not known as its own best, and a run ended with its last weights."""
+    best = write_checkpoint(tmp_path / "old", 100, best=100)
+    copy = shutil.copytree(best, tmp_path / "moved" / "from-the-cluster")
+    adopted = adopt_best(copy, tmp_path / "new")
+    assert adopted == tmp_path / "new" / "checkpoint-100"
+    assert weight(adopted) == 100

@@ -9,9 +9,12 @@ from families import TASKS
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_async_mtl.data.encoding import _LABEL_FEATURES
+from hf_async_mtl.metrics import _INPUTS
 from hf_async_mtl.model.configuration_multitask import DEFAULT_METRICS, TaskConfig
 from hf_async_mtl.model.heads import HEADS, Head, pool
 from hf_async_mtl.model.packing import Layout, Ragged
+from hf_async_mtl.report.card import _HUB_TASKS
 
 WIDTH = 8
 # Three examples; all types but multiple choice and question answering read the first segment alone.
@@ -256,3 +259,9 @@ def test_dropout_is_in_training_alone() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         assert not torch.equal(head.train()(ragged), head(ragged))
+
+
+def test_every_table_of_types_knows_every_head() -> None:
+    """A new head trained for a day, and failed with a KeyError when its card was written."""
+    for table in (DEFAULT_METRICS, _LABEL_FEATURES, _INPUTS, _HUB_TASKS):
+        assert table.keys() == HEADS.keys()

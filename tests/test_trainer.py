@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel
+from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.training.arguments import REFUSED
+from hf_async_mtl.training.checks import check_best_metric
 
 PAIR = {"polarity": 8, "overlap": 8}
 ONE_EVALUATION: dict[str, Any] = {"num_train_epochs": 1, "eval_steps": 2, "logging_steps": 2}
@@ -543,3 +544,20 @@ def test_plain_arguments_are_refused(tmp_path: Path) -> None:
     """Bug: upstream's own arguments are taken, and the first missing field is a traceback."""
     with pytest.raises(ConfigurationError, match="`args` must be AsyncMTLTrainingArguments; found TrainingArguments"):
         build(args=TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_an_error_is_no_best_metric(tmp_path: Path) -> None:
+    """Bug: upstream maximises every metric but a loss, and keeps the checkpoint with the greatest error."""
+    sets = {"overlap": TaskConfig(type="regression", text=["text"], metrics=["pearson", "mae"])}
+    check_best_metric(sets, "overlap_loss")
+    with pytest.raises(ConfigurationError, match="must be one of average, overlap_pearson, overlap_loss; found"):
+        check_best_metric(sets, "overlap_mae")
+
+
+def test_a_teacher_of_the_first_evaluation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a task that has not begun to learn plateaus at its first score, and is trained from that in silence."""
+    flat, rising = {"polarity": [0.5]}, {"polarity": [0.4, 0.5, 0.5]}
+    for script, told in ((flat, True), (rising, False)):
+        caplog.clear()
+        tiny_trainer(tmp_path / str(told), {"polarity": 12}, script).train()
+        assert any("its first evaluation: that is its teacher" in record.message for record in caplog.records) is told

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a bundle of tasks")
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     _add_run_options(train)
-    train.add_argument(
-        "--set", action="append", default=[], metavar="key.path=value", help="change the configuration; values are YAML"
-    )
+    _add_overrides(train)
     train.set_defaults(command=_train)
 
     demo = commands.add_parser("demo", help="generate a small bundle of tasks and train it")
@@ -83,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
     evaluate.add_argument("config", type=Path, metavar="CONFIG.yaml")
     evaluate.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    _add_overrides(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser("predict", help="answer for the rows of a JSON lines file")
@@ -96,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
     return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key.path=value", help="change the configuration; values are YAML"
+    )
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -148,10 +153,11 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         )
         with interruption.watching():
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model()
+    # Not a push yet: the figures and the card are still to be written.
+    trainer.save_model(_internal_call=True)
     results = {**result.metrics, **trainer.evaluate()}
     if test:
-        results |= trainer.evaluate(test, metric_key_prefix="test")
+        results |= _evaluate_sets(trainer, test, "test", tasks)
     if trainer.is_world_process_zero():
         _write_results(output_dir / "all_results.json", results)
     datasets = sorted({source.hub for source in config.sources.values() if source.hub}) or None
@@ -162,6 +168,16 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     if trainer.is_world_process_zero():
         print(render(final_table(trainer.schedule.report()), sys.stdout))
         print(f"Model, card, plots and figures are in {output_dir}")
+
+
+def _evaluate_sets(
+    trainer: AsyncMTLTrainer, sets: Mapping[str, Dataset], prefix: str, tasks: Collection[str]
+) -> dict[str, float]:
+    """The metrics of some sets; an average over some of the tasks only would be read as one over all."""
+    metrics = trainer.evaluate(sets, metric_key_prefix=prefix)
+    if not set(tasks) <= set(sets):
+        metrics[f"{prefix}_average"] = math.nan
+    return metrics
 
 
 @contextmanager
@@ -279,7 +295,7 @@ def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    config = load_config(args.config)
+    config = load_config(args.config, args.set)
     model, tokenizer = _load_model(args.model)
     unknown = [name for name in config.tasks if name not in model.config.tasks]
     if unknown:
@@ -302,7 +318,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         # Precision and batches as in training, so that the figures are those of the run.
         arguments = config.arguments(scratch, report_to="none", push_to_hub=False)
         trainer = AsyncMTLTrainer(model=model, args=arguments, processing_class=tokenizer)
-        metrics = trainer.evaluate(sets, metric_key_prefix=prefix)
+        metrics = _evaluate_sets(trainer, sets, prefix, config.tasks)
     print(_to_json({key: value for key, value in metrics.items() if not key.endswith(_NO_METRICS)}))
 
 

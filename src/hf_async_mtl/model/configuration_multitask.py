@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from .heads import HEADS
 from .labels import LabelEncoder, LabelError, check_number, find_label_names
 from .presets import PRESETS
 
@@ -23,14 +24,7 @@ __all__ = [
     "check_task_names",
 ]
 
-DEFAULT_METRICS = {
-    "classification": "accuracy",
-    "multilabel": "micro_f1",
-    "regression": "pearson",
-    "token_classification": "seqeval_f1",
-    "multiple_choice": "accuracy",
-    "question_answering": "squad_f1",
-}
+DEFAULT_METRICS = {name: head.default_metric for name, head in HEADS.items()}
 """The task types, each with the metric that is monitored unless the task names others."""
 
 POOLINGS = ("cls", "mean", "max")

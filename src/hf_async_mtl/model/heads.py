@@ -1,6 +1,6 @@
 """The head types: one class each, with its logits, its supervised loss, its distillation loss and its targets.
 
-To add a type, write its class here, enter it in `HEADS`, and name its default metric in `configuration_multitask`.
+To add a type, write its class here and enter it in `HEADS`; CONTRIBUTING.md names what a new kind of input needs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .configuration_multitask import TaskConfig
 from .losses import (
     IGNORE,
     bernoulli_kl,
@@ -56,17 +55,18 @@ class Head(nn.Module):
 
     Args:
         hidden_size: H, the width of the encoder's states.
-        task: The task; its number of labels is the number of logits.
+        task: The resolved `TaskConfig`; its number of labels is the number of logits.
         dropout: Probability.
         pooling: What a head on sequences reads; see `pool`.
     """
 
+    default_metric: ClassVar[str]
+    """The metric that is monitored unless the task names others."""
     unit: ClassVar[str] = "example"
     """What a row of the logits belongs to: an ``example`` or a ``token``."""
 
-    def __init__(self, hidden_size: int, task: TaskConfig, dropout: float, pooling: str) -> None:
+    def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
-        self.task = task
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, task.num_labels)
@@ -95,6 +95,8 @@ class Head(nn.Module):
 class ClassificationHead(Head):
     """One class out of C: cross-entropy, and KL between the distributions over the classes. Labels ``[B]``."""
 
+    default_metric: ClassVar[str] = "accuracy"
+
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return cross_entropy(logits, labels)
 
@@ -106,6 +108,8 @@ class ClassificationHead(Head):
 
 class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
+
+    default_metric: ClassVar[str] = "micro_f1"
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return multilabel_cross_entropy(logits, labels)
@@ -127,7 +131,9 @@ class RegressionHead(Head):
     temperature in a squared error: it is left out.
     """
 
-    def __init__(self, hidden_size: int, task: TaskConfig, dropout: float, pooling: str) -> None:
+    default_metric: ClassVar[str] = "pearson"
+
+    def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__(hidden_size, task, dropout, pooling)
         self.mean = 0.0 if task.target_mean is None else task.target_mean
         self.std = 1.0 if task.target_std is None else task.target_std
@@ -155,6 +161,7 @@ class TokenClassificationHead(Head):
     The loss of an example is the mean over its words, with labels and with a teacher alike.
     """
 
+    default_metric: ClassVar[str] = "seqeval_f1"
     unit: ClassVar[str] = "token"
 
     def forward(self, ragged: Ragged) -> Tensor:
@@ -177,6 +184,8 @@ class TokenClassificationHead(Head):
 class MultipleChoiceHead(ClassificationHead):
     """One of n segments: a score each, and a distribution over the choices of an example. Labels ``[B]``."""
 
+    default_metric: ClassVar[str] = "accuracy"
+
     def forward(self, ragged: Ragged) -> Tensor:
         """Scores of the choices: ``[B, n]``."""
         scores = self.linear(self.dropout(pool(ragged, self.pooling))).squeeze(-1)
@@ -191,6 +200,7 @@ class QuestionAnsweringHead(Head):
     The loss of an example is the mean over its windows and over start and end.
     """
 
+    default_metric: ClassVar[str] = "squad_f1"
     unit: ClassVar[str] = "token"
 
     def forward(self, ragged: Ragged) -> Tensor:

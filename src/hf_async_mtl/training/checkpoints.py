@@ -62,11 +62,11 @@ def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
         Where they are; None where the checkpoint knows of none.
     """
     state = read_state(checkpoint)
-    name = state and state.get("best_model_checkpoint")
-    if not name:
+    if state is None or not state.get("best_model_checkpoint"):
         return None
-    best = output_dir / PurePath(name).name
-    source = checkpoint if checkpoint.name == best.name else checkpoint / BEST_FOLDER
+    best = output_dir / PurePath(state["best_model_checkpoint"]).name
+    # By its steps, not by its folder's name, which a copy may have changed.
+    source = checkpoint if checkpoint_step(best) == state["global_step"] else checkpoint / BEST_FOLDER
     if not _has_weights(best) and source.is_dir():
         for pattern in _WEIGHTS:
             for path in source.glob(pattern):

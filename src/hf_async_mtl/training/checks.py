@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from .arguments import AsyncMTLTrainingArguments
 
@@ -81,7 +82,9 @@ def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None) -> Non
         return
     known = ["average"]
     for name, task in sets.items():
-        known += [f"{name}_{key}" for key in (*(task.metrics or ()), "loss")]
+        # Upstream takes every metric but a loss to be better when greater.
+        fitting = [key for key in task.metrics or () if key not in METRICS or METRICS[key].greater_is_better]
+        known += [f"{name}_{key}" for key in (*fitting, "loss")]
     found = metric.removeprefix("eval_")
     if found not in known:
         raise ConfigurationError(

@@ -40,6 +40,7 @@ def publish(
     finetuned_from: str | None = None,
     license: str | None = None,
     language: str | None = None,
+    results: Mapping[str, float],
     metadata: Mapping[str, str | list[str] | None],
 ) -> None:
     """Write ``plots/`` and ``README.md`` into the output folder.
@@ -52,16 +53,19 @@ def publish(
         finetuned_from: The encoder; what the model's configuration knows of it, where absent.
         license: As the Hub names it.
         language: ISO code.
+        results: Metrics of the model, for a run without an ``all_results.json``.
         metadata: Further keys of the card's metadata, added to those that are there.
     """
     folder = Path(args.output_dir)
-    results = folder / "all_results.json"
+    written = folder / "all_results.json"
+    if written.is_file():
+        results = json.loads(written.read_text(encoding="utf-8"))
     draw(report, folder)
     card = RunCard(
         model_name=model_name or folder.resolve().name,
         tasks=model.config.task_configs,
         report=report,
-        results=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {},
+        results=results,
         encoder=finetuned_from or model.config.encoder_config._name_or_path or model.encoder.config.model_type,
         training=_settings_of_note(model, args),
         license=license,

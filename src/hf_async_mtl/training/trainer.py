@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
@@ -422,30 +423,46 @@ class AsyncMTLTrainer(Trainer):
             teacher = self.store.load_snapshot(event.teacher_step)
             present = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
             self.model.load_state_dict(teacher)
-        self._display.description = f"Recording {event.task}"
+        if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
+            logger.warning(
+                f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
+                "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
+            )
+        try:
+            logits = self._logits_of(train)
+        finally:
+            if present is not None:
+                self.model.load_state_dict(present)
+        if self.args.should_save:
+            examples = self._convergence.examples[event.task]
+            RecordedLogits.write(self.store.logits_path(event.task), logits, examples, step=event.teacher_step)
+        self.accelerator.wait_for_everyone()
+        self._open_teacher(event.task)
+
+    def _logits_of(self, task: EncodedTask) -> list[np.ndarray]:
+        """The model's logits of each example, its own rows alone, in the order of the examples."""
+        args = self.args
+        joined, steps = args.eval_do_concat_batches, args.eval_accumulation_steps
+        self._display.description = f"Recording {task.name}"
         self.compute_metrics = None
+        # Batch by batch: joined, all examples would be padded to the longest of the set, again at every batch.
+        args.eval_do_concat_batches, args.eval_accumulation_steps = False, steps or 16
         try:
             # A loader draws a random number, and dropout would come after it.
             with torch.random.fork_rng(devices=[]), self._passing_workers():
                 output = self.evaluation_loop(
-                    self.get_test_dataloader(train), f"Recording {event.task}", prediction_loss_only=False
+                    self.get_test_dataloader(task), f"Recording {task.name}", prediction_loss_only=False
                 )
         finally:
+            args.eval_do_concat_batches, args.eval_accumulation_steps = joined, steps
             self.compute_metrics = self._compute_metrics
-            if present is not None:
-                self.model.load_state_dict(present)
-        self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
-        if self.args.should_save:
-            logits = np.asarray(output.predictions)[np.argsort(output.label_ids)]
-            if logits.ndim == 3:
-                counts = unit_counts(train.task, train.rows)
-                rows = [row[:count] for row, count in zip(logits, counts, strict=True)]
-            else:
-                rows = list(logits[:, None])
-            examples = self._convergence.examples[event.task]
-            RecordedLogits.write(self.store.logits_path(event.task), rows, examples, step=event.teacher_step)
-        self.accelerator.wait_for_everyone()
-        self._open_teacher(event.task)
+        self.callback_handler.on_predict(args, self.state, self.control, output.metrics)
+        counts = unit_counts(task.task, task.rows)
+        found: dict[int, np.ndarray] = {}
+        for logits, example_ids in zip(output.predictions, output.label_ids, strict=True):
+            for row, example in zip(logits, example_ids.tolist(), strict=True):
+                found[example] = row[: counts[example]] if row.ndim == 2 else row[None]
+        return [found[example] for example in range(len(task))]
 
     def _open_teacher(self, task: str) -> None:
         self.teachers[task] = RecordedLogits(self.store.logits_path(task))
@@ -624,7 +641,9 @@ class AsyncMTLTrainer(Trainer):
             self.model,
             self.args,
             self.schedule.report(),
-            model_name=model_name,
+            # Upstream gives the last part of the repository's name, which would not load.
+            model_name=self.hub_model_id or model_name,
+            results=self._final_results(),
             finetuned_from=finetuned_from,
             license=license,
             language=language,
@@ -635,3 +654,14 @@ class AsyncMTLTrainer(Trainer):
                 "dataset_args": dataset_args,
             },
         )
+
+    def _final_results(self) -> dict[str, float]:
+        """The validation metrics of the weights that the run ended with, as they were logged."""
+        step = self.schedule.report().get("final", {}).get("step")
+        logged = [entry for entry in self.state.log_history if entry["step"] == step]
+        return {key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
