@@ -1,8 +1,10 @@
-"""A Hub on the loopback, with one repository of data: just enough of its interface for `datasets.load_dataset`."""
+"""A Hub on the loopback, with one repository: just enough of its interface to load from it, and to push to it."""
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -12,21 +14,33 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0" * 39 + "1"
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What was pushed: the first line of its message, and path -> content."""
+
+    summary: str
+    files: Mapping[str, bytes]
+
+
 @contextmanager
-def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve a repository of data, and give the address for ``HF_ENDPOINT``.
+def serving(
+    repository: str, files: Mapping[str, bytes], kind: str = "dataset", commits: list[Commit] | None = None
+) -> Iterator[str]:
+    """Serve a repository, and give the address for ``HF_ENDPOINT``.
 
     Args:
         repository: Its id, such as ``user/name``.
         files: Path -> content.
+        kind: ``dataset`` or ``model``.
+        commits: Where given, who sends a token may push; each commit is appended, and `files` stay as they are.
     """
+    api, resolve = f"/api/{kind}s/{repository}", f"{'' if kind == 'model' else f'/{kind}s'}/{repository}/resolve/"
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            api, resolve = f"/api/datasets/{repository}", f"/datasets/{repository}/resolve/"
             if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
                 self.answer_json({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
             elif path.startswith(f"{api}/tree/"):
@@ -40,6 +54,28 @@ def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[str]:
 
         def do_HEAD(self) -> None:
             self.do_GET()
+
+        def do_POST(self) -> None:
+            path, address = unquote(urlsplit(self.path).path), f"http://{self.headers['Host']}/{repository}"
+            lines = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
+            if commits is None or not self.headers.get("Authorization"):
+                self.answer(401, b"{}", {})
+            elif path == "/api/repos/create":
+                self.answer_json({"url": address})
+            elif path == "/api/validate-yaml":
+                self.answer_json({"errors": [], "warnings": []})
+            elif path == f"{api}/preupload/main":
+                # Never by Git LFS or Xet, so that the commit has the content itself.
+                names = [file["path"] for file in lines[0]["files"]]
+                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+                self.answer_json({"files": modes})
+            elif path == f"{api}/commit/main":
+                pushed = [line["value"] for line in lines if line["key"] == "file"]
+                content = {file["path"]: b64decode(file["content"]) for file in pushed}
+                commits.append(Commit(lines[0]["value"]["summary"], content))
+                self.answer_json({"commitUrl": f"{address}/commit/{COMMIT}", "commitOid": COMMIT})
+            else:
+                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
         def answer_json(self, value: Any) -> None:
             self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
