@@ -106,10 +106,7 @@ def test_teachers_and_checkpoints_stay_here(pushed: Pushed) -> None:
             assert name == "model.safetensors" or not name.endswith((".safetensors", ".pt", ".pth"))
 
 
-PICKLED = pytest.mark.xfail(strict=True, reason="upstream pickles the arguments once more for each push on the way")
-
-
-@pytest.mark.parametrize("last", [True, pytest.param(False, marks=PICKLED)])
+@pytest.mark.parametrize("last", [True, False])
 def test_nothing_public_names_a_folder_of_this_machine_or_the_token(pushed: Pushed, last: bool) -> None:
     """Paths hold names of users and of projects. What a push on the way has brought stays in the history."""
     private = [str(pushed.run.parent), str(ROOT), sys.prefix, TOKEN]
@@ -146,7 +143,6 @@ def test_the_public_model_loads_as_its_card_says(pushed: Pushed, loaded: str) ->
         torch.testing.assert_close(torch.tensor(values), expected[task])
 
 
-@pytest.mark.xfail(strict=True, reason="the card's tokenizer is loaded without `trust_remote_code`")
 def test_the_card_does_not_make_its_reader_answer_questions(loaded: str) -> None:
     """A tokenizer reads the model's configuration, and asks whether to trust it: a script waits for an answer."""
     assert "[y/N]" not in loaded

@@ -194,7 +194,8 @@ def _removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
 
 
 def _write_results(path: Path, results: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    # Underscored: a push in the background leaves it out.
+    partial = path.with_name(f"_{path.name}.partial")
     partial.write_text(_to_json(results) + "\n", encoding="utf-8")
     partial.replace(path)
 

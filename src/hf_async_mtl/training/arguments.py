@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
@@ -221,6 +222,10 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
         self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
         settings("schedule", ScheduleConfig, self.section("schedule"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.
+        return {**self.__dict__, "hub_token": None, "output_dir": Path(self.output_dir or "").name}
 
     def _refuse_without_effect(self) -> None:
         for item in dataclasses.fields(self):

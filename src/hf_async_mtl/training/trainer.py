@@ -472,7 +472,8 @@ class AsyncMTLTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         path = Path(self.args.output_dir) / "convergence.json"
-        partial = path.with_name(path.name + ".partial")
+        # Underscored: a push in the background leaves it out.
+        partial = path.with_name(f"_{path.name}.partial")
         partial.write_text(json.dumps(self.schedule.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
 
