@@ -24,7 +24,7 @@ from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
-from ..training.checkpoints import last_whole_checkpoint, read_state
+from ..training.checkpoints import last_whole_checkpoint, read_state, write_whole
 from ..training.trainer import AsyncMTLTrainer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
@@ -159,7 +159,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     if test:
         results |= _evaluate_sets(trainer, test, "test", tasks)
     if trainer.is_world_process_zero():
-        _write_results(output_dir / "all_results.json", results)
+        write_whole(output_dir / "all_results.json", _to_json(results) + "\n")
     datasets = sorted({source.hub for source in config.sources.values() if source.hub}) or None
     if arguments.push_to_hub:
         trainer.push_to_hub(dataset=datasets)
@@ -191,13 +191,6 @@ def _removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _write_results(path: Path, results: Mapping[str, Any]) -> None:
-    # Underscored: a push in the background leaves it out.
-    partial = path.with_name(f"_{path.name}.partial")
-    partial.write_text(_to_json(results) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _to_json(metrics: Mapping[str, Any]) -> str:

@@ -76,10 +76,13 @@ def _position_limit(encoder: PreTrainedModel) -> int | None:
 
 
 def _build_encoder(config: Any) -> PreTrainedModel:
-    model_class = AutoModel._model_mapping[type(config)]
-    # A pooling layer that nothing reads would get no gradient, and DDP would wait for one.
+    return AutoModel.from_config(config, **_without_pooler(AutoModel._model_mapping[type(config)]))
+
+
+def _without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """Arguments for an encoder's class. A pooling layer that nothing reads gets no gradient, and DDP waits for one."""
     has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return AutoModel.from_config(config, **({"add_pooling_layer": False} if has_pooler else {}))
+    return {"add_pooling_layer": False} if has_pooler else {}
 
 
 class MultiTaskModel(PreTrainedModel):
@@ -172,9 +175,8 @@ class MultiTaskModel(PreTrainedModel):
                 "it, or choose an encoder for longer texts."
             )
         model_class = type(model.encoder)
-        pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         loaded, info = model_class.from_pretrained(
-            encoder, output_loading_info=True, **({"add_pooling_layer": False} if pooler else {}), **kwargs
+            encoder, output_loading_info=True, **_without_pooler(model_class), **kwargs
         )
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])

@@ -16,6 +16,7 @@ __all__ = [
     "last_whole_checkpoint",
     "link_best",
     "read_state",
+    "write_whole",
 ]
 
 TEACHERS_FOLDER = "_teachers"
@@ -23,6 +24,14 @@ BEST_FOLDER = "_best"
 """Inside a checkpoint: the weights that `load_best_model_at_end` would load, where they are another checkpoint's."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it, and whenever, finds the old one or the new one."""
+    # Underscored: a push in the background leaves it out.
+    partial = path.with_name(f"_{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

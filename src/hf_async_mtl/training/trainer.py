@@ -35,6 +35,7 @@ from .checkpoints import (
     last_whole_checkpoint,
     link_best,
     read_state,
+    write_whole,
 )
 from .checks import check_best_metric, check_sets, check_task_settings, task_of
 from .publishing import publish
@@ -471,11 +472,8 @@ class AsyncMTLTrainer(Trainer):
     def _write_report(self) -> None:
         if not self.is_world_process_zero():
             return
-        path = Path(self.args.output_dir) / "convergence.json"
-        # Underscored: a push in the background leaves it out.
-        partial = path.with_name(f"_{path.name}.partial")
-        partial.write_text(json.dumps(self.schedule.report(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        report = json.dumps(self.schedule.report(), indent=2, allow_nan=False)
+        write_whole(Path(self.args.output_dir) / "convergence.json", report + "\n")
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
