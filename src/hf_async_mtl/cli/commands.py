@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from ..data.encoding import encode
 from ..data.loading import load_splits
-from ..metrics import check_metric
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.configuration_multitask import ConfigurationError
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import last_whole_checkpoint, read_state, write_whole
 from ..training.trainer import AsyncMTLTrainer
+from .building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
 from .interruption import CheckpointOnSignal, RunInterrupted
@@ -133,10 +133,10 @@ def _demo(args: argparse.Namespace) -> None:
 def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
     checkpoint = _check_output_dir(output_dir, resume)
     arguments = config.arguments(output_dir)
-    splits, tasks = _load_tasks(config)
-    tokenizer = _load_tokenizer(config.encoder, tasks)
+    splits, tasks = load_tasks(config)
+    tokenizer = load_tokenizer(config.encoder, tasks)
     set_seed(config.seed)
-    model = _load_encoder(config, tasks)
+    model = load_encoder(config, tasks)
     test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}
     for name, rows in test.items():
         # For its errors, which are to come before training; the result is cached.
@@ -148,7 +148,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
             args=arguments,
             processing_class=tokenizer,
             train_dataset={name: sets["train"] for name, sets in splits.items()},
-            eval_dataset=_evaluation_sets(splits),
+            eval_dataset=evaluation_sets(splits),
             callbacks=[interruption],
         )
         with interruption.watching():
@@ -218,65 +218,6 @@ def _check_output_dir(output_dir: Path, resume: str | bool | None) -> Path | Non
     return None
 
 
-def _load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
-    """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
-    splits, tasks = {}, {}
-    for name, task in config.tasks.items():
-        splits[name] = load_splits(name, task, config.sources[name], config.data_seed)
-        try:
-            tasks[name] = task.resolve(splits[name]["train"])
-            _check_classes(tasks[name], splits[name]["train"])
-            for metric in tasks[name].metrics or ():
-                check_metric(metric, tasks[name])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"Task {name!r}: {error}") from None
-    return splits, tasks
-
-
-def _check_classes(task: TaskConfig, train: Dataset) -> None:
-    if task.type != "classification":
-        return
-    (column,) = task.label_columns
-    found = set(map(repr, train[column]))
-    if len(found) < 2:
-        raise ConfigurationError(
-            f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
-            f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
-        )
-
-
-def _evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
-    return {
-        name + split.removeprefix("validation"): rows
-        for name, sets in splits.items()
-        for split, rows in sets.items()
-        if split.startswith("validation")
-    }
-
-
-def _load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        has_words = any(task.type == "token_classification" for task in tasks.values())
-        if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
-            # Byte-level tokenizers read a list of words only when each word may begin with a space.
-            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
-        ) from error
-    return tokenizer
-
-
-def _load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
-    try:
-        return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
-    except OSError as error:
-        raise ConfigurationError(
-            f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
-        ) from error
-
-
 # -- evaluate, predict, report ----------------------------------------------------------------------------------------
 
 
@@ -285,7 +226,7 @@ def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
         model = MultiTaskModel.from_pretrained(source)
     except OSError as error:
         raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
-    return model.eval(), _load_tokenizer(source, model.config.task_configs)
+    return model.eval(), load_tokenizer(source, model.config.task_configs)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -301,7 +242,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         task = model.config.task_configs[name]
         splits = load_splits(name, task, config.sources[name], config.data_seed)
         if args.split == "validation":
-            sets.update(_evaluation_sets({name: splits}))
+            sets.update(evaluation_sets({name: splits}))
         elif args.split in splits:
             sets[name] = splits[args.split]
     if not sets:

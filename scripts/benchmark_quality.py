@@ -1,0 +1,548 @@
+"""Does asynchronous convergence pay? Bundles x methods x seeds, each method at its own best settings, test opened last.
+
+    python scripts/benchmark_quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
+    python scripts/benchmark_quality.py score scripts/configs/quality_cpu.yaml
+    python scripts/benchmark_quality.py report scripts/configs/quality_cpu.yaml
+
+*The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what is
+changed further), choices (learning rates, schedules of the learning rate) and seeds. ``data_seed`` fixes the samples and
+the carved validation rows for all of them; a seed rules the heads' weights, the order and the dropout.
+
+*Fair.* Every run takes the same steps; none ends early. A method's choices are made for itself, one after the other, with
+the first seed, by the validation average of its best-average checkpoint: first the learning rate, with the first
+schedule, then the schedule at that rate. Its other seeds run at what was chosen. Every run that was made is shown.
+
+*Clean.* ``run`` knows validation alone. It also keeps each checkpoint's answers on the test rows, without looking at the
+labels; ``score`` opens them, and does so only for a bundle of which every choice has been written down.
+
+*What of a run is kept.* ``best_average``, the evaluation with the best validation average, is the primary result;
+``last`` is the end of the budget; ``oracle`` takes each task at its own best evaluation, which no single checkpoint is.
+Where a method asks for ``controls``: ``average_of_bests`` (the mean of the weights of the tasks' best evaluations) and
+``ema_last``, ``ema_best_average`` (an exponential moving average of the weights), for the gain may be mere smoothing.
+
+*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file beside the plan's name in
+``--cells``; what is there is not run again, and a killed run loses the cells that were in work. Answers on test are in
+``--work`` until they are scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import set_seed as seed_everything
+
+from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
+from hf_async_mtl.cli.building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from hf_async_mtl.cli.config_file import RunConfig, load_config
+from hf_async_mtl.data.decoding import predictions, references
+from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.metrics import compute
+from hf_async_mtl.significance import bootstrap_values
+from hf_async_mtl.training.checkpoints import write_whole
+
+RESAMPLES = 500
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    bundle: str
+    method: str
+    choice: str
+    seed: int
+
+    def file(self, folder: Path, ending: str) -> Path:
+        return folder / self.bundle / self.method / f"{self.choice}-seed{self.seed}.{ending}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The YAML file; see the top of this script, and `scripts/configs/quality_cpu.yaml`."""
+
+    name: str
+    folder: Path
+    layers: int | None
+    data_seed: int
+    seeds: list[int]
+    bundles: dict[str, dict[str, Any]]
+    choices: dict[str, dict[str, dict[str, Any]]]
+    methods: dict[str, dict[str, Any]]
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        return cls(name=path.stem, folder=path.parent, **yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    def tasks(self, bundle: str) -> list[str]:
+        """The names of a bundle's tasks, from its configuration."""
+        text = (self.folder / self.bundles[bundle]["config"]).read_text(encoding="utf-8")
+        return list(yaml.safe_load(text)["tasks"])
+
+    def rows(self, bundle: str) -> list[str]:
+        """The methods of a bundle; one that trains each task by itself stands for as many."""
+        names = []
+        for name, method in self.methods.items():
+            if bundle in method.get("bundles", self.bundles):
+                names += [f"{name}-{task}" for task in self.tasks(bundle)] if method.get("single_task") else [name]
+        return names
+
+    def method(self, row: str) -> tuple[dict[str, Any], str | None]:
+        """A row's method, and the task that it is about where it is about one."""
+        if row in self.methods:
+            return self.methods[row], None
+        name, _, task = row.rpartition("-")
+        return self.methods[name], task
+
+    def settings(self, cell: Cell) -> list[str]:
+        """What a cell changes in its bundle's configuration, as ``--set`` takes it."""
+        changes = {**self.bundles[cell.bundle].get("set", {}), **self.method(cell.method)[0].get("set", {})}
+        for options, name in zip(self.choices.values(), cell.choice.split("-"), strict=True):
+            changes.update(options[name])
+        changes |= {"seed": cell.seed, "data_seed": self.data_seed}
+        return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[str, float]) -> tuple[list[str], str]:
+    """The choices that a method still has to try with its first seed, and the best of those that it has tried.
+
+    One axis after the other, so that two axes of two options cost three runs and not four. Ties go to the earlier option.
+
+    Args:
+        choices: Axis -> option -> settings.
+        averages: Choice (``option-option``) -> validation average, of those that were run.
+
+    Examples:
+        >>> axes = {"rate": {"low": {}, "high": {}}, "schedule": {"linear": {}, "constant": {}}}
+        >>> options_to_try(axes, {})
+        (['low-linear', 'high-linear'], '')
+        >>> options_to_try(axes, {"low-linear": 0.5, "high-linear": 0.6})
+        (['high-constant'], 'high-linear')
+        >>> options_to_try(axes, {"low-linear": 0.5, "high-linear": 0.6, "high-constant": 0.6})
+        ([], 'high-linear')
+    """
+    best = [next(iter(options)) for options in choices.values()]
+    for axis, options in enumerate(choices.values()):
+        tries = ["-".join([*best[:axis], option, *best[axis + 1 :]]) for option in options]
+        missing = [choice for choice in tries if choice not in averages]
+        if missing:
+            known = [choice for choice in tries if choice in averages]
+            return missing, max(known, key=averages.__getitem__) if axis and known else ""
+        best = max(tries, key=averages.__getitem__).split("-")
+    return [], "-".join(best)
+
+
+def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
+    """The cells that can be run now, those that others wait for first.
+
+    Args:
+        plan: The plan.
+        done: Cell -> validation average.
+    """
+    trials, repeats = [], []
+    for row, bundle in itertools.product(_rows(plan), plan.bundles):
+        if row not in plan.rows(bundle):
+            continue
+        averages = {
+            cell.choice: x
+            for cell, x in done.items()
+            if (cell.bundle, cell.method) == (bundle, row) and cell.seed == plan.seeds[0]
+        }
+        tries, chosen = options_to_try(plan.choices, averages)
+        trials += [Cell(bundle, row, choice, plan.seeds[0]) for choice in tries]
+        if not tries:
+            repeats += [Cell(bundle, row, chosen, seed) for seed in plan.seeds[1:]]
+    return [cell for cell in [*trials, *repeats] if cell not in done]
+
+
+def _rows(plan: Plan) -> list[str]:
+    """All rows, in the order of the methods."""
+    rows: dict[str, list[str]] = {name: [] for name in plan.methods}
+    for bundle in plan.bundles:
+        for row in plan.rows(bundle):
+            name = row if row in plan.methods else row.rpartition("-")[0]
+            if row not in rows[name]:
+                rows[name].append(row)
+    return list(itertools.chain(*rows.values()))
+
+
+def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str]:
+    """Row -> choice, of the rows whose choice is settled."""
+    settled = {}
+    for row in plan.rows(bundle):
+        averages = {
+            cell.choice: x
+            for cell, x in done.items()
+            if (cell.bundle, cell.method) == (bundle, row) and cell.seed == plan.seeds[0]
+        }
+        tries, choice = options_to_try(plan.choices, averages)
+        if not tries:
+            settled[row] = choice
+    return settled
+
+
+# -- one cell ---------------------------------------------------------------------------------------------------------
+
+
+def average_weights(states: Sequence[Weights]) -> Weights:
+    """The mean of each tensor; integers are those of the first."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in states[0].items()
+    }
+
+
+class MovingAverage(TrainerCallback):
+    """An exponential moving average of the weights, one update an optimizer step."""
+
+    def __init__(self, model: MultiTaskModel, decay: float) -> None:
+        self.decay = decay
+        self.weights = copy_of(model)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for name, tensor in kwargs["model"].state_dict().items():
+            if tensor.is_floating_point():
+                self.weights[name].lerp_(tensor.detach(), 1 - self.decay)
+
+
+def copy_of(model: torch.nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class KeepingTrainer(AsyncMTLTrainer):
+    """Keeps, in memory, the weights of each task's best evaluation and of the best average."""
+
+    moving_average: MovingAverage | None = None
+
+    def keep_from_here(self) -> None:
+        self.best: dict[str, Weights] = {}
+        self.best_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
+        self.best_moving_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # Before the phases move, which may roll the weights back.
+        measured = copy_of(self.model)
+        metrics = super()._evaluate(*args, **kwargs)
+        report = self.schedule.report()
+        for name, task in report["tasks"].items():
+            if task["best_step"] == report["step"]:
+                self.best[name] = measured
+        average, step = metrics["eval_average"], self.state.global_step
+        if average > self.best_average[0]:
+            self.best_average = (average, step, measured)
+        if self.moving_average is not None:
+            average = float(np.mean([*self.values_at(self.moving_average.weights).values()]))
+            if average > self.best_moving_average[0]:
+                weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
+                self.best_moving_average = (average, step, weights)
+        return metrics
+
+    def values_at(self, weights: Weights) -> dict[str, float]:
+        """Each task's monitored validation metric with some other weights."""
+        present = copy_of(self.model)
+        self.model.load_state_dict(weights)
+        sets: Mapping[str, EncodedTask] = self.eval_dataset
+        values = {name: value_of(sets[name], self.answers(sets[name])) for name in self.tasks}
+        self.model.load_state_dict(present)
+        return values
+
+    def answers(self, rows: EncodedTask) -> list[Any]:
+        """The predictions on some rows; their labels are not looked at."""
+        logits: Any = self._logits_of(rows)
+        if rows.task.type not in ("token_classification", "question_answering"):
+            logits = np.concatenate(logits)
+        return predictions(rows.task, logits, rows.rows)
+
+
+def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
+    """The monitored metric of some answers."""
+    task = rows.task
+    assert task.metrics is not None
+    metric = task.metrics[0]
+    return compute([metric], task.type, answers, references(task, rows.rows), task.labels)[metric]
+
+
+def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
+    """Answers as a flat array; see `from_array`."""
+    if task.type == "regression":
+        return np.asarray(answers, dtype=np.float32)
+    if task.type == "token_classification":
+        assert task.labels is not None
+        place = {label: index for index, label in enumerate(task.labels)}
+        return np.asarray([place[label] for words in answers for label in words], dtype=np.int16)
+    return np.asarray(answers, dtype=np.int16)
+
+
+def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list[Any]:
+    """Answers as metrics take them; the references give the lengths of lists."""
+    if task.type != "token_classification":
+        return array.tolist()
+    assert task.labels is not None
+    names = iter([task.labels[index] for index in array.tolist()])
+    return [list(itertools.islice(names, len(words))) for words in true]
+
+
+def build(plan: Plan, cell: Cell) -> tuple[RunConfig, dict[str, Any], dict[str, TaskConfig]]:
+    """A cell's configuration, splits and tasks."""
+    config = load_config(plan.folder / plan.bundles[cell.bundle]["config"], plan.settings(cell))
+    task = plan.method(cell.method)[1]
+    if task is not None:
+        config.tasks, config.sources = {task: config.tasks[task]}, {task: config.sources[task]}
+    splits, tasks = load_tasks(config)
+    return config, splits, tasks
+
+
+def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
+    """Train, evaluate on validation, answer on test, and write the cell."""
+    begin = time.monotonic()
+    method = plan.method(cell.method)[0]
+    config, splits, tasks = build(plan, cell)
+    arguments = config.arguments(
+        cell.file(work, "run"), save_strategy="no", load_best_model_at_end=False, report_to="none"
+    )
+    seed_everything(cell.seed)
+    model = load_encoder(config, tasks)
+    trainer = KeepingTrainer(
+        model=model,
+        args=arguments,
+        processing_class=load_tokenizer(config.encoder, tasks),
+        train_dataset={name: sets["train"] for name, sets in splits.items()},
+        eval_dataset=evaluation_sets(splits),
+    )
+    trainer.keep_from_here()
+    if method.get("controls"):
+        trainer.moving_average = MovingAverage(model, decay=0.99)
+        trainer.add_callback(trainer.moving_average)
+    result = trainer.train()
+    report = trainer.schedule.report()
+
+    history = {name: dict(task["history"]) for name, task in report["tasks"].items()}
+    best_step = trainer.best_average[1]
+    kept: dict[str, dict[str, Weights]] = {
+        "last": dict.fromkeys(tasks, copy_of(model)),
+        "best_average": dict.fromkeys(tasks, trainer.best_average[2]),
+        "oracle": trainer.best,
+    }
+    validation = {
+        "last": {
+            name: history[name].get(report["final"]["step"], report["final"]["tasks"][name]["value"]) for name in tasks
+        },
+        "best_average": {name: history[name][best_step] for name in tasks},
+        "oracle": {name: task["best"] for name, task in report["tasks"].items()},
+    }
+    steps: dict[str, Any] = {
+        "last": report["final"]["step"],
+        "best_average": best_step,
+        "oracle": {name: task["best_step"] for name, task in report["tasks"].items()},
+    }
+    if trainer.moving_average is not None:
+        for kind, weights, step in (
+            ("average_of_bests", average_weights(list(trainer.best.values())), report["final"]["step"]),
+            ("ema_last", trainer.moving_average.weights, report["final"]["step"]),
+            ("ema_best_average", trainer.best_moving_average[2], trainer.best_moving_average[1]),
+        ):
+            kept[kind] = dict.fromkeys(tasks, weights)
+            validation[kind], steps[kind] = trainer.values_at(weights), step
+
+    answers = {}
+    test = trainer._encode({name: sets["test"] for name, sets in splits.items()})
+    for kind, states in kept.items():
+        for name in tasks:
+            model.load_state_dict(states[name])
+            answers[f"{kind}.{name}"] = to_array(tasks[name], trainer.answers(test[name]))
+    file = cell.file(work, "npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **answers)
+    partial.replace(file)
+    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+
+    written = {
+        "version": 1,
+        "bundle": cell.bundle,
+        "method": cell.method,
+        "choice": cell.choice,
+        "seed": cell.seed,
+        "settings": plan.settings(cell),
+        "metrics": {name: task.monitored for name, task in tasks.items()},
+        "train_rows": {name: len(sets["train"]) for name, sets in splits.items()},
+        "validation": validation,
+        "averages": {kind: float(np.mean(list(values.values()))) for kind, values in validation.items()},
+        "steps": steps,
+        "curves": {
+            name: [[step, None if x is None else round(x, 4)] for step, x in task["history"]]
+            for name, task in report["tasks"].items()
+        },
+        "events": report["events"],
+        "seconds": {"training": round(result.metrics["train_runtime"], 1), "all": round(time.monotonic() - begin, 1)},
+        "environment": environment(),
+        "test": None,
+    }
+    cell.file(cells, "json").parent.mkdir(parents=True, exist_ok=True)
+    write_whole(cell.file(cells, "json"), json.dumps(written, indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What the seconds depend on."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+# -- all cells --------------------------------------------------------------------------------------------------------
+
+
+def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
+    """All cells that were run."""
+    found = {}
+    for path in sorted(folder.glob("*/*/*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        found[Cell(cell["bundle"], cell["method"], cell["choice"], cell["seed"])] = cell
+    return found
+
+
+def validation_averages(cells: Path) -> dict[Cell, float]:
+    """What choices are made on."""
+    return {cell: content["averages"]["best_average"] for cell, content in read_cells(cells).items()}
+
+
+def prepare_encoder(plan: Plan, work: Path) -> str:
+    """The encoder, cut to its first layers where the plan says so."""
+    source = os.environ["ENCODER"]
+    if plan.layers is None:
+        return source
+    folder = work / f"encoder-{plan.layers}"
+    if not (folder / "tokenizer.json").is_file():
+        AutoModel.from_pretrained(source, num_hidden_layers=plan.layers).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
+def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: float) -> None:
+    """Run what is missing, ``jobs`` cells at once, each in a process of its own."""
+    variables = {**os.environ, "ENCODER": prepare_encoder(plan, work)}
+    end = time.monotonic() + 60 * minutes
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    failed: list[Cell] = []
+    while True:
+        for cell, process in list(running.items()):
+            if process.poll() is not None:
+                del running[cell]
+                status = "done" if process.returncode == 0 else f"FAILED, see {cell.file(work, 'log')}"
+                failed += [cell] if process.returncode else []
+                print(
+                    f"{time.strftime('%H:%M:%S')} {cell.bundle} {cell.method} {cell.choice} {cell.seed}: {status}",
+                    flush=True,
+                )
+        ready = [c for c in cells_to_run(plan, validation_averages(cells)) if c not in running and c not in failed]
+        if time.monotonic() < end:
+            for cell in ready[: jobs - len(running)]:
+                log = cell.file(work, "log")
+                log.parent.mkdir(parents=True, exist_ok=True)
+                command = [
+                    sys.executable,
+                    __file__,
+                    "cell",
+                    str(path),
+                    "--cells",
+                    str(cells),
+                    "--work",
+                    str(work),
+                    *(f"--{key}={getattr(cell, key)}" for key in ("bundle", "method", "choice", "seed")),
+                ]
+                with log.open("wb") as out:
+                    running[cell] = subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT)
+        if not running:
+            break
+        time.sleep(1)
+    if failed:
+        raise SystemExit(f"{len(failed)} cells failed: {', '.join(map(str, failed))}")
+
+
+def score(plan: Plan, cells: Path, work: Path) -> None:
+    """Open the test labels: write the metrics, and their bootstrap, into the cells that were chosen."""
+    done = read_cells(cells)
+    averages = validation_averages(cells)
+    for bundle in plan.bundles:
+        choices = chosen(plan, bundle, averages)
+        missing = [row for row in plan.rows(bundle) if row not in choices]
+        if missing:
+            print(f"{bundle}: not scored; no choice has been made yet for {', '.join(missing)}")
+            continue
+        write_whole(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
+        for cell, content in done.items():
+            if cell.bundle == bundle and choices[cell.method] == cell.choice and content["test"] is None:
+                content["test"], content["replicates"] = score_cell(plan, cell, work)
+                write_whole(cell.file(cells, "json"), json.dumps(content, indent=1) + "\n")
+
+
+def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Kind -> task -> metric on test, and kind -> mean over the tasks in each of the resamples of the test rows.
+
+    A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
+    """
+    config, splits, tasks = build(plan, cell)
+    tokenizer = load_tokenizer(config.encoder, tasks)
+    values: dict[str, dict[str, float]] = {}
+    means: dict[str, list[np.ndarray]] = {}
+    with np.load(cell.file(work, "npz"), allow_pickle=False) as answers:
+        for key in answers.files:
+            kind, name = key.split(".")
+            task = tasks[name]
+            length = task.max_length or config.model["max_length"]
+            true = references(task, encode(splits[name]["test"], name, task, tokenizer, length))
+            given = from_array(task, answers[key], true)
+            metric = task.monitored
+            values.setdefault(kind, {})[name] = compute([metric], task.type, given, true, task.labels)[metric]
+            resampled = bootstrap_values(metric, task.type, given, true, task.labels, RESAMPLES, seed=0)
+            means.setdefault(kind, []).append(np.asarray(resampled))
+    return values, {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "cell", "score"])
+    parser.add_argument("plan", type=Path, metavar="PLAN.yaml")
+    parser.add_argument("--cells", type=Path, help="default: model_cards/<name of the plan>")
+    parser.add_argument("--work", type=Path, help="default: runs/<name of the plan>")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each with OMP_NUM_THREADS threads")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
+    for key, kind in (("bundle", str), ("method", str), ("choice", str), ("seed", int)):
+        parser.add_argument(f"--{key}", type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    plan = Plan.load(args.plan)
+    cells, work = args.cells or Path("model_cards", plan.name), args.work or Path("runs", plan.name)
+    if args.command == "run":
+        run(plan, args.plan, cells, work, args.jobs, args.minutes)
+    elif args.command == "cell":
+        run_cell(plan, Cell(args.bundle, args.method, args.choice, args.seed), cells, work)
+    else:
+        os.environ["ENCODER"] = prepare_encoder(plan, work)
+        score(plan, cells, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""From a checked configuration to data, tokenizer and model; every failure is one message for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from ..data.loading import load_splits
+from ..metrics import check_metric
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.modeling_multitask import MultiTaskModel
+from .config_file import RunConfig
+
+__all__ = ["evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
+
+
+def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
+    """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
+    splits, tasks = {}, {}
+    for name, task in config.tasks.items():
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed)
+        try:
+            tasks[name] = task.resolve(splits[name]["train"])
+            _check_classes(tasks[name], splits[name]["train"])
+            for metric in tasks[name].metrics or ():
+                check_metric(metric, tasks[name])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"Task {name!r}: {error}") from None
+    return splits, tasks
+
+
+def _check_classes(task: TaskConfig, train: Dataset) -> None:
+    if task.type != "classification":
+        return
+    (column,) = task.label_columns
+    found = set(map(repr, train[column]))
+    if len(found) < 2:
+        raise ConfigurationError(
+            f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
+            f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
+        )
+
+
+def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
+    """The validation sets as the trainer names them: ``<task>`` and ``<task>_<suffix>``."""
+    return {
+        name + split.removeprefix("validation"): rows
+        for name, sets in splits.items()
+        for split, rows in sets.items()
+        if split.startswith("validation")
+    }
+
+
+def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
+    """The tokenizer of a model or an encoder, as its tasks need it."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        has_words = any(task.type == "token_classification" for task in tasks.values())
+        if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
+            # Byte-level tokenizers read a list of words only when each word may begin with a space.
+            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer
+
+
+def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
+    """New heads on the configured encoder."""
+    try:
+        return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
+    except OSError as error:
+        raise ConfigurationError(
+            f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
+        ) from error
