@@ -37,7 +37,7 @@ from sklearn import metrics as sklearn_metrics
 
 from hf_async_mtl.model.configuration_multitask import ConfigurationError, TaskConfig
 
-__all__ = ["METRICS", "check_metric", "compute", "normalize_answer"]
+__all__ = ["METRICS", "check_metric", "chunk_tag", "compute", "normalize_answer"]
 
 _CLASS = Value("int64")
 _NUMBER = Value("float64")
@@ -239,7 +239,7 @@ class SquadF1(_BuiltInMetric):
         return _mean_of_best(_word_overlap_f1, predictions, references)
 
 
-def _chunk_tag(label: str) -> str:
+def chunk_tag(label: str) -> str:
     """The label in a scheme that seqeval knows: without a B-, I-, E- or S- it counts as inside a chunk of its type."""
     if re.match(r"[OBIES]$|[BIES]-", label):
         return label
@@ -256,7 +256,7 @@ class SeqevalF1(_BuiltInMetric):
     types = ("token_classification",)
 
     def score(self, predictions: list[list[str]], references: list[list[str]]) -> float:
-        predicted, gold = ([[_chunk_tag(label) for label in row] for row in rows] for rows in (predictions, references))
+        predicted, gold = ([[chunk_tag(label) for label in row] for row in rows] for rows in (predictions, references))
         return seqeval_metrics.f1_score(gold, predicted, zero_division=0)
 
 

@@ -1,0 +1,136 @@
+"""How sure is a metric's change? Standard errors by the bootstrap over a validation set's examples.
+
+Method: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), algorithm 6.1. The data are drawn from
+themselves with replacement; the spread of the metric over such resamples estimates its spread over validation sets of
+that size. It says nothing of the spread over the seeds of a training.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from seqeval.metrics.sequence_labeling import get_entities
+
+from hf_async_mtl import metrics
+
+__all__ = ["bootstrap_values", "paired_standard_error"]
+
+
+def paired_standard_error(
+    metric: str,
+    task_type: str,
+    before: Sequence[Any],
+    now: Sequence[Any],
+    references: Sequence[Any],
+    labels: Sequence[str] | None,
+    resamples: int = 200,
+    seed: int = 0,
+) -> float:
+    """The standard error of ``metric(now) - metric(before)`` over the validation examples.
+
+    Both are scored on the same resamples: where two models are right and wrong on the same examples, the difference is
+    far surer than either value. It is 0 where no resample tells the two apart, as for equal predictions. Of a handful
+    of examples it is too small: by the factor sqrt((n - 1) / n) for a mean over n.
+
+    Args:
+        metric: One name, built in or for `evaluate.load`; see `metrics.compute`, also for the next five.
+        task_type: The task's type.
+        before: One prediction an example.
+        now: One prediction an example, of the same examples.
+        references: One an example.
+        labels: The names of the classes, where the task has some.
+        resamples: At least 2. With 200, the estimate itself is off by some 5 %.
+        seed: Of the resamples. No global random state is read or changed.
+
+    Returns:
+        In units of the metric, >= 0. Resamples in which the metric is not defined are left out; NaN where that is more
+        than half of them.
+
+    Raises:
+        ConfigurationError: The metric does not fit the task or cannot be loaded.
+        ValueError: Predictions and references differ in number, or there are none.
+
+    >>> round(paired_standard_error("accuracy", "classification", [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], None), 2)
+    0.21
+    """
+    settings = (references, labels, resamples, seed)
+    values_before = np.array(bootstrap_values(metric, task_type, before, *settings))
+    values_now = np.array(bootstrap_values(metric, task_type, now, *settings))
+    differences = values_now - values_before
+    defined = differences[np.isfinite(differences)]
+    return math.nan if 2 * len(defined) < resamples else float(defined.std(ddof=1))
+
+
+def bootstrap_values(
+    metric: str,
+    task_type: str,
+    predictions: Sequence[Any],
+    references: Sequence[Any],
+    labels: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+) -> list[float]:
+    """A metric's values on resamples of the examples; their quantiles are an interval of confidence.
+
+    The resamples depend on the seed and the number of examples only: the values of two models over the same examples
+    are pairs.
+
+    Args:
+        metric: One name; see `paired_standard_error` for all arguments.
+        task_type: The task's type.
+        predictions: One an example.
+        references: One an example.
+        labels: The names of the classes, where the task has some.
+        resamples: How many.
+        seed: Of the resamples.
+
+    Returns:
+        One value a resample; NaN where the metric is not defined.
+
+    Raises:
+        ConfigurationError: The metric does not fit the task or cannot be loaded.
+        ValueError: Predictions and references differ in number, or there are none.
+
+    >>> bootstrap_values("accuracy", "classification", [1, 0], [1, 0], None, resamples=3, seed=0)
+    [1.0, 1.0, 1.0]
+    """
+    metrics.compute([metric], task_type, predictions, references, labels)  # refuses what does not fit
+    count = len(references)
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    if metric == "seqeval_f1":
+        return _chunk_f1(predictions, references, draws)
+    predicted, true = _indexable(task_type, predictions), _indexable(task_type, references)
+    if metric not in metrics.METRICS:
+        return [
+            metrics.compute([metric], task_type, predicted[draw].tolist(), true[draw].tolist(), labels)[metric]
+            for draw in draws
+        ]
+    # The metric itself, because `evaluate` takes longer to write the inputs down than most metrics take to score them.
+    with tempfile.TemporaryDirectory() as folder:
+        scorer: Any = metrics.METRICS[metric](task_type, keep_in_memory=True, cache_dir=folder)
+        return [float(scorer.score(predicted[draw], true[draw])) for draw in draws]
+
+
+def _indexable(task_type: str, values: Sequence[Any]) -> np.ndarray:
+    """An array whose first dimension is the examples, also where an example is a list of its own length."""
+    if task_type not in ("token_classification", "question_answering"):
+        return np.asarray(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _chunk_f1(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], draws: np.ndarray
+) -> list[float]:
+    """`metrics.SeqevalF1` of each resample: no chunk goes on into the next example, so that their counts add up."""
+    counts = []
+    for rows in zip(predictions, references, strict=True):
+        predicted, gold = (set(get_entities([metrics.chunk_tag(label) for label in row])) for row in rows)
+        counts.append((2 * len(predicted & gold), len(predicted) + len(gold)))
+    shared, total = np.array(counts)[draws].sum(1).T
+    return (shared / np.maximum(total, 1)).tolist()
