@@ -81,9 +81,11 @@ def test_all_legend_entries_fit(tmp_path: Path, figures: list[Figure]) -> None:
     for count in (2, 4, 12):
         report = fake_report(count)
         phases = ["waiting", "stopped", "distilling", "learning"]
-        for task, phase in zip(report["tasks"].values(), phases, strict=False):
+        for (name, task), phase in zip(report["tasks"].items(), phases, strict=False):
             task["phase"] = phase
-            task["converged_step"] = None if phase == "waiting" else task["converged_step"]
+            if phase == "waiting":
+                task["converged_step"] = None
+                report["events"] = [event for event in report["events"] if event["task"] != name]
         plots.plot_curves(report, tmp_path / "curves.png")
         assert overlap(figures[-1]) == []
 
@@ -99,6 +101,72 @@ def test_curve_is_cut_at_the_switch(tmp_path: Path, figures: list[Figure]) -> No
         if switch is not None:
             expected = [[p for p in history if p[0] <= switch], [p for p in history if p[0] >= switch]]
         assert curves(figures[0], panel, ".") == expected
+
+
+def happened(event: str, step: int, teacher_step: int | None = None) -> dict[str, Any]:
+    return {"step": step, "task": "match", "event": event, "teacher_step": teacher_step}
+
+
+@pytest.mark.parametrize(
+    ("phase", "events", "expected"),
+    [
+        ("waiting", [], [("waiting", 100, 1900)]),
+        ("distilling", [], [("distilling", 100, 1900)]),  # its teacher is from outside
+        ("learning", [("joined", 600)], [("waiting", 100, 600), ("learning", 600, 1900)]),
+        (
+            "stopped",
+            [("joined", 600), ("converged", 1100), ("rolled_back", 1100)],
+            [("waiting", 100, 600), ("learning", 600, 1100), ("stopped", 1100, 1900)],
+        ),
+        (
+            "distilling",
+            [("converged", 500), ("teacher_renewed", 700), ("returned", 900), ("converged", 1300)],
+            [("learning", 100, 500), ("distilling", 500, 900), ("learning", 900, 1300), ("distilling", 1300, 1900)],
+        ),
+        (
+            "learning",
+            [("converged", 500), ("returned", 900)],
+            [("learning", 100, 500), ("distilling", 500, 900), ("learning", 900, 1900)],
+        ),
+        (
+            "stopped",
+            [("converged", 500), ("returned", 900), ("converged", 1300)],
+            [("learning", 100, 500), ("stopped", 500, 900), ("learning", 900, 1300), ("stopped", 1300, 1900)],
+        ),
+    ],
+)
+def test_each_stretch_has_the_color_of_its_phase(
+    phase: str,
+    events: list[tuple[str, int]],
+    expected: list[tuple[str, int, int]],
+    tmp_path: Path,
+    figures: list[Figure],
+) -> None:
+    """Bug: a task that returned to its labels, or that waited, is drawn in the one color of its last phase."""
+    report = fake_report(1)
+    task = report["tasks"]["match"]
+    convergences = [step for event, step in events if event == "converged"]
+    converged = phase in ("distilling", "stopped")
+    task |= {"phase": phase, "converged_step": max([0, *convergences]) if converged else None}
+    other = {**happened("converged", 300), "task": "another"}
+    report["events"] = [other, *(happened(event, step) for event, step in events)]
+    plots.plot_curves(report, tmp_path / "curves.png")
+    lines = [line for line in figures[0].axes[0].lines if line.get_marker() == "."]
+    colors = [plots._PHASE_COLORS[phase] for phase, _, _ in expected]
+    assert [line.get_color() for line in lines] == colors
+    history = [(step, value) for step, value in task["history"]]
+    assert [data(line) for line in lines] == [[p for p in history if a <= p[0] <= b] for _, a, b in expected]
+    dotted = [data(line)[0][0] for line in figures[0].axes[0].lines if line.get_linestyle() == ":"]
+    assert dotted == convergences
+
+
+def test_task_with_a_teacher_from_outside_has_no_star(tmp_path: Path, figures: list[Figure]) -> None:
+    """Bug: a teacher that was never scored is drawn at None."""
+    report = fake_report(1)
+    report["events"] = []
+    report["tasks"]["match"] |= {"converged_step": 0, "teacher_step": None, "teacher_value": None}
+    plots.plot_curves(report, tmp_path / "curves.png")
+    assert curves(figures[0], 0, "*") == []
 
 
 def test_teacher_and_saved_checkpoint_are_marked(tmp_path: Path, figures: list[Figure]) -> None:
@@ -173,6 +241,56 @@ def test_retention_of_a_running_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a run that has ended"):
         plots.plot_retention(fake_report(ended=False), tmp_path / "retention.png")
     assert not list(tmp_path.iterdir())
+
+
+def fake_conflicts(count: int) -> dict[str, Any]:
+    """Cosines of tasks with long and short names; of the first and the last task, none was measured."""
+    names = [f"task_{i}" + "_with_quite_a_long_name" * (i % 2) for i in range(count)]
+    generator = np.random.default_rng(0)
+    cosines = np.tanh(generator.normal(scale=0.3, size=(count, count)))
+    cosines = (cosines + cosines.T) / 2
+    np.fill_diagonal(cosines, 1)
+    rows = cosines.tolist()
+    rows[0][-1] = rows[-1][0] = None
+    return {"tasks": names, "cosines": rows}
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_conflicts_without_overlaps(count: int, tmp_path: Path, figures: list[Figure]) -> None:
+    """Bug: long names run over each other, the cells or off the page."""
+    plots.plot_conflicts(fake_conflicts(count), tmp_path / "plots" / "conflicts.png")
+    assert (tmp_path / "plots" / "conflicts.png").read_bytes().startswith(b"\x89PNG")
+    assert overlap(figures[0]) == []
+
+
+def test_each_pair_has_one_cell_under_its_names(tmp_path: Path, figures: list[Figure]) -> None:
+    """Bug: the cosines stand in the wrong row or column, a pair stands there twice, or an unknown one as 0 or nan."""
+    cosines = [[1.0, -0.004, None], [-0.004, 1.0, 0.123], [None, 0.123, 1.0]]
+    plots.plot_conflicts({"tasks": ["a", "b", "c"], "cosines": cosines}, tmp_path / "conflicts.png")
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c"]
+    placed = {text.get_text(): text.get_position() for text in axes.texts}
+    assert {name: placed.pop(name)[0] for name in ("a", "b")} == {"a": -0.45, "b": 0.55}
+    assert placed == {"0.00": (0, 0), "-": (0, 1), "0.12": (1, 1)}
+
+
+def test_colors_of_conflicts_are_even_about_zero(tmp_path: Path, figures: list[Figure]) -> None:
+    """Bug: white is the mean and not 0, or tiny cosines look like strong ones."""
+    for cosine, limit in ((0.01, 0.2), (-0.7, 0.7)):
+        plots.plot_conflicts({"tasks": ["a", "b"], "cosines": [[1, cosine], [cosine, 1]]}, tmp_path / "conflicts.png")
+        assert figures[-1].axes[0].images[0].get_clim() == (-limit, limit)
+
+
+def test_conflicts_are_drawn_where_there_are_some(tmp_path: Path) -> None:
+    """Bug: a run that measured no conflicts, or has one task, fails at its last plot."""
+    report = fake_report(2)
+    assert [path.name for path in plots.draw(report, tmp_path)] == ["curves.png", "retention.png"]
+    report["conflicts"] = {"tasks": ["match"], "cosines": [[1.0]]}
+    assert [path.name for path in plots.draw(report, tmp_path)] == ["curves.png", "retention.png"]
+    report["conflicts"] = fake_conflicts(2)
+    drawn = plots.draw(report, tmp_path)
+    assert drawn == [tmp_path / "plots" / name for name in ("curves.png", "retention.png", "conflicts.png")]
+    assert all(path.is_file() for path in drawn)
 
 
 def test_no_global_state() -> None:

@@ -1,17 +1,20 @@
 """Plots of a run, from the plain dict of `convergence.json`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-__all__ = ["draw", "plot_curves", "plot_retention"]
+__all__ = ["draw", "plot_conflicts", "plot_curves", "plot_retention"]
 
 # Okabe and Ito's palette: told apart by color-blind readers, and in grey by their brightness.
 _BLUE, _ORANGE, _PURPLE, _GREEN = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
@@ -19,6 +22,8 @@ _DARK_GREY, _GREY, _LIGHT_GREY = "#444444", "#888888", "#E5E5E5"
 _PHASE_COLORS = {"learning": _BLUE, "distilling": _ORANGE, "stopped": _PURPLE, "waiting": _GREY}
 _LEGEND_ORDER = [*_PHASE_COLORS, "converged", "teacher", "saved checkpoint"]
 _LEGEND_COLUMNS = {1: 3, 2: 5, 3: 7}  # by the number of panels in a row: what fits beside one another
+_CONFLICT_COLORS = LinearSegmentedColormap.from_list("conflicts", [_ORANGE, "white", _BLUE])
+_SMALLEST_LIMIT = 0.2  # of the colors: a cosine of 0.01 is no deep blue because all others are smaller
 _FONT_SIZE = 9
 _DPI = 130
 
@@ -38,14 +43,18 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     if "final" in report:
         drawn.append(folder / "plots" / "retention.png")
         plot_retention(report, drawn[-1])
+    if report.get("conflicts") and len(report["conflicts"]["tasks"]) > 1:
+        drawn.append(folder / "plots" / "conflicts.png")
+        plot_conflicts(report["conflicts"], drawn[-1])
     return drawn
 
 
 def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:
     """Draw each task's validation curve as a PNG: small multiples over the same steps.
 
-    A curve changes color where its task converged; the teacher is a star and, from there on, a dashed line at its
-    value; the saved checkpoint is a diamond, once the run has ended. Evaluations without a value are skipped.
+    A curve has the color of the phase that its task was in; each convergence is a dotted line. The teacher is a star
+    and, from there on, a dashed line at its value; the saved checkpoint is a diamond, once the run has ended.
+    Evaluations without a value are skipped.
 
     Args:
         report: The content of `convergence.json`, of a finished or a running run.
@@ -59,7 +68,7 @@ def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:
     legend: dict[str, Artist] = {}
     for i, (name, task) in enumerate(tasks.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
-        legend |= _draw_curve(axes, task, last_step)
+        legend |= _draw_curve(axes, task, [event for event in report["events"] if event["task"] == name], last_step)
         if "final" in report and report["final"]["tasks"][name]["value"] is not None:
             x, y = report["final"]["step"], report["final"]["tasks"][name]["value"]
             legend["saved checkpoint"] = axes.plot(x, y, "D", color=_GREEN, markersize=6, zorder=4)[0]
@@ -116,7 +125,53 @@ def plot_retention(report: Mapping[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
-def _draw_curve(axes: Axes, task: Mapping[str, Any], last_step: int) -> dict[str, Artist]:
+def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path) -> None:
+    """Draw the mean cosine between each two tasks' gradients as a PNG: blue where they agree, orange where not.
+
+    Each pair has one cell; one that was never measured is grey. The colors end at the largest cosine there is, at least
+    at 0.2, and as far below 0 as above.
+
+    Args:
+        conflicts: ``tasks``, and ``cosines`` with a row and a column for each, None where not known.
+        path: The file to write; its folder is made.
+    """
+    tasks = conflicts["tasks"]
+    cosines = np.array(conflicts["cosines"], dtype=float)
+    # Of a symmetric table all but what lies below the diagonal is said twice, or 1.
+    cells = np.where(np.tri(len(tasks), k=-1, dtype=bool), cosines, np.nan)[1:, :-1]
+    limit = max([_SMALLEST_LIMIT, *np.abs(cells[np.isfinite(cells)])])
+    names = [_shorten(name, 24) for name in tasks]
+    size = len(tasks) - 1
+    figure = Figure(figsize=(0.55 * size + 3.9, 0.55 * size + 0.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(cells, cmap=_CONFLICT_COLORS, vmin=-limit, vmax=limit)
+    center: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": _FONT_SIZE}
+    for row in range(size):
+        for column in range(row + 1):
+            cosine = cells[row, column]
+            if math.isfinite(cosine):
+                color = "white" if abs(cosine) > 0.7 * limit else "black"
+                axes.text(column, row, f"{round(cosine, 2) + 0:.2f}", color=color, **center)  # + 0: no -0.00
+            else:
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=_LIGHT_GREY))
+                axes.text(column, row, "-", **center)
+        # On the stairs, where there is room for a long name.
+        axes.text(row - 0.45, row - 0.6, names[row], ha="left", va="bottom", fontsize=_FONT_SIZE)
+    axes.set_yticks(range(size), names[1:])
+    axes.set_xticks([])
+    axes.set_xticks(np.arange(-0.5, size), minor=True)
+    axes.set_yticks(np.arange(-0.5, size), minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", labelsize=_FONT_SIZE, length=0)
+    axes.spines[:].set_visible(False)
+    title = "mean cosine between the tasks' gradients (negative: conflict)"
+    figure.suptitle(title, fontsize=_FONT_SIZE + 1, x=0.01, ha="left")
+    _save(figure, path)
+
+
+def _draw_curve(
+    axes: Axes, task: Mapping[str, Any], events: Sequence[Mapping[str, Any]], last_step: int
+) -> dict[str, Artist]:
     """Draw one task and return what the legend should explain, by label."""
     points = [(step, value) for step, value in task["history"] if value is not None and math.isfinite(value)]
     if not points:
@@ -124,21 +179,33 @@ def _draw_curve(axes: Axes, task: Mapping[str, Any], last_step: int) -> dict[str
         axes.set_yticks([])
         return {}
     drawn: dict[str, Artist] = {}
-    switch = task["converged_step"]
-    before = points if switch is None else [point for point in points if point[0] <= switch]
-    after = [] if switch is None else [point for point in points if point[0] >= switch]
-    first_phase = "waiting" if task["phase"] == "waiting" else "learning"
-    for phase, part in ((first_phase, before), (task["phase"], after)):
-        if part:
+    for phase, start, end in _stretches(task, events):
+        if part := [point for point in points if start <= point[0] <= end]:
             x, y = zip(*part, strict=True)
             (line,) = axes.plot(x, y, ".-", color=_PHASE_COLORS[phase], markersize=4, linewidth=1.4)
             drawn[phase] = line
-    if switch is not None:
-        drawn["converged"] = axes.axvline(switch, color=_DARK_GREY, linewidth=1.2, linestyle=":", zorder=0)
+    for event in events:
+        if event["event"] == "converged":
+            drawn["converged"] = axes.axvline(event["step"], color=_DARK_GREY, linewidth=1.2, linestyle=":", zorder=0)
+    # A task that learns has none yet, and one that distils from the start has one that was never scored.
+    if task["converged_step"] is not None and task["teacher_value"] is not None:
         span, level = [task["teacher_step"], last_step], [task["teacher_value"]] * 2
         (teacher,) = axes.plot(span, level, "*--", color="black", linewidth=1, markersize=9, markevery=[0], zorder=3)
         drawn["teacher"] = teacher
     return drawn
+
+
+def _stretches(task: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """The phases that a task went through, each with its first and last step; the step of a change is in both."""
+    moves = [event for event in events if event["event"] in ("joined", "converged", "returned")]
+    if not moves:
+        return [(task["phase"], -math.inf, math.inf)]
+    # A task that has returned does not say what it did while it had converged; most distil.
+    settled = task["phase"] if moves[-1]["event"] == "converged" else "distilling"
+    after = {"joined": "learning", "converged": settled, "returned": "learning"}
+    phases = ["waiting" if moves[0]["event"] == "joined" else "learning", *(after[move["event"]] for move in moves)]
+    steps = [-math.inf, *(move["step"] for move in moves), math.inf]
+    return list(zip(phases, steps[:-1], steps[1:], strict=True))
 
 
 def _tidy(axes: Axes) -> None:
