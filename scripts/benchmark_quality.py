@@ -2,18 +2,19 @@
 
     python scripts/benchmark_quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
     python scripts/benchmark_quality.py score scripts/configs/quality_cpu.yaml
-    python scripts/benchmark_quality.py report scripts/configs/quality_cpu.yaml
+    python scripts/report_quality.py model_cards/quality_cpu --readme README.md
 
-*The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what is
-changed further), choices (learning rates, schedules of the learning rate) and seeds. ``data_seed`` fixes the samples and
-the carved validation rows for all of them; a seed rules the heads' weights, the order and the dropout.
+*The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
+is changed further), choices (learning rates, schedules of the learning rate) and seeds. ``data_seed`` fixes the samples
+and the carved validation rows for all of them; a seed rules the heads' weights, the order and the dropout.
 
-*Fair.* Every run takes the same steps; none ends early. A method's choices are made for itself, one after the other, with
-the first seed, by the validation average of its best-average checkpoint: first the learning rate, with the first
-schedule, then the schedule at that rate. Its other seeds run at what was chosen. Every run that was made is shown.
+*Fair.* Every run of a bundle takes the same steps (a single task's as many epochs); none ends early. A method's choices
+are made for itself, one after the other, with the first seed, by the validation average of its best-average checkpoint:
+first the learning rate, with the first schedule, then the schedule at that rate. Its other seeds run at what was
+chosen. Every run that was made is shown.
 
-*Clean.* ``run`` knows validation alone. It also keeps each checkpoint's answers on the test rows, without looking at the
-labels; ``score`` opens them, and does so only for a bundle of which every choice has been written down.
+*Clean.* ``run`` knows validation alone. It also keeps each checkpoint's answers on the test rows, without looking at
+the labels; ``score`` opens them, and does so only for a bundle of which every choice has been written down.
 
 *What of a run is kept.* ``best_average``, the evaluation with the best validation average, is the primary result;
 ``last`` is the end of the budget; ``oracle`` takes each task at its own best evaluation, which no single checkpoint is.
@@ -125,7 +126,8 @@ class Plan:
 def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[str, float]) -> tuple[list[str], str]:
     """The choices that a method still has to try with its first seed, and the best of those that it has tried.
 
-    One axis after the other, so that two axes of two options cost three runs and not four. Ties go to the earlier option.
+    One axis after the other, so that two axes of two options cost three runs and not four. Ties go to the earlier
+    option.
 
     Args:
         choices: Axis -> option -> settings.
@@ -246,11 +248,12 @@ class KeepingTrainer(AsyncMTLTrainer):
         for name, task in report["tasks"].items():
             if task["best_step"] == report["step"]:
                 self.best[name] = measured
-        average, step = metrics["eval_average"], self.state.global_step
+        # A correlation with a constant is not defined; such an evaluation is the best only while there is no other.
+        average, step = float(np.nan_to_num(metrics["eval_average"], nan=-1e9)), self.state.global_step
         if average > self.best_average[0]:
             self.best_average = (average, step, measured)
         if self.moving_average is not None:
-            average = float(np.mean([*self.values_at(self.moving_average.weights).values()]))
+            average = float(np.nan_to_num(np.mean([*self.values_at(self.moving_average.weights).values()]), nan=-1e9))
             if average > self.best_moving_average[0]:
                 weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
                 self.best_moving_average = (average, step, weights)
@@ -337,10 +340,11 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
 
     history = {name: dict(task["history"]) for name, task in report["tasks"].items()}
     best_step = trainer.best_average[1]
+    present = copy_of(model)
     kept: dict[str, dict[str, Weights]] = {
-        "last": dict.fromkeys(tasks, copy_of(model)),
+        "last": dict.fromkeys(tasks, present),
         "best_average": dict.fromkeys(tasks, trainer.best_average[2]),
-        "oracle": trainer.best,
+        "oracle": {name: trainer.best.get(name, present) for name in tasks},
     }
     validation = {
         "last": {
@@ -372,7 +376,8 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     file = cell.file(work, "npz")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **answers)
+    save: Any = np.savez_compressed
+    save(partial, **answers)
     partial.replace(file)
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
@@ -476,7 +481,7 @@ def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: flo
                     running[cell] = subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT)
         if not running:
             break
-        time.sleep(1)
+        time.sleep(5)
     if failed:
         raise SystemExit(f"{len(failed)} cells failed: {', '.join(map(str, failed))}")
 
@@ -493,7 +498,7 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
             continue
         write_whole(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
         for cell, content in done.items():
-            if cell.bundle == bundle and choices[cell.method] == cell.choice and content["test"] is None:
+            if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
                 content["test"], content["replicates"] = score_cell(plan, cell, work)
                 write_whole(cell.file(cells, "json"), json.dumps(content, indent=1) + "\n")
 
@@ -516,7 +521,9 @@ def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict
             given = from_array(task, answers[key], true)
             metric = task.monitored
             values.setdefault(kind, {})[name] = compute([metric], task.type, given, true, task.labels)[metric]
-            resampled = bootstrap_values(metric, task.type, given, true, task.labels, RESAMPLES, seed=0)
+            # Tasks with equally many rows are not to share their draws.
+            place = plan.tasks(cell.bundle).index(name)
+            resampled = bootstrap_values(metric, task.type, given, true, task.labels, RESAMPLES, seed=place)
             means.setdefault(kind, []).append(np.asarray(resampled))
     return values, {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
 

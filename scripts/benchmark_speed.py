@@ -395,8 +395,7 @@ class TurnsCallback(TrainerCallback):
             self.trainer.schedule.observe(-1, dict.fromkeys(TASKS, 1.0))
             self.trainer.schedule.observe(0, dict.fromkeys(TASKS, 0.0))
             for name, recorded in self.teachers.items():
-                recorded.check(fingerprint(self.trainer.encoded_train[name].rows), name)
-                self.trainer.teachers[name] = recorded
+                self.trainer.teachers.use(name, recorded)
         self.turns = Turns(self.pipe, self.lengths, args.device)
         self.trainer.model.encoder.register_forward_pre_hook(self.turns.count_positions, with_kwargs=True)
 

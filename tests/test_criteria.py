@@ -1,4 +1,4 @@
-"""When a task has converged: the plateau, its settings and its state."""
+"""When a task has converged: the criteria, their settings and their state."""
 
 import json
 import math
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Plateau
+from hf_async_mtl.convergence.actions import ACTIONS
+from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion, Plateau
 
 
 def converged_at(scores: Sequence[float | None], **settings: Any) -> int | None:
@@ -63,14 +64,6 @@ def test_a_gain_of_exactly_min_delta_is_too_small() -> None:
     assert converged_at([0.5, 0.75], patience=1, min_delta=0.25) == 2
 
 
-def test_min_steps_delays_but_earlier_evaluations_count() -> None:
-    """The patience began at min_steps, or min_steps was ignored, or was taken as exclusive."""
-    scores = [0.9] + [0.5] * 9
-    assert converged_at(scores, patience=2, min_steps=0) == 3
-    assert converged_at(scores, patience=2, min_steps=700) == 7
-    assert converged_at(scores, patience=2, min_steps=701) == 8
-
-
 @pytest.mark.parametrize("nothing", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("first", [[], [0.5]])
 def test_no_number_is_no_improvement(nothing: float | None, first: list[float]) -> None:
@@ -82,7 +75,156 @@ def test_no_number_is_no_improvement(nothing: float | None, first: list[float]) 
     assert before["reference"] == (first[0] if first else None)
     assert before["evaluations_without_improvement"] == 1
     plateau.update(9, 0.6)
-    assert plateau.state_dict() == {"reference": 0.6, "evaluations_without_improvement": 0}
+    assert plateau.state_dict() == {"reference": 0.6, "reference_step": 9, "evaluations_without_improvement": 0}
+
+
+def test_a_plateau_ignores_the_noise() -> None:
+    """The standard error and the loss, measured for other tasks, changed when a plain plateau converges."""
+    plain, noisy = (Plateau(ConvergenceConfig(patience=2)) for _ in range(2))
+    for step, score in enumerate([0.5, 0.51, 0.52, 0.5, 0.5]):
+        assert plain.update(step, score) == noisy.update(step, score, loss=1.0 + step, standard_error=0.3)
+    assert plain.state_dict() == noisy.state_dict()
+
+
+def significant_at(scores: Sequence[float], errors: Sequence[float | None], **settings: Any) -> int | None:
+    criterion = CRITERIA["significant"](ConvergenceConfig(criterion="significant", **settings))
+    for number, (score, error) in enumerate(zip(scores, errors, strict=True), start=1):
+        if criterion.update(100 * number, score, standard_error=error):
+            return number
+    return None
+
+
+def test_a_gain_within_the_noise_is_no_improvement() -> None:
+    """A gain of less than a standard error granted full patience: on a small set a task never converged."""
+    climb = [0.5 + 0.001 * number for number in range(10)]
+    assert significant_at(climb, [0.05] * 10, patience=2) == 3
+    assert significant_at(climb, [0.0005] * 10, patience=2) is None
+    assert significant_at(climb, [0.0005] * 10, patience=2, z=2.5) is None  # Two gains together exceed it.
+    assert significant_at(climb, [0.05] * 10, patience=2, z=0) is None
+
+
+def test_the_greater_threshold_counts() -> None:
+    """The standard error was added to min_delta, or took its place."""
+    assert significant_at([0.5, 0.56], [0.05, 0.05], patience=1, min_delta=0.05) is None
+    assert significant_at([0.5, 0.56], [0.07, 0.07], patience=1, min_delta=0.05) == 2
+    assert significant_at([0.5, 0.56], [0.01, 0.01], patience=1, min_delta=0.07) == 2
+
+
+def test_the_first_score_is_accepted_whatever_its_noise() -> None:
+    """Nothing could be the first reference, as no difference to it had been measured."""
+    criterion = CRITERIA["significant"](ConvergenceConfig(criterion="significant", patience=1))
+    assert not criterion.update(100, 0.1, standard_error=9.0)
+    assert criterion.reference_step == 100
+
+
+@pytest.mark.parametrize("error", [None, math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("name", ["significant", "decline"])
+def test_an_unknown_standard_error_counts_as_none(name: str, error: float | None) -> None:
+    """A NaN standard error made every comparison false: no gain counted, no fall either."""
+    criterion = CRITERIA[name](ConvergenceConfig(criterion=name, patience=1))
+    assert not criterion.update(1, 0.5, standard_error=error)
+    assert not criterion.update(2, 0.6, standard_error=error)
+    assert criterion.reference_step == 2
+    assert criterion.update(3, 0.5, standard_error=error)
+
+
+def decline_at(
+    scores: Sequence[float | None],
+    losses: Sequence[float | None] = (),
+    standard_error: float | None = None,
+    **settings: Any,
+) -> int | None:
+    decline = CRITERIA["decline"](ConvergenceConfig(criterion="decline", **settings))
+    for number, score in enumerate(scores, start=1):
+        loss = losses[number - 1] if losses else None
+        if decline.update(100 * number, score, loss=loss, standard_error=standard_error):
+            return number
+    return None
+
+
+def test_a_decline_is_below_the_best_in_a_row() -> None:
+    """A plateau was taken for a decline, or falls were summed over the run, or compared with the score before."""
+    assert decline_at([0.5] * 10, patience=1) is None
+    assert decline_at([0.9, 0.8, 0.9, 0.8, 0.9, 0.8], patience=2) is None
+    assert decline_at([0.5, 0.9, 0.6, 0.7, 0.8], patience=3) == 5
+
+
+def test_a_fall_must_exceed_min_delta_and_the_noise() -> None:
+    """A fall within the noise of the validation set ended a task."""
+    scores = [0.5, 0.45, 0.45]
+    assert decline_at(scores, patience=2) == 3
+    assert decline_at(scores, patience=2, min_delta=0.06) is None
+    assert decline_at(scores, patience=2, min_delta=0.15, min_delta_mode="relative") is None
+    assert decline_at(scores, patience=2, min_delta=0.06, min_delta_mode="relative") == 3
+    assert decline_at(scores, patience=2, standard_error=0.06) is None
+    assert decline_at(scores, patience=2, standard_error=0.06, z=0.5) == 3
+
+
+@pytest.mark.parametrize(("watch", "number"), [("either", 4), ("loss", 4), ("metric", 6)])
+def test_what_a_decline_goes_by(watch: str, number: int) -> None:
+    """The loss ended a task that was to be judged by its metric alone, or the other way round."""
+    scores = [0.5, 0.6, 0.7, 0.8, 0.7, 0.6]
+    losses = [0.5, 0.4, 0.45, 0.5, 0.4, 0.3]
+    assert decline_at(scores, losses, patience=2, watch=watch) == number
+
+
+def test_a_loss_rises_over_the_evaluation_before() -> None:
+    """The loss was compared with its least, or an equal loss counted as a rise, or NaN did."""
+    climb = [number / 10 for number in range(6)]
+    assert decline_at(climb, [0.3, 0.9, 0.8, 0.9, 0.8, 0.9], patience=2) is None
+    assert decline_at(climb, [0.3, 0.3, 0.3, 0.3, 0.3, 0.3], patience=1) is None
+    assert decline_at(climb, [0.3, 0.4, math.nan, 0.5, None, 0.6], patience=2) is None
+    assert decline_at(climb, [0.3, 0.4, math.inf, 0.5, 0.6, 0.7], patience=2) == 6
+
+
+def test_no_number_has_fallen_once_there_is_a_best() -> None:
+    """A task that broke, and had NaN for its score from then on, never ended."""
+    assert decline_at([math.nan] * 5, patience=2) is None
+    assert decline_at([math.nan, 0.5, math.nan, None], patience=2) == 4
+
+
+def test_the_reference_is_the_evaluation_that_scores_are_compared_with() -> None:
+    """The noise was measured against the best evaluation, while the gain was taken over an earlier one."""
+    expected = {"plateau": [1, 1, 3, 3], "significant": [1, 1, 3, 3], "decline": [1, 2, 3, 3]}
+    for name, steps in expected.items():
+        criterion = CRITERIA[name](ConvergenceConfig(criterion=name, min_delta=0.1))
+        assert criterion.reference_step is None
+        for number, score in enumerate([0.5, 0.55, 0.65, 0.6], start=1):
+            criterion.update(number, score)
+            assert criterion.reference_step == steps[number - 1], name
+
+
+def answers(criterion: Criterion, scores: Sequence[float]) -> list[bool]:
+    return [criterion.update(10 + number, score, loss=1 - score) for number, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
+    """After a rollback, a task converged at once with the patience it had used up on other weights."""
+    criterion = CRITERIA[name](ConvergenceConfig(criterion=name, patience=2))
+    assert answers(criterion, [0.9, 0.8, 0.7]) == [False, False, True]
+    criterion.renew()
+    assert criterion.reference_step == 10
+    assert answers(criterion, [0.6, 0.5]) == [False, True]
+
+
+def test_renewed_a_decline_compares_no_loss_across_the_change() -> None:
+    """After a rollback to weights of a greater loss, the change itself counted as a rise."""
+    decline = CRITERIA["decline"](ConvergenceConfig(criterion="decline", patience=1))
+    assert not decline.update(100, 0.5, loss=0.25)
+    decline.renew()
+    assert not decline.update(200, 0.5, loss=0.5)
+    assert decline.update(300, 0.5, loss=0.75)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_nan_from_the_start_has_no_reference(name: str) -> None:
+    """The first evaluation was the reference although it had no score."""
+    criterion = CRITERIA[name](ConvergenceConfig(criterion=name))
+    for step in range(3):
+        criterion.update(step, math.nan, loss=math.nan, standard_error=math.nan)
+    assert criterion.reference_step is None
+    json.dumps(criterion.state_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -91,17 +233,19 @@ def test_a_criterion_resumes_where_it_was(name: str, seed: int) -> None:
     """A counter was left out of the state: every resume granted full patience again."""
     rng = random.Random(seed)
     scores = [rng.choice([rng.random(), math.nan]) for _ in range(30)]
+    others = [{"loss": rng.random(), "standard_error": rng.choice([None, rng.random() / 4])} for _ in range(30)]
     config = ConvergenceConfig(criterion=name, patience=3, min_delta=0.05)
     whole = CRITERIA[name](config)
-    expected = [whole.update(step, score) for step, score in enumerate(scores)]
+    expected = [whole.update(step, score, **others[step]) for step, score in enumerate(scores)]
     resumed = CRITERIA[name](config)
-    answers = []
+    found = []
     for step, score in enumerate(scores):
         state = json.loads(json.dumps(resumed.state_dict(), allow_nan=False))
         resumed = CRITERIA[name](config)
         resumed.load_state_dict(state)
-        answers.append(resumed.update(step, score))
-    assert answers == expected
+        assert resumed.reference_step == state["reference_step"]
+        found.append(resumed.update(step, score, **others[step]))
+    assert found == expected
     assert True in expected
 
 
@@ -121,17 +265,39 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"criterion": "platau"}, "convergence.criterion must be one of plateau, not 'platau'."),
-        ({"criterion": ["plateau"]}, "convergence.criterion must be one of plateau, not ['plateau']."),
+        ({"criterion": "platau"}, "convergence.criterion must be one of plateau, decline, significant, not 'platau'."),
+        (
+            {"criterion": ["plateau"]},
+            "convergence.criterion must be one of plateau, decline, significant, not ['plateau'].",
+        ),
         (
             {"on_convergence": "freeze"},
-            "convergence.on_convergence must be one of distill, stop, continue, not 'freeze'.",
+            "convergence.on_convergence must be one of distill, stop, continue, rollback, stop_and_go, "
+            "distill_with_rollback, not 'freeze'.",
         ),
         ({"min_delta_mode": "rel"}, "convergence.min_delta_mode must be one of absolute, relative, not 'rel'."),
         ({"patience": 0}, "convergence.patience must be a whole number of at least 1, such as 3, not 0."),
         ({"patience": 2.0}, "convergence.patience must be a whole number of at least 1, such as 3, not 2.0."),
         ({"patience": True}, "convergence.patience must be a whole number of at least 1, such as 3, not True."),
         ({"min_steps": -1}, "convergence.min_steps must be a whole number of at least 0, such as 500, not -1."),
+        ({"min_epochs": -1}, "convergence.min_epochs must be a finite number of at least 0, such as 1.5, not -1."),
+        ({"z": -1}, "convergence.z must be a finite number of at least 0, such as 1.0, not -1."),
+        ({"z": math.inf}, "convergence.z must be a finite number of at least 0, such as 1.0, not inf."),
+        ({"watch": "losses"}, "convergence.watch must be one of either, metric, loss, not 'losses'."),
+        ({"renew_teacher": 1}, "convergence.renew_teacher must be true or false, not 1."),
+        *(
+            (
+                {"return_below": share},
+                "convergence.return_below must be a number between 0 and 1, both excluded, such as 0.99, or null, "
+                f"not {share!r}.",
+            )
+            for share in (0, 1, 1.5, -0.1, math.nan, True, "0.9")
+        ),
+        (
+            {"return_below": 0.9, "on_convergence": "continue"},
+            "convergence.return_below must be null with on_convergence continue, which never leaves the true labels, "
+            "not 0.9; remove it, or choose another action.",
+        ),
         ({"min_delta": -0.1}, "convergence.min_delta must be a finite number of at least 0, such as 0.001, not -0.1."),
         (
             {"min_delta": math.nan},
@@ -152,3 +318,12 @@ def test_a_wrong_setting_is_refused_in_words(settings: dict[str, Any], message: 
     """A wrong setting was found hours later, at the first evaluation, or never."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ConvergenceConfig(**settings)
+
+
+def test_what_an_action_needs() -> None:
+    """A teacher, or the weights to return to, were not kept while the task learned; or some were that nobody reads."""
+    needs = [name for name, action in ACTIONS.items() if action.needs_snapshot]
+    assert needs == ["distill", "rollback", "distill_with_rollback"]
+    # A stopped task has no loss for its teacher.
+    assert {action.phase for action in ACTIONS.values() if action.records_teacher} == {"distilling"}
+    assert {name for name, action in ACTIONS.items() if action.return_below is not None} == {"stop_and_go"}

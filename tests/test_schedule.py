@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_async_mtl.convergence.actions import ACTIONS
 from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 
@@ -24,6 +25,11 @@ SEEDS = range(5)
 def one_task(final_evaluations: int | None = None, **settings: Any) -> ConvergenceSchedule:
     spec = TaskSpec("classification", "f1", ConvergenceConfig(**settings))
     return ConvergenceSchedule({"match": spec}, final_evaluations)
+
+
+def in_order(order: list[str], final_evaluations: int | None = None, **settings: Any) -> ConvergenceSchedule:
+    spec = TaskSpec("classification", "f1", ConvergenceConfig(**{"patience": 1, **settings}))
+    return ConvergenceSchedule(dict.fromkeys(sorted(order), spec), final_evaluations, order)
 
 
 def feed(schedule: ConvergenceSchedule, *scores: float | None) -> list[Event]:
@@ -117,8 +123,13 @@ def test_no_teacher_no_convergence_whatever_the_criterion_says(monkeypatch: pyte
     """A new criterion that converges by the step alone switched a task that never had a score."""
 
     class AtOnce(Criterion):
-        def update(self, step: int, value: float | None) -> bool:
+        def update(
+            self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
+        ) -> bool:
             return True
+
+        def renew(self) -> None:
+            pass
 
         def state_dict(self) -> dict[str, Any]:
             return {}
@@ -201,15 +212,20 @@ def test_the_end_of_a_run_is_saved_with_it() -> None:
 
 def test_a_waiting_task_is_scored_and_nothing_else() -> None:
     """A task that has not joined used up its patience, and converged before it had learned anything."""
-    schedule = one_task(patience=1)
-    state = schedule.state_dict()
-    state["tasks"]["match"]["phase"] = "waiting"
-    schedule.load_state_dict(state)
-    assert feed(schedule, 0.5, 0.4, 0.3) == []
-    assert schedule.phases == {"match": "waiting"}
-    assert schedule.snapshots_needed() == set()
-    task = schedule.report()["tasks"]["match"]
+    schedule = in_order(["first", "later"])
+    for step, score in [(100, 0.5), (200, 0.4), (300, 0.3)]:
+        assert schedule.observe(step, {"first": step / 1000, "later": score}) == []
+    assert schedule.phases == {"first": "learning", "later": "waiting"}
+    assert schedule.snapshots_needed() == {300}
+    assert schedule.improved(100) == []
+    task = schedule.report()["tasks"]["later"]
     assert (task["best"], task["last"], task["teacher_step"]) == (0.5, 0.3, None)
+    # Its patience is whole when it joins, and what it scored before is not its reference.
+    assert feed(schedule, 0.2) == [
+        Event(step=400, task="first", teacher_step=300),
+        Event(step=400, task="later", event="joined"),
+    ]
+    assert feed(schedule, 0.2, 0.2) == [Event(step=600, task="later", teacher_step=500)]
 
 
 def test_a_change_to_distillation_leaves_converged_tasks_alone() -> None:
@@ -232,6 +248,8 @@ def test_a_saved_state_is_a_copy() -> None:
     resumed.load_state_dict(state)
     report["final"]["tasks"].clear()
     assert schedule.report() == json.loads(texts[1])
+    schedule.state_dict()["tasks"]["match"]["candidates"][0][0] = 9
+    assert schedule.teacher_steps("match") == [100]
     report = schedule.report()
     feed(schedule, 0.6)
     feed(resumed, 0.7)
@@ -417,6 +435,8 @@ def drop(state: dict[str, Any], *path: str) -> None:
         ("tasks", "match", "phase"),
         ("tasks", "match", "converged_step"),
         ("tasks", "match", "criterion"),
+        ("tasks", "match", "candidates"),
+        ("tasks", "match", "distilled_from_start"),
         ("tasks", "category", "criterion", "evaluations_without_improvement"),
     ],
 )
@@ -471,3 +491,523 @@ def test_the_constructor_refuses_nonsense() -> None:
         ConvergenceSchedule({})
     with pytest.raises(ValueError, match="final_evaluations must be at least 0, or None for no end, not -1"):
         one_task(final_evaluations=-1)
+
+
+def test_min_steps_delays_but_earlier_evaluations_count() -> None:
+    """The patience began at min_steps, or min_steps was ignored, or was taken as exclusive."""
+    for min_steps, step in [(0, 300), (700, 700), (701, 800)]:
+        schedule = one_task(patience=2, min_steps=min_steps)
+        feed(schedule, 0.9, *[0.5] * 9)
+        assert [event.step for event in schedule.events] == [step]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_min_epochs_delays_every_criterion(name: str) -> None:
+    """A new criterion did not know of min_epochs, or the patience began there, or it was taken as exclusive."""
+    for min_epochs, step in [(0, 300), (1.25, 500), (1.3, 600)]:
+        schedule = one_task(criterion=name, patience=2, min_epochs=min_epochs)
+        for number, score in enumerate([0.9] + [0.5] * 9, start=1):
+            schedule.observe(100 * number, {"match": score}, epoch=number / 4)
+        assert [event.step for event in schedule.events] == [step]
+
+
+# -- every criterion with every action ---------------------------------------------------------------------------------
+
+
+def mixed(criterion: str, action: str, order: list[str] | None = None) -> ConvergenceSchedule:
+    """Three tasks of one criterion, two of them with one action, which can do all that the action allows."""
+    settings: dict[str, Any] = {"criterion": criterion, "patience": 2, "min_delta": 0.02, "z": 0.5}
+    if ACTIONS[action].phase != "learning":
+        settings["return_below"] = 0.5
+    own = ConvergenceConfig(**settings, on_convergence=action, renew_teacher=True, min_epochs=0.2)
+    tasks = {
+        "a": TaskSpec("classification", "f1", own, snapshots=2),
+        "b": TaskSpec("classification", "f1", own),
+        "c": TaskSpec("classification", "f1", ConvergenceConfig(criterion=criterion, patience=2)),
+        "outside": TaskSpec("classification", "f1", distilled_from_start=True),
+    }
+    return ConvergenceSchedule(tasks, 2, order)
+
+
+def random_evaluations(seed: int, number: int = 25) -> list[tuple[int, dict[str, Any]]]:
+    """Keyword arguments of `observe`, some of them missing, some no numbers."""
+    rng = random.Random(seed)
+
+    def some(values: list[float]) -> dict[str, float]:
+        return {name: rng.choice(values) for name in ["a", "b", "c"] if rng.random() < 0.8}
+
+    return [
+        (
+            100 * index,
+            {
+                # The last of them grows, or no teacher would be outgrown.
+                "values": {
+                    name: rng.choice([math.nan, 0.3, 0.5, 0.7, 0.8, 0.8 + index / 200])
+                    for name in ["a", "b", "c", "outside"]
+                },
+                "losses": some([math.nan, 0.1, 0.2, 0.3, 0.4]),
+                "standard_errors": some([math.nan, 0.0, 0.05, 0.3]),
+                "epoch": index / 10,
+            },
+        )
+        for index in range(1, number + 1)
+    ]
+
+
+def seen_of(schedule: ConvergenceSchedule, step: int, events: list[Event]) -> tuple[Any, ...]:
+    teachers = {name: schedule.teacher_steps(name) for name in schedule.tasks}
+    return (
+        events, schedule.finished, schedule.phases, schedule.snapshots_needed(), schedule.improved(step), teachers,
+        schedule.noise_references, schedule.in_loss(step), schedule.in_loss(step + 1), schedule.report(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [None, ["c", "outside", "b", "a"]])
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_with_every_action_resumes(criterion: str, action: str, order: list[str] | None) -> None:
+    """A new criterion or action kept something outside the state, and a resumed run took other turns."""
+    happened = set()
+    for seed in SEEDS:
+        run = random_evaluations(seed)
+        whole = mixed(criterion, action, order)
+        saved = [as_json(whole.state_dict())]
+        seen = []
+        for step, given in run:
+            seen.append(seen_of(whole, step, whole.observe(step, **given)))
+            saved.append(as_json(whole.state_dict()))
+        for start, state in enumerate(saved):
+            resumed = mixed(criterion, action, order)
+            resumed.load_state_dict(state)
+            assert resumed.state_dict() == state
+            for (step, given), expected in zip(run[start:], seen[start:], strict=True):
+                assert seen_of(resumed, step, resumed.observe(step, **given)) == expected
+        happened |= {event.event for event in whole.events if event.task in "ab"}
+    expected_events = {"converged"}
+    if ACTIONS[action].rolls_back:
+        expected_events.add("rolled_back")
+    if ACTIONS[action].phase != "learning":
+        expected_events.add("returned")
+    if ACTIONS[action].phase == "distilling":
+        expected_events.add("teacher_renewed")
+    if order:
+        expected_events.add("joined")
+    assert happened == expected_events
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_what_holds_after_every_evaluation(criterion: str, action: str) -> None:
+    """Weights were to return to two places, or to a snapshot that had not been kept; a teacher had no weights."""
+    for seed in SEEDS:
+        schedule = mixed(criterion, action)
+        on_disk: set[int] = set()
+        for step, given in random_evaluations(seed):
+            events = schedule.observe(step, **given)
+            # What the trainer does.
+            if schedule.improved(step):
+                on_disk.add(step)
+            kinds = [event.event for event in events]
+            assert kinds.count("rolled_back") <= 1
+            for index, event in enumerate(events):
+                own = ACTIONS[schedule.tasks[event.task].convergence.on_convergence]
+                if event.event in ("converged", "teacher_renewed"):
+                    assert schedule.teacher_steps(event.task)[0] == event.teacher_step
+                    if own.records_teacher and schedule.teacher_steps(event.task) != [step]:
+                        assert set(schedule.teacher_steps(event.task)) <= on_disk
+                if event.event == "rolled_back":
+                    assert event.teacher_step in on_disk - {step}
+                    assert events[index - 1] == Event(step=step, task=event.task, teacher_step=event.teacher_step)
+            assert schedule.snapshots_needed() <= on_disk
+            on_disk &= schedule.snapshots_needed()
+            assert [list(item) for item in schedule.report()["events"]] == [
+                ["step", "task", "event", "teacher_step"] for _ in schedule.events
+            ]
+
+
+@pytest.mark.parametrize("action", [name for name, action in ACTIONS.items() if not action.rolls_back])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_without_rollback_and_order_no_score_moves_another_task(criterion: str, action: str) -> None:
+    """A new criterion or action shared something between tasks."""
+    rng = random.Random(7)
+    schedule, other = mixed(criterion, action), mixed(criterion, action)
+    for step, given in random_evaluations(seed=3):
+        schedule.observe(step, **given)
+        changed = {key: {**given[key], "a": rng.random()} for key in ("values", "losses", "standard_errors")}
+        other.observe(step, **{**given, **changed})
+        for name in ("b", "c", "outside"):
+            assert schedule.state_dict()["tasks"][name] == other.state_dict()["tasks"][name]
+    assert schedule.state_dict()["tasks"]["a"] != other.state_dict()["tasks"]["a"]
+
+
+# -- rollback ----------------------------------------------------------------------------------------------------------
+
+
+def rolling(action: str = "rollback", **patiences: int) -> ConvergenceSchedule:
+    """Tasks whose names begin with r roll back, the others distill."""
+    return ConvergenceSchedule(
+        {
+            name: TaskSpec(
+                "classification",
+                "f1",
+                ConvergenceConfig(patience=patience, on_convergence=action if name.startswith("r") else "distill"),
+            )
+            for name, patience in patiences.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(("action", "phase"), [("rollback", "stopped"), ("distill_with_rollback", "distilling")])
+def test_after_a_rollback_the_others_have_full_patience(action: str, phase: str) -> None:
+    """A task converged at once with the patience that it had used up on weights that are gone."""
+    schedule = rolling(action, r=2, other=3)
+    assert feed(schedule, 0.9, 0.5, 0.5) == [
+        Event(step=300, task="r", teacher_step=100),
+        Event(step=300, task="r", event="rolled_back", teacher_step=100),
+    ]
+    assert schedule.phases == {"r": phase, "other": "learning"}
+    assert feed(schedule, 0.5, 0.5) == []
+    assert feed(schedule, 0.5) == [Event(step=600, task="other", teacher_step=100)]
+
+
+def test_weights_return_to_one_place_the_earliest() -> None:
+    """Two tasks rolled back at one evaluation: the second threw away what the first had returned to."""
+    schedule = rolling(r1=1, r2=2, other=1, waits=9)
+    schedule.observe(100, {"r1": 0.5, "r2": 0.9, "other": 0.5, "waits": 0.5})
+    schedule.observe(200, {"r1": 0.6, "r2": 0.5, "other": 0.6, "waits": 0.5})
+    events = schedule.observe(300, {"r1": 0.5, "r2": 0.5, "other": 0.5, "waits": 0.5})
+    assert events == [
+        Event(step=300, task="r2", teacher_step=100),
+        Event(step=300, task="r2", event="rolled_back", teacher_step=100),
+        Event(step=300, task="other", teacher_step=200),
+    ]
+    assert schedule.phases == {"r1": "learning", "r2": "stopped", "other": "distilling", "waits": "learning"}
+    assert schedule.snapshots_needed() == {100, 200}  # r1 has its best yet, and waits has one.
+    assert feed(schedule, 0.5)[-1] == Event(step=400, task="r1", event="rolled_back", teacher_step=200)
+
+
+def test_a_tie_of_rollbacks_goes_to_the_first_task() -> None:
+    """Which of two tasks left was a matter of the order of a dict of scores."""
+    schedule = rolling(r2=1, r1=1)
+    schedule.observe(100, {"r1": 0.5, "r2": 0.5})
+    assert [event.task for event in schedule.observe(200, {"r1": 0.5, "r2": 0.5})] == ["r2", "r2"]
+    assert schedule.phases == {"r2": "stopped", "r1": "learning"}
+
+
+def test_no_rollback_to_the_present_weights() -> None:
+    """Weights were read back from a snapshot that is never written, and the others' patience was renewed for it."""
+    schedule = ConvergenceSchedule(
+        {
+            "r": TaskSpec(
+                "classification", "f1", ConvergenceConfig(patience=1, min_delta=0.1, on_convergence="rollback")
+            ),
+            "other": TaskSpec("classification", "f1", ConvergenceConfig(patience=2, min_delta=0.1)),
+        }
+    )
+    assert feed(schedule, 0.5, 0.55) == [Event(step=200, task="r", teacher_step=200)]
+    assert feed(schedule, 0.55) == [Event(step=300, task="other", teacher_step=200)]
+
+
+# -- back to the labels, and new teachers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", [name for name, action in ACTIONS.items() if action.phase != "learning"])
+def test_a_returned_task_can_converge_again(action: str) -> None:
+    """It converged at once for want of patience, or never, or to a teacher whose weights had been deleted."""
+    schedule = one_task(patience=2, on_convergence=action, return_below=0.5, final_evaluations=0)
+    feed(schedule, 0.8, 0.7, 0.7)
+    needed = {100} if ACTIONS[action].needs_snapshot else set()
+    assert schedule.finished
+    assert schedule.snapshots_needed() == needed
+    assert feed(schedule, 0.4) == []  # Exactly half of it.
+    assert feed(schedule, 0.3) == [Event(step=500, task="match", event="returned")]
+    task = schedule.report()["tasks"]["match"]
+    assert (task["phase"], task["converged_step"], task["teacher_step"], task["teacher_value"]) == (
+        "learning", None, 100, 0.8,
+    )  # fmt: skip
+    assert not schedule.finished
+    assert schedule.snapshots_needed() == needed
+    assert feed(schedule, 0.7) == []
+    assert feed(schedule, 0.7)[0] == Event(step=700, task="match", teacher_step=100)
+    assert schedule.finished
+    assert feed(schedule, 0.1) == [Event(step=800, task="match", event="returned")]
+    assert feed(schedule, 0.9) == []
+    assert feed(schedule, 0.5, 0.5)[0] == Event(step=1100, task="match", teacher_step=900)
+
+
+@pytest.mark.parametrize("scores", [[-0.1, -0.2, -0.9], [0.0, -0.1, -0.9], [0.5, 0.4, math.nan]])
+def test_no_return_without_a_share(scores: list[float]) -> None:
+    """A share of a best score of 0 or less, or of none, sent a task back whatever its score."""
+    schedule = one_task(patience=1, return_below=0.9)
+    assert [event.event for event in feed(schedule, *scores)] == ["converged"]
+
+
+def test_by_default_no_task_returns_but_one_that_goes_again() -> None:
+    """A distilled task that fell for one evaluation lost its recorded teacher without having been asked."""
+    for action in ACTIONS:
+        schedule = one_task(patience=1, on_convergence=action)
+        kinds = [event.event for event in feed(schedule, 0.9, 0.8995, 0.8955, 0.895, 0.0)]
+        assert ("returned" in kinds) == (action == "stop_and_go"), action
+    schedule = one_task(patience=1, on_convergence="stop_and_go")
+    feed(schedule, 0.9, 0.8, 0.8955)
+    assert schedule.phases == {"match": "stopped"}
+    feed(schedule, 0.8954)
+    assert schedule.phases == {"match": "learning"}
+
+
+def test_in_loss() -> None:
+    """A stopped task was trained on, a waiting one from the start, or one that is to go now and then never."""
+    tasks = {
+        name: TaskSpec("classification", "f1", ConvergenceConfig(patience=1, on_convergence=name)) for name in ACTIONS
+    }
+    schedule = ConvergenceSchedule({**tasks, "outside": TaskSpec("classification", "f1", distilled_from_start=True)})
+    assert all(all(schedule.in_loss(step).values()) for step in range(8))
+    for step in range(1, 6):  # One rollback an evaluation.
+        feed(schedule, 0.5 - step / 10**4)
+    counted = {name: [schedule.in_loss(step)[name] for step in range(8)] for name in schedule.tasks}
+    fourth = [True, False, False, False, True, False, False, False]
+    assert counted == {
+        "distill": [True] * 8,
+        "stop": [False] * 8,
+        "continue": [True] * 8,
+        "rollback": [False] * 8,
+        "stop_and_go": fourth,
+        "distill_with_rollback": [True] * 8,
+        "outside": [True] * 8,
+    }
+    assert in_order(["b", "a"]).in_loss(0) == {"a": False, "b": True}
+
+
+def test_a_stopped_task_stays_out_of_the_loss_under_changed_settings() -> None:
+    """Resumed with `distill`, a task that had been stopped was in the loss again, with no teacher."""
+    stopped, resumed = one_task(patience=1, on_convergence="stop"), one_task(patience=1)
+    feed(stopped, 0.5, 0.4)
+    resumed.load_state_dict(stopped.state_dict())
+    assert not any(resumed.in_loss(step)["match"] for step in range(8))
+
+
+def test_a_teacher_is_renewed_by_more_than_min_delta() -> None:
+    """A student that had outgrown its teacher was held back by it, or its teacher was recorded at every wiggle."""
+    schedule = one_task(patience=1, min_delta=0.25, renew_teacher=True)
+    feed(schedule, 0.25, 0.25)
+    assert feed(schedule, 0.5) == []
+    assert feed(schedule, 0.625) == [Event(step=400, task="match", event="teacher_renewed", teacher_step=400)]
+    task = schedule.report()["tasks"]["match"]
+    assert (task["teacher_value"], task["teacher_step"], task["converged_step"]) == (0.625, 400, 200)
+    assert feed(schedule, 0.75, math.nan) == []
+    assert schedule.teacher_steps("match") == [400]
+    plain = one_task(patience=1)
+    assert [event.event for event in feed(plain, 0.25, 0.25, 0.9)] == ["converged"]
+
+
+# -- one after the other -----------------------------------------------------------------------------------------------
+
+
+def test_tasks_join_in_their_order() -> None:
+    """The order of the tasks was taken for the order of joining, or two joined at once."""
+    schedule = in_order(["c", "a", "b"], final_evaluations=0)
+    assert schedule.phases == {"a": "waiting", "b": "waiting", "c": "learning"}
+    feed(schedule, *[0.5] * 7)
+    assert [(event.step, event.task, event.event) for event in schedule.events] == [
+        (200, "c", "converged"), (200, "a", "joined"),
+        (400, "a", "converged"), (400, "b", "joined"),
+        (600, "b", "converged"),
+    ]  # fmt: skip
+    assert schedule.finished
+
+
+def test_not_finished_while_a_task_waits() -> None:
+    """The run ended when its first task had converged, before the others began."""
+    schedule = in_order(["b", "a"], final_evaluations=0, on_convergence="stop")
+    finished = []
+    for _ in range(4):
+        feed(schedule, 0.5)
+        finished.append(schedule.finished)
+    assert finished == [False, False, False, True]
+
+
+@pytest.mark.parametrize(("fall_at", "joined"), [(400, {"a": 200, "b": 500}), (500, {"a": 200, "b": 400})])
+def test_a_task_that_returns_holds_up_those_that_have_not_joined(fall_at: int, joined: dict[str, int]) -> None:
+    """A task joined beside one that was back at its labels, or was sent away again for it."""
+    schedule = in_order(["c", "a", "b"], return_below=0.5)
+    for step in range(100, 800, 100):
+        schedule.observe(step, {"a": 0.5, "b": step / 1000, "c": 0.1 if step == fall_at else 0.5})
+    assert {event.task: event.step for event in schedule.events if event.event == "joined"} == joined
+    assert "waiting" not in schedule.phases.values()
+
+
+@pytest.mark.parametrize("order", [[], ["a"], ["a", "b", "b"], ["a", "c"]])
+def test_an_order_names_every_task_once(order: list[str]) -> None:
+    """A task that the order forgot waited for ever."""
+    tasks = dict.fromkeys(["a", "b"], TaskSpec("classification", "f1"))
+    with pytest.raises(ValueError, match=f"order must name each of the tasks a, b once, not {', '.join(order)}"):
+        ConvergenceSchedule(tasks, order=order)
+
+
+@pytest.mark.parametrize("order", [None, ["b", "c", "a"], ["c", "b", "a"]])
+def test_resuming_refuses_an_order_that_the_joined_tasks_do_not_fit(order: list[str] | None) -> None:
+    """A task that had joined was to join again, or one waited that nobody waits for."""
+    source = in_order(["c", "a", "b"])
+    feed(source, 0.5, 0.5)
+    tasks = source.tasks
+    with pytest.raises(ValueError, match=r"order must be one in which a, c joined, and b still wait.*resume with"):
+        ConvergenceSchedule(tasks, order=order).load_state_dict(source.state_dict())
+    ConvergenceSchedule(tasks, order=["a", "c", "b"]).load_state_dict(source.state_dict())
+    feed(source, 0.5, 0.5)
+    ConvergenceSchedule(tasks, order=order).load_state_dict(source.state_dict())
+
+
+def test_resuming_refuses_a_state_in_which_all_wait() -> None:
+    """Nobody learned, and nobody could converge for the next one to join."""
+    schedule = in_order(["b", "a"])
+    state = schedule.state_dict()
+    state["tasks"]["b"]["phase"] = "waiting"
+    with pytest.raises(ValueError, match="The order must be one in which none joined, and a, b still wait, not b, a;"):
+        schedule.load_state_dict(state)
+
+
+# -- teachers from outside, several teachers, noise --------------------------------------------------------------------
+
+
+def test_a_task_with_a_teacher_from_outside() -> None:
+    """It asked for a snapshot, converged to a teacher of its own, or held the others up."""
+    outside = TaskSpec(
+        "classification", "f1", ConvergenceConfig(patience=1, return_below=0.9, renew_teacher=True), True
+    )
+    schedule = ConvergenceSchedule({"out": outside, "in": TASKS["match"]}, 1, ["out", "in"])
+    assert schedule.phases == {"out": "distilling", "in": "learning"}
+    assert feed(schedule, 0.5, 0.6, 0.1) == []
+    task = schedule.report()["tasks"]["out"]
+    assert (task["converged_step"], task["teacher_step"], task["teacher_value"], task["best"]) == (0, None, None, 0.6)
+    assert schedule.teacher_steps("out") == []
+    assert schedule.improved(200) == ["in"]
+    assert feed(schedule, 0.1) == [Event(step=400, task="in", teacher_step=200)]
+    assert not schedule.finished
+    feed(schedule, 0.1)
+    assert schedule.finished
+
+
+def test_the_budget_ends_a_run_in_which_no_task_can_converge() -> None:
+    """All tasks with teachers from outside "had converged" at step 0, and the run ended before it had begun."""
+    schedule = ConvergenceSchedule({"out": TaskSpec("classification", "f1", distilled_from_start=True)}, 0)
+    assert not schedule.finished
+    feed(schedule, 0.5, 0.5)
+    assert not schedule.finished
+
+
+def test_a_task_is_resumed_as_it_began() -> None:
+    """Resumed without its teacher from outside, a task was to distill for ever from one that it never had."""
+    specs = [TaskSpec("classification", "f1", distilled_from_start=outside) for outside in (True, False)]
+    for saved, resumed in (specs, specs[::-1]):
+        state = ConvergenceSchedule({"match": saved}).state_dict()
+        with pytest.raises(ValueError, match=f"with distilled_from_start {saved.distilled_from_start}, not"):
+            ConvergenceSchedule({"match": resumed}).load_state_dict(state)
+
+
+@pytest.mark.parametrize("snapshots", [0, -1, 1.0, True, None])
+def test_a_wrong_number_of_snapshots_is_refused(snapshots: Any) -> None:
+    """With no snapshot there is no teacher, which was found at convergence."""
+    with pytest.raises(ValueError, match="snapshots must be a whole number of at least 1, such as 1, not"):
+        TaskSpec("classification", "f1", snapshots=snapshots)
+
+
+def test_the_best_evaluations_are_the_teachers() -> None:
+    """The last ones were kept in place of the best, a tie threw out the earlier, or one too many was kept."""
+    spec = TaskSpec("classification", "f1", ConvergenceConfig(patience=4), snapshots=3)
+    schedule = ConvergenceSchedule({"match": spec})
+    steps = []
+    for score in [math.nan, 0.5, 0.7, 0.6, 0.7, 0.6, 0.65]:
+        feed(schedule, score)
+        steps.append(schedule.teacher_steps("match"))
+        # At its convergence as well, where the present weights are one of several.
+        assert schedule.improved(schedule.step) == (["match"] if schedule.step in steps[-1] else [])
+        if schedule.phases["match"] == "learning":
+            assert schedule.snapshots_needed() == set(steps[-1])
+    assert steps == [[], [200], [300, 200], [300, 400, 200], [300, 500, 400], [300, 500, 400], [300, 500, 700]]
+    assert schedule.events == [Event(step=700, task="match", teacher_step=300)]
+    feed(schedule, 0.9)
+    assert schedule.teacher_steps("match") == [300, 500, 700]
+    assert schedule.snapshots_needed() == set()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("snapshots", [1, 2, 4])
+def test_k_best_against_sorting(seed: int, snapshots: int) -> None:
+    """The kept evaluations were not the best of all."""
+    spec = TaskSpec("classification", "f1", ConvergenceConfig(patience=99), snapshots=snapshots)
+    schedule = ConvergenceSchedule({"match": spec})
+    rng = random.Random(seed)
+    for _ in range(20):
+        feed(schedule, rng.choice([math.nan, 0.1, 0.2, 0.3, 0.4]))
+        known = [(-value, step) for step, value in schedule.report()["tasks"]["match"]["history"] if value is not None]
+        assert schedule.teacher_steps("match") == [step for _, step in sorted(known)[:snapshots]]
+        task = schedule.report()["tasks"]["match"]
+        assert (task["teacher_value"], task["teacher_step"]) == (task["best"], task["best_step"])
+
+
+def test_fewer_snapshots_after_resuming() -> None:
+    """A run resumed with fewer snapshots was taught by more than it was asked for."""
+    many, one = (
+        ConvergenceSchedule({"match": TaskSpec("classification", "f1", snapshots=number)}) for number in (3, 1)
+    )
+    feed(many, 0.5, 0.7, 0.6)
+    one.load_state_dict(many.state_dict())
+    assert one.teacher_steps("match") == [200]
+
+
+def test_noise_references() -> None:
+    """Noise was measured for tasks that do not read it, or against another evaluation than the criterion's."""
+    tasks = {
+        name: TaskSpec("classification", "f1", ConvergenceConfig(criterion=name, patience=2, min_delta=0.1))
+        for name in CRITERIA
+    }
+    schedule = ConvergenceSchedule(tasks)
+    assert schedule.noise_references == {"decline": None, "significant": None}
+    feed(schedule, 0.5, 0.55)
+    assert schedule.noise_references == {"decline": 200, "significant": 100}
+    feed(schedule, 0.5)
+    assert schedule.noise_references == {"decline": 200}  # The other has converged.
+
+
+def test_the_noise_reference_of_a_task_that_may_return() -> None:
+    """A loss ended a task at its best evaluation, whose answers nobody kept for the day that it returned."""
+    schedule = one_task(criterion="decline", patience=1, return_below=0.9)
+    schedule.observe(100, {"match": 0.5}, losses={"match": 0.5})
+    assert schedule.observe(200, {"match": 0.6}, losses={"match": 0.6})
+    assert schedule.noise_references == {"match": 200}
+    feed(schedule, 0.6)
+    assert schedule.noise_references == {}
+    feed(schedule, 0.5)
+    assert schedule.noise_references == {"match": 200}
+
+
+def test_losses_and_noise_reach_the_criterion_of_their_task() -> None:
+    """A loss was taken for another task's, or `np.float32` reached the file."""
+    spec = TaskSpec("classification", "f1", ConvergenceConfig(criterion="decline", patience=1, z=2))
+    schedule = ConvergenceSchedule({"a": spec, "b": spec, "c": spec})
+    schedule.observe(100, dict.fromkeys("abc", 0.5), losses={"a": np.float32(0.25), "b": 0.5})
+    events = schedule.observe(
+        200,
+        {"a": 0.5, "b": 0.25, "c": 0.25},
+        losses={"a": np.float32(0.5), "b": None},
+        standard_errors={"b": np.float32(0.25), "c": 0.0625, "a": None},
+    )
+    assert [event.task for event in events] == ["a", "c"]
+    as_json(schedule.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"losses": {"rte": 0.5}}, "The losses must be of the tasks match, not of rte"),
+        ({"standard_errors": {"rte": 0.5}}, "The standard errors must be of the tasks match, not of rte"),
+        ({"epoch": None}, "must come with its epoch, for the min_epochs of match; give `epoch`"),
+    ],
+)
+def test_wrong_companions_of_an_evaluation_are_refused_and_change_nothing(given: dict[str, Any], message: str) -> None:
+    """The loss of a misspelt task never reached it; without an epoch, a task never converged."""
+    schedule = one_task(min_epochs=1)
+    before = schedule.state_dict()
+    with pytest.raises(ValueError, match=message):
+        schedule.observe(100, {"match": 0.5}, **{"epoch": 0.5, **given})
+    assert schedule.state_dict() == before

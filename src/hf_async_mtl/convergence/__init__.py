@@ -3,16 +3,28 @@
 Standard library only: importing this package costs nothing. The recorded teachers are in `convergence.teacher`.
 """
 
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion, Plateau
+from hf_async_mtl.convergence.actions import ACTIONS, Action
+from hf_async_mtl.convergence.criteria import (
+    CRITERIA,
+    ConvergenceConfig,
+    Criterion,
+    Decline,
+    Plateau,
+    Significant,
+)
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, Phase, TaskSpec
 
 __all__ = [
+    "ACTIONS",
     "CRITERIA",
+    "Action",
     "ConvergenceConfig",
     "ConvergenceSchedule",
     "Criterion",
+    "Decline",
     "Event",
     "Phase",
     "Plateau",
+    "Significant",
     "TaskSpec",
 ]

@@ -7,12 +7,24 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-__all__ = ["CRITERIA", "ConvergenceConfig", "Criterion", "MinDeltaMode", "OnConvergence", "Plateau", "check_keys"]
+from hf_async_mtl.convergence.actions import ACTIONS
+
+__all__ = [
+    "CRITERIA",
+    "ConvergenceConfig",
+    "Criterion",
+    "Decline",
+    "MinDeltaMode",
+    "Plateau",
+    "Significant",
+    "Watch",
+    "check_keys",
+]
 
 MinDeltaMode = Literal["absolute", "relative"]
-OnConvergence = Literal["distill", "stop", "continue"]
+Watch = Literal["either", "metric", "loss"]
 
 
 @dataclass(frozen=True)
@@ -20,16 +32,30 @@ class ConvergenceConfig:
     """When a task counts as converged, and what happens to it then.
 
     Args:
-        criterion: A name in `CRITERIA`.
-        patience: So many evaluations in a row without improvement make a plateau. Counted in evaluations, not steps.
-            With 1, the first noisy evaluation ends a task.
-        min_delta: An improvement must exceed this, in the units of the metric (`absolute`) or as a share of the best
-            score so far (`relative`). On small validation sets a value below the metric's granularity (one example
-            right or wrong) is the same as 0.
+        criterion: A name in `CRITERIA`: `plateau` (no improvement), `significant` (no improvement that stands out from
+            the noise of the validation set), `decline` (the score falls, or the validation loss rises).
+        patience: So many evaluations in a row without improvement make a plateau, so many in a row with a fall a
+            decline. Counted in evaluations, not steps. With 1, the first noisy evaluation ends a task.
+        min_delta: An improvement, or a fall, must exceed this, in the units of the metric (`absolute`) or as a share of
+            the best score so far (`relative`). On small validation sets a value below the metric's granularity (one
+            example right or wrong) is the same as 0.
         min_delta_mode: `relative` has no effect while the best score is 0, where the threshold is 0 as well.
         min_steps: No convergence before this optimizer step. Earlier evaluations do count towards the patience.
-        on_convergence: `distill` trains on from the recorded teacher, `stop` takes the task out of the loss,
-            `continue` records the convergence and goes on with the true labels.
+        min_epochs: No convergence before this epoch, fractions allowed, in the same way.
+        on_convergence: A name in `ACTIONS`. `distill` trains on from the recorded teacher, `stop` takes the task out of
+            the loss, `continue` records the convergence and goes on with the true labels, `rollback` stops the task and
+            returns all weights to its best, `stop_and_go` stops it for three steps of four until it has lost 0.5 % of
+            its best, `distill_with_rollback` distills from weights that have returned to the teacher's.
+        watch: What `decline` goes by: the `metric`, the validation `loss`, or whichever comes first. A loss often rises
+            while the metric still improves (the model grows overconfident). No effect with other criteria.
+        z: `significant` and `decline` demand a difference of more than so many standard errors, too; 0: none. Above 2
+            or so, few gains on a small validation set count, and a task converges while it still learns.
+        return_below: A converged task whose score falls below this share of its best goes back to its labels, and may
+            converge again; between 0 and 1. None: as the action has it, 0.995 with `stop_and_go`, and never with the
+            others. Its snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1,
+            noise sends a task to and fro. Not with `continue`.
+        renew_teacher: A distilling task whose score beats its teacher's by more than `min_delta` has its teacher
+            recorded anew, from the present weights. No effect on tasks that do not distill.
 
     Raises:
         ValueError: A value is out of its range, with the range in the message.
@@ -40,34 +66,81 @@ class ConvergenceConfig:
     min_delta: float = 0.0
     min_delta_mode: MinDeltaMode = "absolute"
     min_steps: int = 0
-    on_convergence: OnConvergence = "distill"
+    min_epochs: float = 0
+    on_convergence: str = "distill"
+    watch: Watch = "either"
+    z: float = 1.0
+    return_below: float | None = None
+    renew_teacher: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("criterion", self.criterion, CRITERIA)
         _check_choice("min_delta_mode", self.min_delta_mode, get_args(MinDeltaMode))
-        _check_choice("on_convergence", self.on_convergence, get_args(OnConvergence))
+        _check_choice("on_convergence", self.on_convergence, ACTIONS)
+        _check_choice("watch", self.watch, get_args(Watch))
         _check_number("patience", self.patience, minimum=1, example="3", whole=True)
         _check_number("min_steps", self.min_steps, minimum=0, example="500", whole=True)
+        _check_number("min_epochs", self.min_epochs, minimum=0, example="1.5", whole=False)
         _check_number("min_delta", self.min_delta, minimum=0, example="0.001", whole=False)
+        _check_number("z", self.z, minimum=0, example="1.0", whole=False)
+        if not isinstance(self.renew_teacher, bool):
+            raise ValueError(f"convergence.renew_teacher must be true or false, not {self.renew_teacher!r}.")
+        self._check_return_below()
+
+    def _check_return_below(self) -> None:
+        share = self.return_below
+        if share is None:
+            return
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise ValueError(
+                "convergence.return_below must be a number between 0 and 1, both excluded, such as 0.99, or null, "
+                f"not {share!r}."
+            )
+        if ACTIONS[self.on_convergence].phase == "learning":
+            raise ValueError(
+                f"convergence.return_below must be null with on_convergence {self.on_convergence}, which never leaves "
+                f"the true labels, not {share!r}; remove it, or choose another action."
+            )
+
+    def min_delta_at(self, reference: float) -> float:
+        """`min_delta` in the units of the metric, for a difference to a given score."""
+        return self.min_delta * (abs(reference) if self.min_delta_mode == "relative" else 1.0)
 
 
 class Criterion(ABC):
-    """Watches the scores of one task. Higher is better."""
+    """Watches the scores of one task. Higher is better.
+
+    Attributes:
+        needs_standard_error: Whether `update` reads the standard error.
+        reference_step: The step of the evaluation that scores are compared with; None before there is one.
+    """
+
+    needs_standard_error: ClassVar[bool] = False
 
     def __init__(self, config: ConvergenceConfig) -> None:
         self.config = config
+        self.reference_step: int | None = None
 
     @abstractmethod
-    def update(self, step: int, value: float | None) -> bool:
+    def update(
+        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
+    ) -> bool:
         """Takes the score of one evaluation in.
 
         Args:
             step: The optimizer step of the evaluation.
             value: The monitored metric. None or a value that is not finite is no improvement.
+            loss: The supervised loss on the validation set, lower is better.
+            standard_error: That of the difference between this evaluation's metric and the one of `reference_step`,
+                paired by example. None or a value that is not finite counts as 0.
 
         Returns:
-            Whether the task has converged.
+            Whether the task has converged, `min_steps` and `min_epochs` aside, which the schedule sees to.
         """
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Grants full patience again. The reference stays."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -80,6 +153,13 @@ class Criterion(ABC):
         Raises:
             ValueError: A key is missing, or there is one too many.
         """
+
+    def _margin(self, reference: float, standard_error: float | None) -> float:
+        """What a difference to the reference has to exceed."""
+        noise = 0.0
+        if self.needs_standard_error and standard_error is not None and math.isfinite(standard_error):
+            noise = self.config.z * standard_error
+        return max(self.config.min_delta_at(reference), noise)
 
 
 class Plateau(Criterion):
@@ -98,35 +178,126 @@ class Plateau(Criterion):
         self.reference: float | None = None
         self.evaluations_without_improvement = 0
 
-    def update(self, step: int, value: float | None) -> bool:
-        if value is not None and self._improves(value):
-            self.reference = value
+    def update(
+        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
+    ) -> bool:
+        if value is not None and self._improves(value, standard_error):
+            self.reference, self.reference_step = value, step
             self.evaluations_without_improvement = 0
         else:
             self.evaluations_without_improvement += 1
-        return self.evaluations_without_improvement >= self.config.patience and step >= self.config.min_steps
+        return self.evaluations_without_improvement >= self.config.patience
 
-    def _improves(self, value: float) -> bool:
+    def _improves(self, value: float, standard_error: float | None) -> bool:
         if not math.isfinite(value):
             return False
-        if self.reference is None:
-            return True
-        scale = abs(self.reference) if self.config.min_delta_mode == "relative" else 1.0
-        return value > self.reference + self.config.min_delta * scale
+        return self.reference is None or value > self.reference + self._margin(self.reference, standard_error)
+
+    def renew(self) -> None:
+        self.evaluations_without_improvement = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "reference": self.reference,
+            "reference_step": self.reference_step,
             "evaluations_without_improvement": self.evaluations_without_improvement,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_keys(state, self.state_dict(), "The state of a plateau criterion", "was it saved by another version?")
+        check_keys(state, self.state_dict(), f"The state of a {self.config.criterion} criterion", _OTHER_CRITERION)
         self.reference = state["reference"]
+        self.reference_step = state["reference_step"]
         self.evaluations_without_improvement = state["evaluations_without_improvement"]
 
 
-CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau}
+class Significant(Plateau):
+    """A plateau on which a gain must exceed `z` standard errors as well as `min_delta`.
+
+    The gain is over the last score that was accepted, and the standard error is that of this difference. The first
+    finite score is always accepted.
+
+    >>> significant = Significant(ConvergenceConfig(criterion="significant", patience=2, z=2))
+    >>> scores = [(10, 0.50), (20, 0.56), (30, 0.58), (40, 0.59)]
+    >>> [significant.update(step, value, standard_error=0.02) for step, value in scores], significant.reference_step
+    ([False, False, False, True], 20)
+    """
+
+    needs_standard_error = True
+
+
+class Decline(Criterion):
+    """Converged when the score has fallen below its best, or the loss has risen, at `patience` evaluations in a row.
+
+    A fall must exceed `min_delta` and `z` standard errors of the difference to the best evaluation; a score that is not
+    a number has fallen, once there is a best. A loss has risen where it is greater than at the evaluation before; one
+    that is not a number breaks the row. A task that stays at its best for ever never converges by its metric.
+
+    >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
+    >>> scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7), (50, 0.6), (60, 0.6)]
+    >>> [decline.update(step, value) for step, value in scores], decline.reference_step
+    ([False, False, False, False, False, True], 20)
+    >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
+    >>> [decline.update(step, 0.7, loss=loss) for step, loss in [(10, 0.4), (20, 0.3), (30, 0.4), (40, 0.5)]]
+    [False, False, False, True]
+    """
+
+    needs_standard_error = True
+
+    def __init__(self, config: ConvergenceConfig) -> None:
+        super().__init__(config)
+        self.reference: float | None = None
+        self.falls = 0
+        self.last_loss: float | None = None
+        self.loss_rises = 0
+
+    def update(
+        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
+    ) -> bool:
+        self._take_value(step, value, standard_error)
+        self._take_loss(loss)
+        counts = {"metric": self.falls, "loss": self.loss_rises, "either": max(self.falls, self.loss_rises)}
+        return counts[self.config.watch] >= self.config.patience
+
+    def _take_value(self, step: int, value: float | None, standard_error: float | None) -> None:
+        if value is None or not math.isfinite(value):
+            self.falls = 0 if self.reference is None else self.falls + 1
+        elif self.reference is None or value > self.reference:
+            self.reference, self.reference_step = value, step
+            self.falls = 0
+        else:
+            fallen = value < self.reference - self._margin(self.reference, standard_error)
+            self.falls = self.falls + 1 if fallen else 0
+
+    def _take_loss(self, loss: float | None) -> None:
+        known = loss if loss is not None and math.isfinite(loss) else None
+        risen = known is not None and self.last_loss is not None and known > self.last_loss
+        self.loss_rises = self.loss_rises + 1 if risen else 0
+        self.last_loss = known
+
+    def renew(self) -> None:
+        self.falls = self.loss_rises = 0
+        self.last_loss = None  # It may be of other weights than the next one's.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "reference_step": self.reference_step,
+            "falls": self.falls,
+            "last_loss": self.last_loss,
+            "loss_rises": self.loss_rises,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_keys(state, self.state_dict(), "The state of a decline criterion", _OTHER_CRITERION)
+        self.reference = state["reference"]
+        self.reference_step = state["reference_step"]
+        self.falls = state["falls"]
+        self.last_loss = state["last_loss"]
+        self.loss_rises = state["loss_rises"]
+
+
+CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, "significant": Significant}
+_OTHER_CRITERION = "was it saved by another version, or with another criterion?"
 
 
 def check_keys(found: Collection[str], required: Collection[str], what: str, way_out: str) -> None:

@@ -6,35 +6,59 @@ Convergence in Multi-Task Learning via Knowledge Distillation from Converged Tas
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, SupportsFloat
 
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, OnConvergence, check_keys
+from hf_async_mtl.convergence.actions import ACTIONS, Action, Phase
+from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion, check_keys
 
 __all__ = ["ConvergenceSchedule", "Event", "Phase", "TaskSpec"]
-
-Phase = Literal["waiting", "learning", "distilling", "stopped"]
-_PHASE_AFTER: dict[OnConvergence, Phase] = {"distill": "distilling", "stop": "stopped", "continue": "learning"}
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the schedule knows of a task: its type and its monitored metric, for the report, and when it converges."""
+    """What the schedule knows of a task.
+
+    Args:
+        type: Its type, for the report.
+        metric: The name of its monitored metric, for the report.
+        convergence: When it converges, and what happens then.
+        distilled_from_start: Whether it has a teacher from outside and distills from step 0. Then it never waits,
+            converges or returns, and its teacher is not renewed.
+        snapshots: So many of its best evaluations may be its teacher together, at least 1. Each costs a copy of the
+            weights on disk while the task learns.
+
+    Raises:
+        ValueError: `snapshots` is no whole number of at least 1.
+    """
 
     type: str
     metric: str
     convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
+    distilled_from_start: bool = False
+    snapshots: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.snapshots, int) or isinstance(self.snapshots, bool) or self.snapshots < 1:
+            raise ValueError(f"snapshots must be a whole number of at least 1, such as 1, not {self.snapshots!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A task converged at `step`; its teacher is the model of `teacher_step`, which can be `step` itself."""
+    """What became of a task at the evaluation of `step`.
+
+    * `converged`: it did; its best was at `teacher_step`, which can be `step` itself.
+    * `rolled_back`: right after its `converged`: all weights return to those of `teacher_step`.
+    * `returned`: its score fell below `return_below`, and it goes back to its labels. `teacher_step` is None.
+    * `teacher_renewed`: the present weights are its teacher from now on; `teacher_step` is `step`.
+    * `joined`: it waited, and learns from now on. `teacher_step` is None.
+    """
 
     step: int
     task: str
-    event: Literal["converged"] = "converged"
-    teacher_step: int
+    event: Literal["converged", "rolled_back", "returned", "teacher_renewed", "joined"] = "converged"
+    teacher_step: int | None = None
 
 
 @dataclass
@@ -55,16 +79,28 @@ class _TaskState:
         """Whether a better score would be its teacher. After convergence it has one, even where it learns on."""
         return self.phase == "learning" and self.converged_step is None
 
+    @property
+    def has_left_labels(self) -> bool:
+        return self.phase in ("distilling", "stopped")
+
 
 class ConvergenceSchedule:
     """Follows every task from true labels to its own end of learning.
 
+    The scores of one task move no other's phase, with two exceptions. In an `order`, a task joins when those before it
+    have converged. And after a rollback, the other tasks that learn have other weights: each has full patience again.
+    Weights return to one place at an evaluation: of several tasks that would roll back, the one whose best came
+    earliest does (of these, the first task), and the others go on learning.
+
     Args:
         tasks: The tasks by name. Their order is the order of events and reports.
         final_evaluations: So many evaluations after the last convergence the run is `finished`. None: never.
+        order: Every task once, in the order in which they join; the first learns from the start. A task waits until all
+            that have joined have converged. Its scores are kept, but neither use up its patience nor make its teacher.
+            None: all learn from the start.
 
     Raises:
-        ValueError: There is no task, or `final_evaluations` is negative.
+        ValueError: There is no task, `final_evaluations` is negative, or `order` does not name every task once.
 
     >>> config = ConvergenceConfig(patience=1)
     >>> schedule = ConvergenceSchedule({"match": TaskSpec("classification", "f1", config)}, final_evaluations=1)
@@ -80,16 +116,31 @@ class ConvergenceSchedule:
     True
     """
 
-    def __init__(self, tasks: Mapping[str, TaskSpec], final_evaluations: int | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, TaskSpec],
+        final_evaluations: int | None = None,
+        order: Sequence[str] | None = None,
+    ) -> None:
         if not tasks:
             raise ValueError("A schedule needs at least one task, and got none.")
         if final_evaluations is not None and final_evaluations < 0:
             raise ValueError(f"final_evaluations must be at least 0, or None for no end, not {final_evaluations}.")
+        if order is not None and sorted(order) != sorted(tasks):
+            raise ValueError(f"order must name each of the tasks {', '.join(tasks)} once, not {', '.join(order)}.")
         self.tasks = dict(tasks)
         self.final_evaluations = final_evaluations
+        self.order = None if order is None else list(order)
         self.events: list[Event] = []
-        self._states = {name: _TaskState() for name in self.tasks}
-        self._criteria = {name: CRITERIA[spec.convergence.criterion](spec.convergence) for name, spec in tasks.items()}
+        self._states = {
+            name: _TaskState(phase="distilling", converged_step=0) if spec.distilled_from_start else _TaskState()
+            for name, spec in self.tasks.items()
+        }
+        for name in self._queue()[1:]:
+            self._states[name].phase = "waiting"
+        self._criteria = {name: _new_criterion(spec) for name, spec in self.tasks.items()}
+        # Task -> [step, score] of its best evaluations while it sought a teacher, best first.
+        self._candidates: dict[str, list[list[Any]]] = {name: [] for name in self.tasks}
         self._final: dict[str, Any] | None = None
 
     @property
@@ -105,73 +156,236 @@ class ConvergenceSchedule:
 
     @property
     def finished(self) -> bool:
-        """Whether no task learns any more and `final_evaluations` evaluations followed the last convergence."""
-        if self.final_evaluations is None:
+        """Whether no task learns or waits any more and `final_evaluations` evaluations followed the last convergence.
+
+        Tasks that distill from the start do not count; where there are no others, the budget ends the run.
+        """
+        states = [self._states[name] for name, spec in self.tasks.items() if not spec.distilled_from_start]
+        if self.final_evaluations is None or not states:
             return False
         last_convergence = 0
-        for state in self._states.values():
+        for state in states:
             if state.converged_step is None or state.phase == "learning":
                 return False
             last_convergence = max(last_convergence, state.converged_step)
         return sum(step > last_convergence for step in self._evaluated_steps()) >= self.final_evaluations
 
-    def observe(self, step: int, values: Mapping[str, SupportsFloat | None]) -> list[Event]:
+    @property
+    def noise_references(self) -> dict[str, int | None]:
+        """Learning task -> the step whose evaluation its next one is compared with, where its criterion reads a
+        standard error. None before there is one.
+
+        A task that converged at the last evaluation and may return is among them: that evaluation can be the one that
+        it will be compared with then.
+        """
+        return {
+            name: self._criteria[name].reference_step
+            for name, state in self._states.items()
+            if self._criteria[name].needs_standard_error
+            and (state.seeks_teacher or (state.converged_step == self.step and self._may_return(name)))
+        }
+
+    def in_loss(self, step: int) -> dict[str, bool]:
+        """Whether each task's loss counts in an optimizer step.
+
+        Args:
+            step: How many optimizer steps were made before it.
+        """
+        return {name: self._counts(name, step) for name in self.tasks}
+
+    def _counts(self, name: str, step: int) -> bool:
+        phase, action = self._states[name].phase, self._action(name)
+        if phase in ("learning", "distilling"):
+            return True
+        return phase == action.phase and action.loss_every > 0 and step % action.loss_every == 0
+
+    def observe(
+        self,
+        step: int,
+        values: Mapping[str, SupportsFloat | None],
+        *,
+        losses: Mapping[str, SupportsFloat | None] | None = None,
+        standard_errors: Mapping[str, SupportsFloat | None] | None = None,
+        epoch: float | None = None,
+    ) -> list[Event]:
         """Takes one whole evaluation in.
 
         Args:
             step: The optimizer step, greater than the last one.
             values: The monitored metric of every task, higher is better. None, NaN and infinity are kept as None.
+            losses: The supervised validation loss of some tasks. Without it, no loss has risen.
+            standard_errors: Of some tasks, the standard error of the difference between this evaluation and that of
+                their step in `noise_references`, in the units of the metric. Without it, there is no noise.
+            epoch: Epochs trained so far, with fractions. Needed where a task has `min_epochs`.
 
         Returns:
-            The convergences of this evaluation, in the order of the tasks.
+            What became of tasks, in their order; a task that joins comes last.
 
         Raises:
-            ValueError: A task is missing or unknown, or the step is not greater than the last. Nothing has changed.
+            ValueError: A task is missing or unknown, the step is not greater than the last, or the epoch is missing.
+                Nothing has changed.
         """
         scores = self._scores(values)
+        known_losses = self._partial("losses", losses)
+        known_errors = self._partial("standard errors", standard_errors)
         steps = self._evaluated_steps()
         if steps and step <= steps[-1]:
             raise ValueError(
                 f"An evaluation must come after the last one, at step {steps[-1]}, not at step {step}; "
                 "observe each evaluation once."
             )
+        timed = [name for name, spec in self.tasks.items() if spec.convergence.min_epochs > 0]
+        if timed and epoch is None:
+            raise ValueError(f"An evaluation must come with its epoch, for the min_epochs of {timed[0]}; give `epoch`.")
         self._final = None  # It speaks of a run that has ended, and this one goes on.
-        events = [event for name, score in scores.items() if (event := self._observe_task(name, int(step), score))]
+        step = int(step)
+        due = []
+        for name, score in scores.items():
+            self._note(name, step, score)
+            if self._states[name].seeks_teacher:
+                self._consider(name, step, score)
+                converged = self._criteria[name].update(
+                    step, score, loss=known_losses.get(name), standard_error=known_errors.get(name)
+                )
+                if converged and self._may_converge(name, step, epoch):
+                    due.append(name)
+        events = self._move(step, due)
         self.events += events
         return events
 
-    def _observe_task(self, name: str, step: int, score: float | None) -> Event | None:
+    def _note(self, name: str, step: int, score: float | None) -> None:
         state = self._states[name]
         state.last = score
         state.history.append([step, score])
         if _is_better(score, state.best):
             state.best, state.best_step = score, step
-        if not state.seeks_teacher:
-            return None
-        if _is_better(score, state.teacher_value):
-            state.teacher_value, state.teacher_step = score, step
-        converged = self._criteria[name].update(step, score)
+
+    def _consider(self, name: str, step: int, score: float | None) -> None:
+        """Enter a score among the task's best ones. Of equal ones the earlier is the better."""
+        if score is not None:
+            best = [*self._candidates[name], [step, score]]
+            best.sort(key=lambda candidate: -candidate[1])
+            self._set_candidates(name, best[: self.tasks[name].snapshots])
+
+    def _set_candidates(self, name: str, candidates: list[list[Any]]) -> None:
+        self._candidates[name] = candidates
+        self._states[name].teacher_step, self._states[name].teacher_value = candidates[0]
+
+    def _may_converge(self, name: str, step: int, epoch: float | None) -> bool:
+        config = self.tasks[name].convergence
         # Without one finite score there is nobody to teach, whatever the criterion says.
-        if not converged or state.teacher_step is None:
-            return None
+        has_teacher = self._states[name].teacher_step is not None
+        return has_teacher and step >= config.min_steps and (epoch or 0) >= config.min_epochs
+
+    def _move(self, step: int, due: list[str]) -> list[Event]:
+        """Change the phases, once all scores are in. `due`: the tasks whose criterion says that they have converged."""
+        rolling = [name for name in due if self._action(name).rolls_back]
+        first = min(rolling, key=lambda name: self._candidates[name][0][0], default=None)
+        events = []
+        for name in self.tasks:
+            if name in due and (name == first or name not in rolling):
+                events += self._converge(name, step)
+            else:
+                events += self._reconsider(name, step)
+        if any(event.event == "rolled_back" for event in events):
+            for name, criterion in self._criteria.items():
+                if self._states[name].seeks_teacher:
+                    criterion.renew()
+        return events + self._join(step)
+
+    def _converge(self, name: str, step: int) -> list[Event]:
+        state, action = self._states[name], self._action(name)
         state.converged_step = step
-        state.phase = _PHASE_AFTER[self.tasks[name].convergence.on_convergence]
-        return Event(step=step, task=name, teacher_step=state.teacher_step)
+        state.phase = action.phase
+        events = [Event(step=step, task=name, teacher_step=state.teacher_step)]
+        # The present weights need no rollback to themselves.
+        if action.rolls_back and state.teacher_step != step:
+            events.append(Event(step=step, task=name, event="rolled_back", teacher_step=state.teacher_step))
+        return events
+
+    def _reconsider(self, name: str, step: int) -> list[Event]:
+        """A converged task returns to its labels, or has outgrown its teacher, or neither."""
+        state, config = self._states[name], self.tasks[name].convergence
+        score, share = state.last, self._return_below(name)
+        if score is None or not state.has_left_labels or self.tasks[name].distilled_from_start:
+            return []
+        if share is not None and state.best is not None and state.best > 0 and score < share * state.best:
+            state.phase, state.converged_step = "learning", None
+            self._criteria[name].renew()
+            return [Event(step=step, task=name, event="returned")]
+        taught, teacher_value = state.phase == "distilling", state.teacher_value
+        if not config.renew_teacher or not taught or teacher_value is None:
+            return []
+        if score <= teacher_value + config.min_delta_at(teacher_value):
+            return []
+        self._set_candidates(name, [[step, score]])
+        return [Event(step=step, task=name, event="teacher_renewed", teacher_step=step)]
+
+    def _join(self, step: int) -> list[Event]:
+        waiting = [name for name in self._queue() if self._states[name].phase == "waiting"]
+        joined = [state for state in self._states.values() if state.phase != "waiting"]
+        if not waiting or any(state.converged_step is None for state in joined):
+            return []
+        self._states[waiting[0]].phase = "learning"
+        return [Event(step=step, task=waiting[0], event="joined")]
+
+    def teacher_steps(self, task: str) -> list[int]:
+        """The steps of the best evaluations of a task while it sought a teacher: best first, at most its `snapshots`.
+
+        Empty before its first score, and where its teacher is from outside. After `teacher_renewed`, that step alone.
+        """
+        return [step for step, _ in self._candidates[task]]
+
+    def converged_at(self, task: str) -> int | None:
+        """The step at which a task converged; 0 for one that distills from the start, None for one that learns."""
+        return self._states[task].converged_step
 
     def snapshots_needed(self) -> set[int]:
-        """The steps whose weights may yet become a teacher: the best so far of each task that is to distill."""
-        return {step for step in self._candidates().values() if step is not None}
+        """The steps whose weights a task may yet be taught by or roll back to.
+
+        Those of a task that has converged are not among them, unless it may return to its labels: read them after
+        `observe`, before all others are deleted.
+        """
+        return {step for name in self._keeping() for step in self.teacher_steps(name)}
 
     def improved(self, step: int) -> list[str]:
-        """The tasks whose best score so far came at `step`, among those that are to distill and still learn."""
-        return [name for name, teacher_step in self._candidates().items() if teacher_step == step]
+        """The tasks that need a snapshot of `step`: it is among their best ones, and they may yet converge.
 
-    def _candidates(self) -> dict[str, int | None]:
-        return {
-            name: state.teacher_step
+        Or they did at `step` itself, and it is one of several that are their teacher together. Where it is the only
+        one, the teacher is the present model.
+        """
+        keeping = self._keeping()
+        return [
+            name
             for name, state in self._states.items()
-            if state.seeks_teacher and self.tasks[name].convergence.on_convergence == "distill"
-        }
+            if step in self.teacher_steps(name)
+            and (name in keeping or (state.converged_step == step and self._is_taught_by_several(name)))
+        ]
+
+    def _is_taught_by_several(self, name: str) -> bool:
+        return self._action(name).records_teacher and len(self._candidates[name]) > 1
+
+    def _keeping(self) -> list[str]:
+        return [
+            name
+            for name, state in self._states.items()
+            if self._action(name).needs_snapshot and (state.seeks_teacher or self._may_return(name))
+        ]
+
+    def _may_return(self, name: str) -> bool:
+        outside = self.tasks[name].distilled_from_start
+        return self._states[name].has_left_labels and self._return_below(name) is not None and not outside
+
+    def _action(self, name: str) -> Action:
+        return ACTIONS[self.tasks[name].convergence.on_convergence]
+
+    def _return_below(self, name: str) -> float | None:
+        own = self.tasks[name].convergence.return_below
+        return self._action(name).return_below if own is None else own
+
+    def _queue(self) -> list[str]:
+        """The tasks that join one after the other."""
+        return [name for name in self.order or [] if not self.tasks[name].distilled_from_start]
 
     def finish(self, step: int, values: Mapping[str, SupportsFloat | None] | None = None) -> None:
         """Notes which weights the run ends with. A later `observe` takes the note back.
@@ -225,7 +439,9 @@ class ConvergenceSchedule:
             "tasks": {
                 name: {
                     "metric": spec.metric,
+                    "distilled_from_start": spec.distilled_from_start,
                     **asdict(self._states[name]),
+                    "candidates": copy.deepcopy(self._candidates[name]),
                     "criterion": self._criteria[name].state_dict(),
                 }
                 for name, spec in self.tasks.items()
@@ -235,11 +451,14 @@ class ConvergenceSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned. Changed settings then apply to the tasks that still learn.
+        """Takes over what `state_dict` returned.
+
+        Changed settings apply from then on, and a task that has converged keeps its phase. Weights that were not kept
+        stay gone: with another action, or with a `return_below` that is new, a task may ask for a missing snapshot.
 
         Raises:
-            ValueError: The state is of other tasks, of another monitored metric, or its keys are not exactly those of
-                `state_dict`. Nothing has changed.
+            ValueError: The state is of other tasks, of another monitored metric, of another criterion, of tasks that
+                joined in another order, or its keys are not exactly those of `state_dict`. Nothing has changed.
         """
         other_version = "was it saved by another version?"
         check_keys(state, self.state_dict(), "The state of a schedule", other_version)
@@ -247,24 +466,44 @@ class ConvergenceSchedule:
             state["tasks"], self.tasks, "The tasks of a saved schedule", "resume with the tasks that it was saved with."
         )
         names = [item.name for item in fields(_TaskState)]
+        keys = ["metric", "distilled_from_start", *names, "candidates", "criterion"]
         states = {}
         criteria = {}
+        candidates = {}
         for name, spec in self.tasks.items():
             saved = copy.deepcopy(state["tasks"][name])
-            check_keys(saved, ["metric", *names, "criterion"], f"The saved state of task {name}", other_version)
+            check_keys(saved, keys, f"The saved state of task {name}", other_version)
             if saved["metric"] != spec.metric:
                 raise ValueError(
                     f"Task {name} must be resumed with the metric that it was monitored by, {saved['metric']}, "
                     f"not {spec.metric}: put {saved['metric']} first in its metrics."
                 )
+            if saved["distilled_from_start"] != spec.distilled_from_start:
+                raise ValueError(
+                    f"Task {name} must be resumed as it began, with distilled_from_start "
+                    f"{saved['distilled_from_start']}, not {spec.distilled_from_start}."
+                )
             states[name] = _TaskState(**{key: saved[key] for key in names})
-            criteria[name] = CRITERIA[spec.convergence.criterion](spec.convergence)
+            criteria[name] = _new_criterion(spec)
             criteria[name].load_state_dict(saved["criterion"])
+            candidates[name] = saved["candidates"][: spec.snapshots]
+        self._check_order(states)
         for event in state["events"]:
             check_keys(event, [item.name for item in fields(Event)], "A saved event", other_version)
         self.events = [Event(**event) for event in state["events"]]
-        self._states, self._criteria = states, criteria
+        self._states, self._criteria, self._candidates = states, criteria, candidates
         self._final = copy.deepcopy(state["final"])
+
+    def _check_order(self, states: Mapping[str, _TaskState]) -> None:
+        """Requires that those that wait are the last of the order, and not all of it."""
+        waiting = [name for name, state in states.items() if state.phase == "waiting"]
+        joined = [name for name in states if name not in waiting] or ["none"]
+        queue = self._queue()
+        if waiting and (len(waiting) == len(queue) or set(waiting) != set(queue[-len(waiting) :])):
+            raise ValueError(
+                f"The order must be one in which {', '.join(joined)} joined, and {', '.join(waiting)} still wait, "
+                f"not {', '.join(self.order or ['none'])}; resume with the order of the saved run."
+            )
 
     def _evaluated_steps(self) -> list[int]:
         # Every task has a score at every evaluation, so any task's history tells.
@@ -273,6 +512,17 @@ class ConvergenceSchedule:
     def _scores(self, values: Mapping[str, SupportsFloat | None]) -> dict[str, float | None]:
         check_keys(values, self.tasks, "The values of an evaluation", "evaluate every task each time.")
         return {name: _finite(values[name]) for name in self.tasks}
+
+    def _partial(self, what: str, values: Mapping[str, SupportsFloat | None] | None) -> dict[str, float | None]:
+        values = values or {}
+        unknown = [str(name) for name in values if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"The {what} must be of the tasks {', '.join(self.tasks)}, not of {', '.join(unknown)}.")
+        return {name: _finite(value) for name, value in values.items()}
+
+
+def _new_criterion(spec: TaskSpec) -> Criterion:
+    return CRITERIA[spec.convergence.criterion](spec.convergence)
 
 
 def _finite(value: SupportsFloat | None) -> float | None:

@@ -7,10 +7,12 @@ Recorded logits are read through a memory map and carry a hash of the examples t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,6 +179,38 @@ class TeacherStore:
         except SafetensorError as error:
             raise _damaged(path, error) from error
 
+    def save_answers(self, task: str, step: int, answers: Sequence[Any]) -> None:
+        """Keep a task's validation predictions of a step, in the place of an earlier step's."""
+        path = self._answers_path(task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps({"step": step, "answers": list(answers)}), encoding="utf-8")
+        partial.replace(path)
+
+    def load_answers(self, task: str, step: int) -> list[Any]:
+        """The validation predictions of a step.
+
+        Raises:
+            TeacherError: They are missing, damaged, or another step's.
+        """
+        path = self._answers_path(task)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            kept = {"step": None}
+        except json.JSONDecodeError as error:
+            raise _damaged(path, error) from error
+        if kept["step"] != step:
+            raise TeacherError(
+                f"The validation predictions {path} must be those of step {step}, which the next evaluation is "
+                f"compared with; found those of step {kept['step']}. Resume from a checkpoint that was written with "
+                "this criterion, or start afresh."
+            )
+        return kept["answers"]
+
+    def _answers_path(self, task: str) -> Path:
+        return self.folder / f"answers-{task}.json"
+
     def keep_snapshots(self, steps: Iterable[int]) -> None:
         """Delete all snapshots but those of some steps."""
         kept = {self.snapshot_path(step) for step in steps}
@@ -186,7 +220,7 @@ class TeacherStore:
 
     def link_into(self, folder: Path) -> None:
         """Put all files into another folder too, as hard links where that can be."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("answers-*.json")]):
             link_or_copy(path, folder / path.name)
 
     def replace_with(self, folder: Path) -> None:

@@ -1,0 +1,48 @@
+"""What becomes of a task that has converged: one entry each in `ACTIONS`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["ACTIONS", "Action", "Phase"]
+
+Phase = Literal["waiting", "learning", "distilling", "stopped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What happens to a task at its convergence, and from then on.
+
+    Args:
+        phase: The phase afterwards.
+        records_teacher: Whether the logits of the task's best weights are recorded.
+        rolls_back: Whether all weights return to the task's best, which takes from the other tasks what they have
+            learned since.
+        loss_every: Where `phase` is `stopped`: the task's loss counts at every so-many-th optimizer step; 0: never.
+            No effect in the other phases, where every step counts.
+        return_below: The default of the setting of that name, a share of the best score; None: never.
+    """
+
+    phase: Phase
+    records_teacher: bool = False
+    rolls_back: bool = False
+    loss_every: int = 1
+    return_below: float | None = None
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether the weights of the task's best step must be kept while it learns."""
+        return self.records_teacher or self.rolls_back
+
+
+ACTIONS: dict[str, Action] = {
+    # Lu et al., "Asynchronous Convergence in Multi-Task Learning ...", NAACL 2022 Industry Track.
+    "distill": Action(phase="distilling", records_teacher=True),
+    "stop": Action(phase="stopped", loss_every=0),
+    "continue": Action(phase="learning"),
+    # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and all go on from its best.
+    "rollback": Action(phase="stopped", rolls_back=True, loss_every=0),
+    # Lu et al., "12-in-1: Multi-Task Vision and Language Representation Learning", CVPR 2020: a stopped task is still
+    # trained at every 4th step, and is back at every step once it has lost 0.5 % of its best.
+    "stop_and_go": Action(phase="stopped", loss_every=4, return_below=0.995),
+    "distill_with_rollback": Action(phase="distilling", records_teacher=True, rolls_back=True),
+}
