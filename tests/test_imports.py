@@ -28,13 +28,16 @@ FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 # allowed stands for all that is in it.
 TABLE: dict[str, set[str]] = {
     "model": {"model"},
-    "convergence": {"convergence.criteria", "convergence.schedule"},
+    "convergence": {"convergence.actions", "convergence.criteria", "convergence.schedule"},
     "convergence.teacher": {"convergence.criteria", "convergence.schedule", "model"},
+    "convergence.teacher_quality": {"model"},
     "data": {"data", "model"},
+    "balancing": {"balancing", "model.configuration_multitask"},
     "metrics": {"model.configuration_multitask"},
+    "significance": {"metrics", "model.configuration_multitask"},
     "report": {"report", "convergence.schedule", "model.configuration_multitask"},
-    "training": {"training", "report", "metrics", "data", "convergence", "model"},
-    "cli": {"cli", "training", "report", "metrics", "data", "convergence", "model"},
+    "training": {"training", "report", "significance", "metrics", "balancing", "data", "convergence", "model"},
+    "cli": {"cli", "training", "report", "significance", "metrics", "data", "convergence", "model"},
     # Its trainer and arguments are imported when they are asked for.
     "": {"model", "training"},
 }

@@ -81,7 +81,14 @@ def test_the_last_push_is_what_the_contract_names(pushed: Pushed) -> None:
     """A push before the results and the card, as upstream's `save_model` makes one, must not be the last."""
     code = {path.name for path in Path(hf_async_mtl.model.__file__).parent.glob("*.py")} - {"__init__.py"}
     promised = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    promised |= {"convergence.json", "all_results.json", "plots/curves.png", "plots/retention.png", *code}
+    promised |= {
+        "convergence.json",
+        "all_results.json",
+        "plots/curves.png",
+        "plots/retention.png",
+        "plots/conflicts.png",
+        *code,
+    }
     assert set(pushed.final) == promised
     for name in promised:
         assert pushed.final[name] == (pushed.run / name).read_bytes(), name

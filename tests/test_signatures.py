@@ -70,6 +70,7 @@ def test_the_arguments_keep_upstream_order() -> None:
     assert ours[: len(upstream)] == upstream
     assert set(ours[len(upstream) :]) == {
         "head_learning_rate",
+        "conflict_steps",
         "convergence",
         "distillation",
         "mixing",

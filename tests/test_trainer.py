@@ -256,7 +256,11 @@ def test_convergence_json(tmp_path: Path) -> None:
     script = {"polarity": [0.5, 0.4, math.nan, 0.6], "overlap": [math.nan, math.nan, 0.2, math.nan]}
     trainer = tiny_trainer(tmp_path, PAIR, script, num_train_epochs=4, eval_steps=2)
     trainer.train()
-    assert told(tmp_path) == {
+    found = told(tmp_path)
+    assert found.pop("conflicts")["tasks"] == ["polarity", "overlap"]
+    qualities = {name: set(task.pop("teacher_quality")) for name, task in found["tasks"].items()}
+    assert qualities == {"polarity": {"entropy", "calibration", "accuracy"}, "overlap": {"residual"}}
+    assert found == {
         "version": 1,
         "step": 8,
         "average": None,
@@ -416,10 +420,10 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"distillation": {"labelshare": 1}}, "nearest known key is `label_share`"),
         ({"mixing": {"strategy": "random"}}, "`mixing.strategy` must be one of proportional, temperature, uniform"),
         ({"mixing": {"temperature": "2"}}, "`mixing.temperature` must be a number of at least 1; found '2'"),
-        ({"balancing": {"method": "pcgrad"}}, "`balancing.method` must be sum; found 'pcgrad'"),
+        ({"balancing": {"method": "pcgrd"}}, "The nearest is 'pcgrad'."),
         ({"balancing": {"weights": {"polarity": -1}}}, "weight of task polarity` must be a number above 0; found -1"),
         ({"balancing": {"weights": 2}}, "`balancing.weights` must be a dictionary; found 2"),
-        ({"schedule": {"mode": "sequential"}}, "`schedule.mode` must be joint; found 'sequential'"),
+        ({"schedule": {"mode": "parallel"}}, "`schedule.mode` must be joint or sequential; found 'parallel'"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

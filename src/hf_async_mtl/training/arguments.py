@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..model.configuration_multitask import ConfigurationError
@@ -19,7 +20,6 @@ from ..model.configuration_multitask import ConfigurationError
 __all__ = [
     "REFUSED",
     "AsyncMTLTrainingArguments",
-    "BalancingConfig",
     "DistillationConfig",
     "MixingConfig",
     "ScheduleConfig",
@@ -98,16 +98,38 @@ class DistillationConfig:
     Args:
         temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.model.losses.categorical_kl`.
         label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
+        ramp_steps: So many optimizer steps after its switch a task goes from labels to logits, linearly. 0: at once.
+        annealing: The labels' share grows from 0 at the first step to 1 at the last, as in BAM (Clark et al., 2019).
+            For a task that converges late there is then little left to distil.
+        keep_gradient_norm: Weigh the distillation loss so that the task pulls as hard as its labels would have; see
+            `hf_async_mtl.training.distilling.norm_keeping_weight`.
+        snapshots: The teacher is the average of the weights of so many best evaluations of its task. Far apart, they
+            may average to a worse model than each of them.
+        teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """
 
     temperature: float = 1.0
     label_share: float = 0.0
+    ramp_steps: int = 0
+    annealing: bool = False
+    keep_gradient_norm: bool = False
+    snapshots: int = 1
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ok = _is_number(self.temperature) and self.temperature > 0
         _check("distillation.temperature", ok, "a number above 0", self.temperature)
         ok = _is_number(self.label_share) and 0 <= self.label_share <= 1
         _check("distillation.label_share", ok, "a number from 0 to 1", self.label_share)
+        for name, least in (("ramp_steps", 0), ("snapshots", 1)):
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            _check(f"distillation.{name}", ok, f"a whole number of at least {least}", value)
+        for name in ("annealing", "keep_gradient_norm"):
+            value = getattr(self, name)
+            _check(f"distillation.{name}", isinstance(value, bool), "true or false", value)
+        ok = isinstance(self.teachers, Mapping) and all(isinstance(x, str) and x for x in self.teachers.values())
+        _check("distillation.teachers", ok, "a dictionary: task -> folder or Hub id", self.teachers)
 
 
 @dataclass(frozen=True)
@@ -123,32 +145,26 @@ class MixingConfig:
 
 
 @dataclass(frozen=True)
-class BalancingConfig:
-    """How the tasks' losses become one update.
+class ScheduleConfig:
+    """When the tasks join the run.
 
     Args:
-        method: ``sum``: the weighted mean over all examples.
-        weights: Task -> weight of its examples' losses, > 0; 1 where a task is not named.
+        mode: ``joint``: all from the start. ``sequential``: one after the other, each when those before have converged.
+        order: Of a sequential run: the names of all tasks, or ``size``: those with most training examples first.
     """
 
-    method: str = "sum"
-    weights: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check("balancing.method", self.method == "sum", "sum", self.method)
-        _check("balancing.weights", isinstance(self.weights, Mapping), "a dictionary", self.weights)
-        for task, weight in self.weights.items():
-            _check(f"weight of task {task}", _is_number(weight) and weight > 0, "a number above 0", weight)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """When the tasks join the run. ``joint``: all from the start."""
-
     mode: str = "joint"
+    order: Sequence[str] | str = "size"
 
     def __post_init__(self) -> None:
-        _check("schedule.mode", self.mode == "joint", "joint", self.mode)
+        _check("schedule.mode", self.mode in ("joint", "sequential"), "joint or sequential", self.mode)
+        ok = self.order == "size" or (
+            isinstance(self.order, list | tuple) and all(isinstance(x, str) for x in self.order)
+        )
+        _check("schedule.order", ok, "size, or a list of all tasks", self.order)
+        _check(
+            "schedule.order", self.mode == "sequential" or self.order == "size", "left out in a joint run", self.order
+        )
 
 
 @dataclass
@@ -165,6 +181,8 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         mixing: The fields of `MixingConfig`.
         balancing: The fields of `BalancingConfig`.
         schedule: The fields of `ScheduleConfig`.
+        conflict_steps: Every so many optimizer steps the cosines between the tasks' gradients are measured, over the
+            parameters of the last shared layer; 0: never. At 50 it costs about 1 % of the time.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -184,6 +202,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
+    conflict_steps: int = field(default=50, metadata={"help": "Measure gradient conflicts every so many steps."})
     convergence: dict[str, Any] | str | None = field(default=None, metadata={"help": "When a task has converged."})
     distillation: dict[str, Any] | str | None = field(default=None, metadata={"help": "How it then learns."})
     mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})
@@ -221,7 +240,11 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         self.distillation_config = settings("distillation", DistillationConfig, self.section("distillation"))
         self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
         self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
-        settings("schedule", ScheduleConfig, self.section("schedule"))
+        self.schedule_config = settings("schedule", ScheduleConfig, self.section("schedule"))
+        self._refuse_what_balancing_cannot()
+        steps = self.conflict_steps
+        ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
+        _check("training.conflict_steps", ok, "a whole number of at least 0", steps)
 
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.
@@ -248,6 +271,20 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             )
         lr = self.head_learning_rate
         _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
+
+    def _refuse_what_balancing_cannot(self) -> None:
+        if METHODS[self.balancing_config.method].kind != "gradients":
+            return
+        for name, given, reason in (
+            ("fp16", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),
+            ("fsdp", bool(self.fsdp), "no process has a whole gradient. Use a method on losses"),
+            ("deepspeed", bool(self.deepspeed), "it takes the backward pass over. Use a method on losses"),
+        ):
+            if given:
+                raise ConfigurationError(
+                    f"`balancing.method: {self.balancing_config.method}` cannot be used with `training.{name}`: "
+                    f"{reason}."
+                )
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section as it was given; empty, where it was not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -17,30 +17,38 @@ __all__ = ["ConvergenceCallback", "TableCallback"]
 
 
 class ConvergenceCallback(TrainerCallback, ExportableState):
-    """Carries the schedule into ``trainer_state.json``, and holds still what has stopped.
+    """Carries a run's state into ``trainer_state.json``, returns weights, and holds still what is not in the loss.
 
     Args:
         schedule: The phases.
-
-    Attributes:
-        examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
+        run_state: What a checkpoint is to hold, as JSON values.
+        roll_back: Returns to earlier weights, where the schedule says so.
     """
 
-    def __init__(self, schedule: ConvergenceSchedule) -> None:
+    def __init__(
+        self, schedule: ConvergenceSchedule, run_state: Callable[[], dict[str, Any]], roll_back: Callable[[], None]
+    ) -> None:
         self.schedule = schedule
-        self.examples: dict[str, str] = {}
+        self._run_state = run_state
+        self._roll_back = roll_back
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes; it reads it back through `AsyncMTLTrainer`."""
-        return {"args": {}, "attributes": {"schedule": self.schedule.state_dict(), "examples": self.examples}}
+        return {"args": {}, "attributes": self._run_state()}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Return to the best weights of a task, where the last evaluation asks for it."""
+        self._roll_back()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze the heads of stopped tasks: without a gradient there is neither momentum nor weight decay."""
+        """Freeze the heads that are not in the loss: without a gradient there is neither momentum nor weight decay."""
         heads = kwargs["model"].heads
-        for task, phase in self.schedule.phases.items():
-            if phase == "stopped":
+        for task, is_in_loss in self.schedule.in_loss(state.global_step).items():
+            if not is_in_loss:
                 heads[task].zero_grad(set_to_none=True)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 
 from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
-from .arguments import AsyncMTLTrainingArguments
+from .arguments import AsyncMTLTrainingArguments, ScheduleConfig
 
-__all__ = ["check_best_metric", "check_sets", "check_task_settings", "task_of"]
+__all__ = ["check_best_metric", "check_sets", "check_task_settings", "join_order", "task_of"]
 
 
 def task_of(name: str, tasks: Collection[str]) -> str:
@@ -63,12 +63,38 @@ def check_sets(
 
 def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments) -> None:
     """Check that settings of single tasks name tasks of the model."""
-    for section, key in (("convergence", "tasks"), ("balancing", "weights")):
+    for section, key in (("convergence", "tasks"), ("balancing", "weights"), ("distillation", "teachers")):
         for name in args.section(section).get(key) or {}:
             if name not in tasks:
                 raise ConfigurationError(
                     f"`{section}.{key}` must name tasks of the model ({', '.join(tasks)}); found {name!r}."
                 )
+
+
+def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
+    """The order in which the tasks of a sequential run join; None where all join at once.
+
+    Args:
+        config: The section of the configuration.
+        tasks: All tasks.
+        sizes: Their numbers of training examples; empty for a trainer that does not train.
+
+    Raises:
+        ConfigurationError: A given order does not name every task once.
+
+    Examples:
+        >>> join_order(ScheduleConfig("sequential"), ["rte", "sst2"], {"rte": 2490, "sst2": 67349})
+        ['sst2', 'rte']
+    """
+    if config.mode == "joint":
+        return None
+    if isinstance(config.order, str):
+        return sorted(tasks, key=lambda name: -sizes.get(name, 0))
+    if sorted(config.order) != sorted(tasks):
+        raise ConfigurationError(
+            f"`schedule.order` must name each of {', '.join(tasks)} once; found {', '.join(config.order)}."
+        )
+    return list(config.order)
 
 
 def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None) -> None:

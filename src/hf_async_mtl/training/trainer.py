@@ -17,8 +17,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
+from ..balancing.balancer import GradientBalancer, LossBalancer
+from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
-from ..convergence.teacher import RecordedLogits, TeacherStore, fingerprint
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import predictions, references, unit_counts
 from ..data.encoding import encode
@@ -26,6 +27,7 @@ from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..significance import paired_standard_error
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import ConvergenceCallback, TableCallback
 from .checkpoints import (
@@ -37,9 +39,14 @@ from .checkpoints import (
     read_state,
     write_whole,
 )
-from .checks import check_best_metric, check_sets, check_task_settings, task_of
+from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
+from .combining import add_gradients, split, weigh_losses, weighted_sum
+from .conflicts import ConflictMonitor, last_shared_layer
+from .distilling import label_share
+from .external_teachers import ExternalTeacher, load_external_teacher
 from .publishing import publish
 from .task_losses import TaskLosses
+from .teachers import Teachers
 
 if TYPE_CHECKING:
     import optuna
@@ -136,9 +143,21 @@ class AsyncMTLTrainer(Trainer):
                 check_metric(metric, task)
         if encoded_eval is not None:
             check_best_metric({name: rows.task for name, rows in encoded_eval.items()}, args.metric_for_best_model)
+        distillation = args.distillation_config
+        sizes = {name: len(rows) for name, rows in (encoded_train or {}).items()}
         self.schedule = ConvergenceSchedule(
-            {name: TaskSpec(task.type, task.monitored, args.convergence_of(name)) for name, task in self.tasks.items()},
+            {
+                name: TaskSpec(
+                    task.type,
+                    task.monitored,
+                    args.convergence_of(name),
+                    distilled_from_start=name in distillation.teachers,
+                    snapshots=distillation.snapshots,
+                )
+                for name, task in self.tasks.items()
+            },
             args.final_evaluations,
+            join_order(args.schedule_config, list(self.tasks), sizes),
         )
         model.probe_packing()
         row_length = max(task.max_length or self._max_length for task in self.tasks.values())
@@ -162,9 +181,12 @@ class AsyncMTLTrainer(Trainer):
         self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
         self.label_names = ["labels"]
         self._untrained_schedule = self.schedule.state_dict()
-        self.store = TeacherStore(Path(args.output_dir) / TEACHERS_FOLDER)
-        self.teachers: dict[str, RecordedLogits] = {}
-        self._convergence = ConvergenceCallback(self.schedule)
+        self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train)
+        self._external = self._load_external_teachers(train_dataset or {})
+        self.balancer = self._make_balancer()
+        self.conflicts = ConflictMonitor(list(self.tasks), args.conflict_steps or 1)
+        self._last_layer = last_shared_layer(model.encoder) if self._looks_at_last_layer else []
+        self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back)
         self.add_callback(self._convergence)
         # Its dictionaries would bury the tables; a notebook's own bar stays.
         self.remove_callback(PrinterCallback)
@@ -172,7 +194,9 @@ class AsyncMTLTrainer(Trainer):
             self.remove_callback(callback)
         self._display = TableCallback()
         self.add_callback(self._display)
+        self._measured_at = -1
         self._evaluated: EncodedTask | None = None
+        self._answers: dict[str, list[Any]] = {}
         self._losses = TaskLosses(list(self.tasks))
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -197,12 +221,16 @@ class AsyncMTLTrainer(Trainer):
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        """The examples of the whole optimizer step, over accumulation and ranks, without those of stopped tasks."""
-        stopped = [i for i, phase in enumerate(self.schedule.phases.values()) if phase == "stopped"]
+        """The examples of the whole optimizer step, over accumulation and ranks, of the tasks that are in the loss."""
+        counts = self.schedule.in_loss(self.state.global_step).values()
+        absent = [i for i, is_in_loss in enumerate(counts) if not is_in_loss]
         count = sum(
-            len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in stopped) for batch in batch_samples
+            len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in absent) for batch in batch_samples
         )
-        return self.accelerator.reduce(torch.as_tensor(count, device=device), "sum")
+        return self._sum_over_ranks(torch.as_tensor(count, device=device))
+
+    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(tensor, "sum")
 
     def compute_loss(
         self,
@@ -216,30 +244,61 @@ class AsyncMTLTrainer(Trainer):
         :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distils
         (mixed with a share of the former, where one is set). N counts the examples of the whole optimizer step, so that
         batch size, accumulation and processes can be traded freely.
+
+        With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
+        `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
+        returned then has no graph behind it.
         """
         inputs = dict(inputs)
         example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
         labels: Any = inputs["labels"]
-        outputs: MultiTaskOutput = model(**inputs)
+        by_gradients = isinstance(self.balancer, GradientBalancer)
+        # DDP would reduce each task's gradient as it comes.
+        outputs: MultiTaskOutput = (self.model if by_gradients else model)(**inputs)
         assert outputs.losses is not None
         assert outputs.logits is not None
-        task_losses = []
-        for index, (name, losses) in enumerate(outputs.losses.items()):
-            phase = self.schedule.phases[name]
-            if phase == "stopped" and len(losses):
-                losses = outputs.logits[name][:0].flatten().float()
-            elif phase == "distilling" and len(losses):
-                losses = self._distil(name, losses, outputs, example_ids[task_ids == index], labels[name])
-            task_losses.append(losses)
-        self._losses.add(task_losses)
-        weights = self.args.balancing_config.weights
-        total = torch.stack(
-            [weights.get(name, 1.0) * losses.sum() for name, losses in zip(self.tasks, task_losses, strict=True)]
-        ).sum()
-        examples = len(task_ids) if num_items_in_batch is None else num_items_in_batch
+        phases, in_loss = self.schedule.phases, self.schedule.in_loss(self.state.global_step)
+        losses: dict[str, torch.Tensor] = {}
+        for index, (name, own) in enumerate(outputs.losses.items()):
+            if not in_loss[name] and len(own):
+                own = outputs.logits[name][:0].flatten().float()
+            elif phases[name] == "distilling" and len(own):
+                own = self._distil(name, own, outputs, example_ids[task_ids == index], labels[name])
+            losses[name] = own
+        self._losses.add(list(losses.values()))
+        self._measure_conflicts(losses)
+        examples = torch.as_tensor(len(task_ids) if num_items_in_batch is None else num_items_in_batch)
+        loss = self._combine(losses, examples.to(task_ids.device).clamp(min=1))
         # DDP averages over the ranks what is to be added up.
-        loss = total * self.accelerator.num_processes / torch.as_tensor(examples, device=total.device).clamp(min=1)
+        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _combine(self, losses: dict[str, torch.Tensor], examples: torch.Tensor) -> torch.Tensor:
+        weights = self.args.balancing_config.weights
+        if self.balancer is None:
+            return weighted_sum(losses, weights, examples)
+        learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
+        parts = split(losses, weights, examples, learning, self._sum_over_ranks)
+        if isinstance(self.balancer, LossBalancer):
+            return weigh_losses(parts, self.balancer)
+        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        heads = [p for p in self.model.heads.parameters() if p.requires_grad]
+        # What runs backwards here was computed under autocast, and is not to be again.
+        with torch.autocast(examples.device.type, enabled=False):
+            loss = add_gradients(
+                parts,
+                self.balancer,
+                encoder,
+                self._last_layer,
+                heads,
+                self._sum_over_ranks,
+                self.accelerator.num_processes,
+            )
+            if self.accelerator.sync_gradients:
+                for parameter in [*encoder, *heads]:
+                    if parameter.grad is not None:
+                        parameter.grad = self._sum_over_ranks(parameter.grad)
+        return loss.requires_grad_()
 
     def _distil(
         self,
@@ -251,12 +310,41 @@ class AsyncMTLTrainer(Trainer):
     ) -> torch.Tensor:
         assert outputs.logits is not None
         assert outputs.layouts is not None
-        config = self.args.distillation_config
-        logits = outputs.logits[name]
-        teacher = self.teachers[name].lookup(example_ids).to(logits.device).view(logits.shape)
         head: Any = self.model.heads[name]
-        losses = head.distillation_loss(logits, teacher, labels, outputs.layouts[name], config.temperature)
-        return torch.lerp(losses, supervised, config.label_share) if config.label_share else losses
+        share = label_share(
+            self.args.distillation_config,
+            self.state.global_step,
+            self.schedule.converged_at(name) or 0,
+            self.state.max_steps,
+        )
+        return self.teachers.losses(
+            name, head, outputs.logits[name], example_ids, labels, outputs.layouts[name], supervised, share
+        )
+
+    @property
+    def _looks_at_last_layer(self) -> bool:
+        by_gradients = isinstance(self.balancer, GradientBalancer) and self.balancer.over == "last_layer"
+        return by_gradients or self._measures_conflicts
+
+    @property
+    def _measures_conflicts(self) -> bool:
+        args = self.args
+        # Where parameters are sharded, and where graphs cannot be gone through twice, there is nothing to measure.
+        unfit = args.gradient_checkpointing or args.torch_compile or bool(args.fsdp) or bool(args.deepspeed)
+        return args.conflict_steps > 0 and len(self.tasks) > 1 and not unfit
+
+    def _measure_conflicts(self, losses: Mapping[str, torch.Tensor]) -> None:
+        step = self.state.global_step
+        if not self._measures_conflicts or not self.conflicts.due(step) or self._measured_at == step:
+            return
+        self._measured_at = step
+        self.conflicts.measure([own.mean() if len(own) else None for own in losses.values()], self._last_layer)
+
+    def _make_balancer(self) -> LossBalancer | GradientBalancer | None:
+        args = self.args
+        batch = max(1, args.per_device_train_batch_size * args.world_size)
+        draws = sum(len(task) for task in self.encoded_train.values())
+        return make_balancer(args.balancing_config, list(self.tasks), args.seed, max(1, -(-draws // batch)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the training loss of each task beside the sum."""
@@ -313,13 +401,10 @@ class AsyncMTLTrainer(Trainer):
         evaluated, order = self._evaluated, np.argsort(prediction.label_ids)
         task = evaluated.task
         assert task.metrics is not None
-        return compute(
-            task.metrics,
-            task.type,
-            predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows),
-            references(task, evaluated.rows),
-            task.labels,
-        )
+        answers = predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows)
+        if evaluated is self.eval_dataset.get(evaluated.name):
+            self._answers[evaluated.name] = answers
+        return compute(task.metrics, task.type, answers, references(task, evaluated.rows), task.labels)
 
     def evaluate(
         self,
@@ -391,15 +476,23 @@ class AsyncMTLTrainer(Trainer):
             # `eval_on_start` of a resumed run, of which the phases know.
             return metrics
         events = self.schedule.observe(
-            step, {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
+            step,
+            {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()},
+            losses={name: metrics[f"eval_{name}_loss"] for name in self.tasks},
+            standard_errors=self._standard_errors(),
+            epoch=self.state.epoch,
         )
+        if self.args.should_save:
+            for name, reference_step in self.schedule.noise_references.items():
+                if reference_step == step:
+                    self.teachers.store.save_answers(name, step, self._answers[name])
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
-            if self.schedule.phases[event.task] == "distilling":
+            if event.event in ("converged", "teacher_renewed") and self.schedule.phases[event.task] == "distilling":
                 self._record_teacher(event)
         if self.args.should_save:
-            self.store.keep_snapshots(self.schedule.snapshots_needed())
+            self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to())
         self._write_report()
         if self.is_world_process_zero():
             self._display.show(self.schedule.report(), self.state.epoch)
@@ -410,18 +503,31 @@ class AsyncMTLTrainer(Trainer):
                 self.control.should_save = True
         return metrics
 
+    def _standard_errors(self) -> dict[str, float]:
+        """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
+        found = {}
+        for name, reference_step in self.schedule.noise_references.items():
+            if reference_step is None:
+                continue
+            task, rows = self.tasks[name], self.eval_dataset[name].rows
+            before = self.teachers.store.load_answers(name, reference_step)
+            found[name] = paired_standard_error(
+                task.monitored, task.type, before, self._answers[name], references(task, rows), task.labels
+            )
+        return found
+
     def _save_snapshot(self, step: int) -> None:
         weights = self.accelerator.get_state_dict(self.model)
         if self.args.should_save:
-            self.store.save_snapshot(step, weights)
+            self.teachers.store.save_snapshot(step, weights)
         self.accelerator.wait_for_everyone()
 
     def _record_teacher(self, event: Event) -> None:
         """Run a task's best weights over its training set once, and put the present weights back."""
-        train = self.encoded_train[event.task]
+        steps = self.schedule.teacher_steps(event.task)
         present = None
-        if event.teacher_step != event.step:
-            teacher = self.store.load_snapshot(event.teacher_step)
+        if steps != [event.step]:
+            teacher = self.teachers.snapshot(steps)
             present = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
             self.model.load_state_dict(teacher)
         if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
@@ -430,15 +536,49 @@ class AsyncMTLTrainer(Trainer):
                 "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
             )
         try:
-            logits = self._logits_of(train)
+            logits = self._logits_of(self.encoded_train[event.task])
         finally:
             if present is not None:
                 self.model.load_state_dict(present)
+        self._keep_teacher(event.task, logits, steps[0])
+
+    def _keep_teacher(self, task: str, logits: list[np.ndarray], step: int) -> None:
         if self.args.should_save:
-            examples = self._convergence.examples[event.task]
-            RecordedLogits.write(self.store.logits_path(event.task), logits, examples, step=event.teacher_step)
+            self.teachers.write(task, logits, step)
         self.accelerator.wait_for_everyone()
-        self._open_teacher(event.task)
+        self.teachers.open([task])
+        self.teachers.judge(task)
+
+    def _load_external_teachers(self, train: Mapping[str, Dataset]) -> dict[str, tuple[ExternalTeacher, Dataset]]:
+        return {
+            name: (load_external_teacher(name, self.tasks[name], source, train[name], self._tokenizer), train[name])
+            for name, source in self.args.distillation_config.teachers.items()
+            if name in train
+        }
+
+    def _record_external_teachers(self) -> None:
+        for name, (teacher, rows) in self._external.items():
+            length = self.tasks[name].max_length or self._max_length
+            size = self.args.per_device_eval_batch_size
+            self._keep_teacher(name, teacher.logits(rows, length, size, self.args.device), step=0)
+
+    def _rolls_back_to(self) -> set[int]:
+        """The step that the weights return to before the next one is taken, where they do."""
+        return {
+            event.teacher_step
+            for event in self.schedule.events
+            if event.event == "rolled_back" and event.step == self.state.global_step and event.teacher_step is not None
+        }
+
+    def _roll_back(self) -> None:
+        """Return to the best weights of a task, if the evaluation before this step says so.
+
+        Not at the evaluation itself: a checkpoint of that step holds the weights that were evaluated. The optimizer's
+        moments belong to weights that are left, and start anew; the learning rate's schedule goes on.
+        """
+        for step in self._rolls_back_to():
+            self.model.load_state_dict(self.teachers.store.load_snapshot(step))
+            self.optimizer.state.clear()
 
     def _logits_of(self, task: EncodedTask) -> list[np.ndarray]:
         """The model's logits of each example, its own rows alone, in the order of the examples."""
@@ -465,14 +605,32 @@ class AsyncMTLTrainer(Trainer):
                 found[example] = row[: counts[example]] if row.ndim == 2 else row[None]
         return [found[example] for example in range(len(task))]
 
-    def _open_teacher(self, task: str) -> None:
-        self.teachers[task] = RecordedLogits(self.store.logits_path(task))
-        self.teachers[task].check(self._convergence.examples[task], task)
+    def report(self) -> dict[str, Any]:
+        """The content of ``convergence.json``: `ConvergenceSchedule.report`, and what was measured on the way.
+
+        Each task that has a teacher has its ``teacher_quality``; ``conflicts`` is there once they have been measured.
+        """
+        report = self.schedule.report()
+        for name, quality in self.teachers.quality.items():
+            report["tasks"][name]["teacher_quality"] = dict(quality)
+        conflicts = self.conflicts.report()
+        if any(any(row) for row in conflicts["counts"]):
+            report["conflicts"] = conflicts
+        return report
+
+    def _run_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of this run, beside weights and files."""
+        return {
+            "schedule": self.schedule.state_dict(),
+            "teachers": self.teachers.state_dict(),
+            "conflicts": self.conflicts.state_dict(),
+            "balancer": None if self.balancer is None else self.balancer.state_dict(),
+        }
 
     def _write_report(self) -> None:
         if not self.is_world_process_zero():
             return
-        report = json.dumps(self.schedule.report(), indent=2, allow_nan=False)
+        report = json.dumps(self.report(), indent=2, allow_nan=False)
         write_whole(Path(self.args.output_dir) / "convergence.json", report + "\n")
 
     # -- the run ------------------------------------------------------------------------------------------------------
@@ -496,21 +654,25 @@ class AsyncMTLTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._convergence.examples = {name: fingerprint(task.rows) for name, task in self.encoded_train.items()}
+        self.teachers.begin()
         if checkpoint is not None:
             self._check_checkpoint(checkpoint)
         if self.args.should_save:
-            self.store.clear()
+            self.teachers.store.clear()
             if checkpoint is not None:
-                self.store.replace_with(checkpoint / TEACHERS_FOLDER)
+                self.teachers.store.replace_with(checkpoint / TEACHERS_FOLDER)
                 adopt_best(checkpoint, output_dir)
         self.accelerator.wait_for_everyone()
         # Every process must load the same weights in the end.
         self._adopted_best = None if checkpoint is None else adopt_best(checkpoint, output_dir)
         # What an earlier call of this method left.
         self.schedule.load_state_dict(self._untrained_schedule)
-        self.teachers.clear()
+        self.balancer = self._make_balancer()
+        self.conflicts = ConflictMonitor(list(self.tasks), self.args.conflict_steps or 1)
+        self._measured_at = -1
         self._losses.reset()
+        if checkpoint is None:
+            self._record_external_teachers()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._finish()
         return result
@@ -528,8 +690,8 @@ class AsyncMTLTrainer(Trainer):
             self.schedule.load_state_dict(attributes["schedule"])
         except ValueError as error:
             raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-        saved = attributes["examples"]
-        for task, examples in self._convergence.examples.items():
+        saved = attributes["teachers"]["examples"]
+        for task, examples in self.teachers.examples.items():
             if saved.get(task) != examples:
                 raise ConfigurationError(
                     f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
@@ -576,10 +738,13 @@ class AsyncMTLTrainer(Trainer):
         saved = self.state.stateful_callbacks.pop(name)
         super()._load_callback_state()
         self.state.stateful_callbacks[name] = saved
-        self.schedule.load_state_dict(saved["attributes"]["schedule"])
-        for task, phase in self.schedule.phases.items():
-            if phase == "distilling":
-                self._open_teacher(task)
+        attributes = saved["attributes"]
+        self.schedule.load_state_dict(attributes["schedule"])
+        self.teachers.load_state_dict(attributes["teachers"])
+        self.conflicts.load_state_dict(attributes["conflicts"])
+        if self.balancer is not None:
+            self.balancer.load_state_dict(attributes["balancer"])
+        self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
         if self._adopted_best is not None:
             self.state.best_model_checkpoint = str(self._adopted_best)
 
@@ -592,7 +757,7 @@ class AsyncMTLTrainer(Trainer):
                 # An earlier try's. Written in place, they would change under the checkpoints that are linked to them.
                 weights.unlink()
             # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
-            self.store.link_into(checkpoint / TEACHERS_FOLDER)
+            self.teachers.store.link_into(checkpoint / TEACHERS_FOLDER)
             best = self._best_checkpoint()
             if best is not None and self.state.best_global_step != self.state.global_step:
                 link_best(best, checkpoint)
@@ -616,7 +781,7 @@ class AsyncMTLTrainer(Trainer):
         self._write_report()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.store.clear()
+            self.teachers.store.clear()
 
     def create_model_card(
         self,
@@ -639,7 +804,7 @@ class AsyncMTLTrainer(Trainer):
         publish(
             self.model,
             self.args,
-            self.schedule.report(),
+            self.report(),
             # Upstream gives the last part of the repository's name, which would not load.
             model_name=self.hub_model_id or model_name,
             results=self._final_results(),

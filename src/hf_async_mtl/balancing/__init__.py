@@ -1,0 +1,1 @@
+"""How the losses of the tasks become one update of what they share."""

@@ -1,0 +1,100 @@
+"""GradNorm (Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing", ICML 2018).
+
+torchjd lacks it, and what some libraries call GradNorm computes no gradient norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .balancer import WeightingBalancer
+
+__all__ = ["LEAST_WEIGHT", "GradNorm", "gradnorm_gradient"]
+
+LEAST_WEIGHT = 0.01
+"""No weight falls below this: below 0, a task would be unlearnt. The paper has no such bound."""
+
+
+def gradnorm_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, alpha: float) -> Tensor:
+    r"""The gradient of GradNorm's objective with respect to the tasks' weights.
+
+    The objective is :math:`\sum_i |G_i - \bar G \, r_i^\alpha|` (equation 2), where :math:`G_i = w_i \|\nabla
+    \ell_i\|`, :math:`\bar G` is its mean over the tasks, and :math:`r_i` is a task's loss ratio over the mean ratio:
+    how slowly it learns beside the others. The target :math:`\bar G \, r_i^\alpha` is held constant, as in the
+    paper.
+
+    Args:
+        weights: ``[k]``, w, > 0.
+        norms: ``[k]``, the norms of the unweighted losses' gradients.
+        ratios: ``[k]``, each loss over its first value, > 0.
+        alpha: >= 0. 0 asks for equal norms, whatever the speed of learning; high values pull slow tasks forward.
+
+    Returns:
+        ``[k]``: :math:`\mathrm{sign}(G_i - \bar G r_i^\alpha) \, \|\nabla \ell_i\|`.
+
+    Examples:
+        >>> gradnorm_gradient(torch.ones(2), torch.tensor([3.0, 1.0]), torch.ones(2), alpha=1.5)
+        tensor([ 3., -1.])
+    """
+    weighted = weights * norms
+    target = weighted.mean() * (ratios / ratios.mean()) ** alpha
+    return torch.sign(weighted - target) * norms
+
+
+class GradNorm(WeightingBalancer):
+    """Weights under which tasks that learn slowly get the larger gradients.
+
+    Once a call each weight takes a step down `gradnorm_gradient`, and they are rescaled to add up to the number of
+    tasks (Algorithm 1). The tasks at hand share the sum of their weights among themselves: absent ones keep theirs.
+
+    The first loss of a task, which its ratio is taken of, is that of the first batch that it is in. A small batch makes
+    it a poor reference; near 0, its task is pulled forward for the rest of the run.
+
+    Args:
+        method: Its name.
+        tasks: The names of all tasks.
+        seed: Not used.
+        over: ``last_layer``, as in the paper, or ``encoder``.
+        alpha: >= 0; see `gradnorm_gradient`. The paper has 1.5 and 0.12.
+        learning_rate: > 0, of the weights; 0.025 in the paper. A step is this times a gradient norm: with norms far
+            above 10, weights jump from bound to bound.
+    """
+
+    def __init__(
+        self, method: str, tasks: Sequence[str], seed: int, over: str, alpha: float, learning_rate: float
+    ) -> None:
+        super().__init__(method, tasks, seed, over)
+        self._alpha = alpha
+        self._learning_rate = learning_rate
+        self._task_weights = torch.ones(len(tasks), dtype=torch.float64)
+        self._first_losses: list[float | None] = [None] * len(tasks)
+
+    def _weights(self, gramian: Tensor, losses: Tensor, ids: list[int]) -> Tensor:
+        share = self._task_weights[ids].mean()
+        weights = self._task_weights[ids] / share
+        gradient = gradnorm_gradient(
+            weights, gramian.diagonal().double().sqrt(), self._ratios(losses, ids), self._alpha
+        )
+        moved = (weights - self._learning_rate * gradient).clamp(min=LEAST_WEIGHT)
+        self._task_weights[ids] = moved / moved.mean() * share
+        return weights.to(gramian)
+
+    def _ratios(self, losses: Tensor, ids: list[int]) -> Tensor:
+        ratios = []
+        for task, loss in zip(ids, losses.tolist(), strict=True):
+            first = self._first_losses[task]
+            if first is None:
+                first = self._first_losses[task] = loss
+            ratios.append(loss / first)
+        return torch.tensor(ratios, dtype=torch.float64)
+
+    def _state(self) -> dict[str, Any]:
+        return {"weights": self._task_weights.tolist(), "first_losses": list(self._first_losses)}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._task_weights = torch.tensor(state["weights"], dtype=torch.float64)
+        self._first_losses = list(state["first_losses"])

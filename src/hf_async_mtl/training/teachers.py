@@ -1,0 +1,126 @@
+"""The teachers of a run: snapshots while tasks learn, recorded logits and what they are worth once tasks distil."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..convergence.teacher import RecordedLogits, TeacherStore, fingerprint
+from ..convergence.teacher_quality import degenerate_warning, is_degenerate, quality_of
+from ..data.mixing import EncodedTask
+from ..model.heads import Head
+from ..model.packing import Layout
+from .arguments import DistillationConfig
+from .distilling import norm_keeping_weight
+
+__all__ = ["Teachers"]
+
+logger = logging.get_logger(__name__)
+
+
+class Teachers:
+    """What a run knows of its teachers, on disk and in memory.
+
+    Args:
+        folder: Where the files are; see `TeacherStore`.
+        config: How tasks learn from them.
+        train: Task -> its training examples.
+
+    Attributes:
+        examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
+        quality: Task -> what its teacher's logits say, of those that were recorded.
+    """
+
+    def __init__(self, folder: Path, config: DistillationConfig, train: Mapping[str, EncodedTask]) -> None:
+        self.store = TeacherStore(folder)
+        self.config = config
+        self.train = dict(train)
+        self.examples: dict[str, str] = {}
+        self.quality: dict[str, dict[str, float | None]] = {}
+        self._opened: dict[str, RecordedLogits] = {}
+
+    def begin(self) -> None:
+        """Forget what an earlier run left in memory, and look at the training examples."""
+        self._opened.clear()
+        self.quality.clear()
+        self.examples = {name: fingerprint(task.rows) for name, task in self.train.items()}
+
+    def snapshot(self, steps: Sequence[int]) -> dict[str, Tensor]:
+        """The weights of a step, or the mean of those of several."""
+        total = self.store.load_snapshot(steps[0])
+        for step in steps[1:]:
+            for name, tensor in self.store.load_snapshot(step).items():
+                if tensor.is_floating_point():
+                    total[name] += tensor
+        return {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
+
+    def write(self, task: str, logits: Sequence[np.ndarray], step: int) -> None:
+        """Record a teacher's logits; one process does it."""
+        RecordedLogits.write(self.store.logits_path(task), logits, self.examples[task], step=step)
+
+    def open(self, tasks: Iterable[str]) -> None:
+        """Read the recorded logits of some tasks."""
+        for task in tasks:
+            self.use(task, RecordedLogits(self.store.logits_path(task)))
+
+    def use(self, task: str, recorded: RecordedLogits) -> None:
+        """Teach a task from recorded logits, and refuse those of other examples."""
+        recorded.check(self.examples[task], task)
+        self._opened[task] = recorded
+
+    def judge(self, task: str) -> None:
+        """Note what a teacher's logits say beyond the labels, and warn where that is next to nothing."""
+        train, recorded = self.train[task], self._opened[task]
+        # A regression's loss has no temperature.
+        temperature = 1.0 if train.task.type == "regression" else self.config.temperature
+        quality = quality_of(train.task.type, recorded.logits / temperature, train.rows["labels"])
+        self.quality[task] = {key: value for key, value in asdict(quality).items() if value is not None}
+        if is_degenerate(quality):
+            logger.warning(degenerate_warning(task, quality))
+
+    def losses(
+        self,
+        task: str,
+        head: Head,
+        logits: Tensor,
+        example_ids: Tensor,
+        labels: Tensor,
+        layout: Layout,
+        supervised: Tensor,
+        label_share: float,
+    ) -> Tensor:
+        """The losses of some examples of a distilling task.
+
+        Args:
+            task: The task.
+            head: Its head.
+            logits: The student's.
+            example_ids: ``[B]``, places in the training set.
+            labels: Their targets.
+            layout: Of their tokens and segments.
+            supervised: ``[B]``, their supervised losses.
+            label_share: 0..1, the share of these.
+
+        Returns:
+            ``[B]``.
+        """
+        teacher = self._opened[task].lookup(example_ids).to(logits.device).view(logits.shape)
+        losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
+        if self.config.keep_gradient_norm and torch.is_grad_enabled():
+            losses = losses * norm_keeping_weight(losses, supervised, logits)
+        return torch.lerp(losses, supervised, label_share) if label_share else losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the files, as JSON values."""
+        return {"examples": dict(self.examples), "quality": {task: dict(x) for task, x in self.quality.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; the examples were compared before, and are this run's own."""
+        self.quality = {task: dict(x) for task, x in state["quality"].items()}
