@@ -154,49 +154,38 @@ def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[s
 
 
 def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
-    """The cells that can be run now, those that others wait for first.
+    """The cells that can be run now: bundle by bundle, those that others wait for first.
 
     Args:
         plan: The plan.
         done: Cell -> validation average.
     """
-    trials, repeats = [], []
-    for row, bundle in itertools.product(_rows(plan), plan.bundles):
-        if row not in plan.rows(bundle):
-            continue
-        averages = {
-            cell.choice: x
-            for cell, x in done.items()
-            if (cell.bundle, cell.method) == (bundle, row) and cell.seed == plan.seeds[0]
-        }
-        tries, chosen = options_to_try(plan.choices, averages)
-        trials += [Cell(bundle, row, choice, plan.seeds[0]) for choice in tries]
-        if not tries:
-            repeats += [Cell(bundle, row, chosen, seed) for seed in plan.seeds[1:]]
-    return [cell for cell in [*trials, *repeats] if cell not in done]
-
-
-def _rows(plan: Plan) -> list[str]:
-    """All rows, in the order of the methods."""
-    rows: dict[str, list[str]] = {name: [] for name in plan.methods}
+    ready = []
     for bundle in plan.bundles:
+        repeats = []
         for row in plan.rows(bundle):
-            name = row if row in plan.methods else row.rpartition("-")[0]
-            if row not in rows[name]:
-                rows[name].append(row)
-    return list(itertools.chain(*rows.values()))
+            tries, settled = options_to_try(plan.choices, trials(plan, bundle, row, done))
+            ready += [Cell(bundle, row, choice, plan.seeds[0]) for choice in tries]
+            if not tries:
+                repeats += [Cell(bundle, row, settled, seed) for seed in plan.seeds[1:]]
+        ready += repeats
+    return [cell for cell in ready if cell not in done]
+
+
+def trials(plan: Plan, bundle: str, row: str, done: Mapping[Cell, float]) -> dict[str, float]:
+    """Choice -> validation average of a row's runs with the first seed."""
+    return {
+        cell.choice: average
+        for cell, average in done.items()
+        if (cell.bundle, cell.method, cell.seed) == (bundle, row, plan.seeds[0])
+    }
 
 
 def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str]:
     """Row -> choice, of the rows whose choice is settled."""
     settled = {}
     for row in plan.rows(bundle):
-        averages = {
-            cell.choice: x
-            for cell, x in done.items()
-            if (cell.bundle, cell.method) == (bundle, row) and cell.seed == plan.seeds[0]
-        }
-        tries, choice = options_to_try(plan.choices, averages)
+        tries, choice = options_to_try(plan.choices, trials(plan, bundle, row, done))
         if not tries:
             settled[row] = choice
     return settled

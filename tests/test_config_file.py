@@ -469,7 +469,7 @@ def test_a_run_without_evaluations_is_refused(folder):
         ("distillation", {"label_share": 1.5}),
         ("mixing", {"strategy": "random"}),
         ("mixing", {"temperature": 0.5}),
-        ("balancing", {"method": "pcgrad"}),
+        ("balancing", {"method": "pcgrd"}),
         ("schedule", {"mode": "later"}),
         ("training", 5),
         ("training", []),

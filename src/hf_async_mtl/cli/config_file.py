@@ -176,9 +176,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             convergence[name] = section["convergence"]
     check_task_names(_metric_names(tasks, sources))
     training = _training(config, weights, convergence)
+    teachers = training["distillation"].get("teachers")
+    if isinstance(teachers, dict):
+        training["distillation"]["teachers"] = {
+            name: _model_source(f"distillation.teachers.{name}", source, folder) for name, source in teachers.items()
+        }
     return RunConfig(
         name=path.stem,
-        encoder=_encoder(config["encoder"], folder),
+        encoder=_model_source("encoder", config["encoder"], folder),
         seed=seed,
         data_seed=_whole_number("data_seed", config.get("data_seed", seed), maximum=_LARGEST_SEED),
         model={
@@ -205,14 +210,15 @@ def _output_dir(value: str | None, folder: Path) -> Path | None:
     return None if value is None else folder / expand_path("training.output_dir", value)
 
 
-def _encoder(value: Any, folder: Path) -> str:
+def _model_source(key: str, value: Any, folder: Path) -> str:
+    """A Hub id, or the absolute path of a folder."""
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {value!r}.")
-    path = folder / expand_path("encoder", value)
+        raise ConfigurationError(f"`{key}` must be a Hub id or a folder; found {value!r}.")
+    path = folder / expand_path(key, value)
     if path.is_dir():
         return str(path)
     if value.startswith((".", "/", "~", "$")):
-        raise ConfigurationError(f"`encoder` must be a Hub id or a folder; there is no folder {path}.")
+        raise ConfigurationError(f"`{key}` must be a Hub id or a folder; there is no folder {path}.")
     return value
 
 

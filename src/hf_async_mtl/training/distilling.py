@@ -13,9 +13,9 @@ __all__ = ["label_share", "norm_keeping_weight"]
 def label_share(config: DistillationConfig, step: int, switched_at: int, max_steps: int) -> float:
     r"""The share of the supervised loss in a distilling task's loss.
 
-    With a ramp of R steps it goes from 1 at the switch to ``label_share``, linearly. With annealing (Clark et al.,
-    "BAM! Born-Again Multi-Task Networks", ACL 2019, section 3.2) it is at least :math:`t / T`, so that the run ends on
-    labels alone.
+    With a ramp of R steps it goes from 1 at the switch to ``label_share`` R steps later, linearly. With annealing
+    (Clark et al., "BAM! Born-Again Multi-Task Networks", ACL 2019, section 3.2) it is at least :math:`t / T`, so that
+    the run ends on labels alone.
 
     Args:
         config: The section of the configuration.
@@ -34,7 +34,7 @@ def label_share(config: DistillationConfig, step: int, switched_at: int, max_ste
     """
     share = config.label_share
     if config.ramp_steps:
-        share = max(share, 1.0 - (step - switched_at) / config.ramp_steps)
+        share += (1.0 - share) * max(0.0, 1.0 - (step - switched_at) / config.ramp_steps)
     if config.annealing:
         share = max(share, min(1.0, step / max_steps))
     return share

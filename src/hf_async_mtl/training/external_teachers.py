@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..data.encoding import encode
@@ -17,22 +20,69 @@ from ..model.modeling_multitask import MultiTaskModel
 
 __all__ = ["ExternalTeacher", "load_external_teacher"]
 
-_STOCK_TYPES = ("classification", "multilabel", "regression")
+# Task type -> what a stock model calls it.
+_STOCK_TYPES = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+# What Transformers and what it reads weights with raise for a model that cannot be loaded.
+_UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+_SAMPLE = 100
 
 
 class ExternalTeacher:
     """A model that answers one task, with its own tokenizer.
 
     Args:
+        name: The task's name.
         model: A `MultiTaskModel` or a stock model for sequence classification.
         tokenizer: The model's own.
         task: The task as the student knows it.
         head: The name of the task in a `MultiTaskModel`; None for a stock model.
         order: Of the model's logits, so that they stand in the order of the student's labels; None: as they are.
+        student: The student's tokenizer.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: TaskConfig, head: str | None, order: list[int] | None) -> None:
-        self.model, self.tokenizer, self.task, self.head, self.order = model.eval(), tokenizer, task, head, order
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        task: TaskConfig,
+        head: str | None,
+        order: list[int] | None,
+        student: Any,
+    ) -> None:
+        self.name, self.model, self.tokenizer, self.task = name, model.eval(), tokenizer, task
+        self.head, self.order, self.student = head, order, student
+        self._inputs = set(inspect.signature(model.forward).parameters)
+
+    def encode(self, rows: Dataset, max_length: int | None) -> Dataset:
+        """Raw rows as the teacher reads them.
+
+        Args:
+            rows: With the columns of the task.
+            max_length: Of the student; a teacher with fewer positions reads less. None: as many as it has.
+
+        Raises:
+            ConfigurationError: The teacher's tokenizer cannot be used, or cuts the texts of a task on tokens otherwise
+                than the student's.
+        """
+        known = [length for length in (max_length, _positions(self.model)) if length is not None]
+        length = min(known, default=512)
+        encoded = encode(rows, self.name, self.task, self.tokenizer, length, with_labels=False)
+        if HEADS[self.task.type].unit == "token":
+            own = encode(rows, self.name, self.task, self.student, max_length or length, with_labels=False)
+            for start in range(0, len(rows), 1000):
+                part = slice(start, start + 1000)
+                if own[part]["input_ids"] != encoded[part]["input_ids"]:
+                    raise ConfigurationError(
+                        f"`distillation.teachers.{self.name}` of a {self.task.type} task must cut text into the "
+                        "same tokens as the student, up to the same length. Take a teacher with the student's "
+                        "tokenizer and at least as many positions."
+                    )
+        return encoded
 
     @torch.no_grad()
     def logits(self, rows: Dataset, max_length: int, batch_size: int, device: torch.device) -> list[np.ndarray]:
@@ -46,24 +96,38 @@ class ExternalTeacher:
 
         Returns:
             One array a row: ``[U, C]``, or ``[U]`` for regression, as `RecordedLogits.write` takes them.
+
+        Raises:
+            ConfigurationError: As `encode`, or a logit is not finite.
         """
-        encoded = encode(rows, "teacher", self.task, self.tokenizer, max_length, with_labels=False)
+        encoded = self.encode(rows, max_length)
+        # Rows of a length share a batch: else most of it is padding. The longest come first, and fail first.
+        sizes = [sum(map(len, segments)) for segments in encoded["input_ids"]]
+        places = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+        found: dict[int, np.ndarray] = {}
         self.model.to(device)
-        found: list[np.ndarray] = []
-        for start in range(0, len(encoded), batch_size):
-            batch = encoded[start : start + batch_size]
+        for start in range(0, len(places), batch_size):
+            chosen = places[start : start + batch_size]
+            batch = encoded[chosen]
             counts = [len(segments) for segments in batch["input_ids"]]
             flat = {
                 key: [segment for segments in batch[key] for segment in segments]
                 for key in ("input_ids", "token_type_ids")
-                if key in batch
+                if key in batch and key in self._inputs
             }
-            inputs = self.tokenizer.pad(flat, return_tensors="pt").to(device)
-            found += self._of_batch(dict(inputs), counts)
+            inputs = self.tokenizer.pad(flat, return_attention_mask=True, return_tensors="pt").to(device)
+            found.update(zip(chosen, self._of_batch(dict(inputs), counts), strict=True))
         self.model.to("cpu")
-        return found
+        for place, values in sorted(found.items()):
+            if not np.isfinite(values).all():
+                raise ConfigurationError(
+                    f"`distillation.teachers.{self.name}` must give finite logits; those of training row {place} are "
+                    "not. Its weights are damaged, or too large for their type."
+                )
+        return [found[place] for place in range(len(places))]
 
     def _of_batch(self, inputs: dict[str, torch.Tensor], counts: Sequence[int]) -> list[np.ndarray]:
+        mask = inputs["attention_mask"].bool().cpu()
         if self.head is None:
             logits = self.model(**inputs).logits
         else:
@@ -71,12 +135,14 @@ class ExternalTeacher:
                 inputs = {key: value.unflatten(0, (len(counts), counts[0])) for key, value in inputs.items()}
             logits = self.model(**inputs, tasks=[self.head]).logits[self.head]
         values = logits.float().cpu()
-        if HEADS[self.task.type].unit == "token":
-            own = [row[mask] for row, mask in zip(values, inputs["attention_mask"].bool().cpu(), strict=True)]
-            return [torch.cat(part).numpy() for part in _grouped(own, counts)]
         if self.task.type == "regression":
             return [row.reshape(1).numpy() for row in values]
-        return [(row if self.order is None else row[self.order])[None].numpy() for row in values]
+        if self.order is not None:
+            values = values[..., self.order]
+        if HEADS[self.task.type].unit == "token":
+            own = [row[here] for row, here in zip(values, mask, strict=True)]
+            return [torch.cat(part).numpy() for part in _grouped(own, counts)]
+        return [row[None].numpy() for row in values]
 
 
 def _grouped(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
@@ -85,6 +151,15 @@ def _grouped(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
         groups.append(list(items[start : start + count]))
         start += count
     return groups
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The longest sequence that a model has positions for; None where they are relative."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding's.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Dataset, student: Any) -> ExternalTeacher:
@@ -105,42 +180,40 @@ def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Datase
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if isinstance(config, MultiTaskConfig):
-            model: Any = MultiTaskModel.from_pretrained(source)
-        elif task.type in _STOCK_TYPES:
-            model = AutoModelForSequenceClassification.from_pretrained(source)
-        else:
+        kind: Any = MultiTaskModel if isinstance(config, MultiTaskConfig) else AutoModelForSequenceClassification
+        if kind is not MultiTaskModel and task.type not in _STOCK_TYPES:
             raise ConfigurationError(
                 f"`{key}` of a {task.type} task must be a MultiTaskModel; {source!r} is of type {config.model_type!r}."
             )
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
+        model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+    except ConfigurationError:
+        raise
+    except _UNLOADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
-            f"`{key}` must be a folder or a Hub id of a model; {source!r} could not be loaded: "
-            f"{str(error).splitlines()[0]}"
+            f"`{key}` must be a folder or a Hub id of a model with its tokenizer; {source!r} could not be loaded: "
+            f"{reason}"
         ) from error
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigurationError(
+            f"`{key}` must hold all weights of its model; {source!r} lacks {len(info['missing_keys'])} ({some}, ...), "
+            "which would be random. Is it an encoder that was never trained on the task?"
+        )
     head = None
     if isinstance(model, MultiTaskModel):
         head = _head_of(key, name, task, source, model.config.task_configs)
         names = model.config.task_configs[head].labels
     else:
-        if model.config.num_labels != task.num_labels:
-            raise ConfigurationError(
-                f"`{key}` must have {task.num_labels} outputs, as the task has; {source!r} has "
-                f"{model.config.num_labels}."
-            )
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if HEADS[task.type].unit == "token":
-        sample = rows.select(range(min(100, len(rows))))
-        longest = model.config.max_length
-        own, other = (encode(sample, name, task, x, longest, with_labels=False) for x in (student, tokenizer))
-        if own["input_ids"] != other["input_ids"]:
-            raise ConfigurationError(
-                f"`{key}` of a {task.type} task must cut text into the same tokens as the student; {source!r} does "
-                "not. Take a teacher with the same tokenizer."
-            )
-    return ExternalTeacher(model, tokenizer, task, head, _order(key, task, source, names))
+        names = _stock_labels(key, task, source, model.config)
+    if tokenizer.pad_token is None:
+        raise ConfigurationError(
+            f"`{key}` must have a tokenizer with a padding token; that of {source!r} has none. Set its `pad_token`."
+        )
+    teacher = ExternalTeacher(name, model, tokenizer, task, head, _order(key, task, source, names), student)
+    # For its errors, which are to come before anything is recorded.
+    teacher.encode(rows.select(range(min(_SAMPLE, len(rows)))), task.max_length)
+    return teacher
 
 
 def _head_of(key: str, name: str, task: TaskConfig, source: str, tasks: Mapping[str, TaskConfig]) -> str:
@@ -153,6 +226,19 @@ def _head_of(key: str, name: str, task: TaskConfig, source: str, tasks: Mapping[
             f"{tasks[head].type} task with {tasks[head].num_labels}."
         )
     return head
+
+
+def _stock_labels(key: str, task: TaskConfig, source: str, config: Any) -> list[str]:
+    """The names of a stock model's outputs."""
+    if config.num_labels != task.num_labels:
+        raise ConfigurationError(
+            f"`{key}` must have {task.num_labels} outputs, as the task has; {source!r} has {config.num_labels}."
+        )
+    wanted = _STOCK_TYPES[task.type]
+    # None, where the model was never asked for a loss.
+    if config.problem_type not in (None, wanted):
+        raise ConfigurationError(f"`{key}` must be a model for {wanted}; {source!r} is one for {config.problem_type}.")
+    return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
 def _order(key: str, task: TaskConfig, source: str, names: Sequence[str] | None) -> list[int] | None:

@@ -28,7 +28,7 @@ _ARGUMENTS = (
     "fp16",
     "seed",
 )
-_SECTIONS = ("convergence", "distillation", "mixing", "balancing")
+_SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 
 
 def publish(
