@@ -113,21 +113,20 @@ def test_a_converged_task_leaves_the_balanced_set(method: str, tmp_path: Path) -
     """Bug: a distilled loss near 0 takes all weight (FAMO), or blows its own up (UW)."""
     trainer = tiny_trainer(tmp_path, TRIO, SCRIPT, balancing={"method": method}, **SETTINGS)
     balanced: list[tuple[int, tuple[int, ...]]] = []
-    weigh = type(trainer.balancer).weights
+    weigh = type(trainer.batch_loss.balancer).weights
 
-    class Seen(type(trainer.balancer)):  # type: ignore[misc]
+    class Seen(type(trainer.batch_loss.balancer)):  # type: ignore[misc]
         def weights(self, *args: Any) -> Tensor:
             balanced.append((trainer.state.global_step, tuple(args[-1])))
             return weigh(self, *args)
 
-    make = trainer._make_balancer
+    begin = trainer.batch_loss.begin
 
-    def making() -> Any:
-        balancer = make()
-        balancer.__class__ = Seen
-        return balancer
+    def beginning() -> None:
+        begin()
+        trainer.batch_loss.balancer.__class__ = Seen
 
-    trainer._make_balancer = making  # type: ignore[method-assign]
+    trainer.batch_loss.begin = beginning  # type: ignore[method-assign]
     trainer.train()
     assert trainer.schedule.phases["polarity"] == "distilling"
     assert any(0 in ids for step, ids in balanced if step < 4)
@@ -160,9 +159,9 @@ def test_a_balanced_run_resumes(balancing: dict[str, Any], tmp_path: Path) -> No
     resumed.train(resume_from_checkpoint=True)
     assert different(weights(resumed), weights(whole)) == []
     assert log_of(resumed) == log_of(whole)
-    assert resumed.balancer is not None
-    assert whole.balancer is not None
-    assert resumed.balancer.state_dict() == whole.balancer.state_dict()
+    assert resumed.batch_loss.balancer is not None
+    assert whole.batch_loss.balancer is not None
+    assert resumed.batch_loss.balancer.state_dict() == whole.batch_loss.balancer.state_dict()
 
 
 @pytest.mark.parametrize(("field", "value"), [("fp16", True), ("fsdp", "full_shard")])

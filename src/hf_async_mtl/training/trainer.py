@@ -17,8 +17,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
-from ..balancing.balancer import GradientBalancer, LossBalancer
-from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import predictions, references, unit_counts
@@ -29,6 +27,7 @@ from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..significance import paired_standard_error
 from .arguments import AsyncMTLTrainingArguments
+from .batch_loss import BatchLoss
 from .callbacks import ConvergenceCallback, TableCallback
 from .checkpoints import (
     TEACHERS_FOLDER,
@@ -40,12 +39,8 @@ from .checkpoints import (
     write_whole,
 )
 from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
-from .combining import add_gradients, split, weigh_losses, weighted_sum
-from .conflicts import ConflictMonitor, last_shared_layer
-from .distilling import label_share
 from .external_teachers import ExternalTeacher, load_external_teacher
 from .publishing import publish
-from .task_losses import TaskLosses
 from .teachers import Teachers
 
 if TYPE_CHECKING:
@@ -183,9 +178,9 @@ class AsyncMTLTrainer(Trainer):
         self._untrained_schedule = self.schedule.state_dict()
         self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train)
         self._external = self._load_external_teachers(train_dataset or {})
-        self.balancer = self._make_balancer()
-        self.conflicts = ConflictMonitor(list(self.tasks), args.conflict_steps or 1)
-        self._last_layer = last_shared_layer(model.encoder) if self._looks_at_last_layer else []
+        self.batch_loss = BatchLoss(
+            model, args, self.schedule, self.teachers, self.accelerator, draws=sum(sizes.values())
+        )
         self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back)
         self.add_callback(self._convergence)
         # Its dictionaries would bury the tables; a notebook's own bar stays.
@@ -194,10 +189,8 @@ class AsyncMTLTrainer(Trainer):
             self.remove_callback(callback)
         self._display = TableCallback()
         self.add_callback(self._display)
-        self._measured_at = -1
         self._evaluated: EncodedTask | None = None
         self._answers: dict[str, list[Any]] = {}
-        self._losses = TaskLosses(list(self.tasks))
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -222,15 +215,7 @@ class AsyncMTLTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         """The examples of the whole optimizer step, over accumulation and ranks, of the tasks that are in the loss."""
-        counts = self.schedule.in_loss(self.state.global_step).values()
-        absent = [i for i, is_in_loss in enumerate(counts) if not is_in_loss]
-        count = sum(
-            len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in absent) for batch in batch_samples
-        )
-        return self._sum_over_ranks(torch.as_tensor(count, device=device))
-
-    def _sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(tensor, "sum")
+        return self.batch_loss.count(batch_samples, self.state.global_step, device)
 
     def compute_loss(
         self,
@@ -249,107 +234,14 @@ class AsyncMTLTrainer(Trainer):
         `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
         returned then has no graph behind it.
         """
-        inputs = dict(inputs)
-        example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
-        labels: Any = inputs["labels"]
-        by_gradients = isinstance(self.balancer, GradientBalancer)
-        # DDP would reduce each task's gradient as it comes.
-        outputs: MultiTaskOutput = (self.model if by_gradients else model)(**inputs)
-        assert outputs.losses is not None
-        assert outputs.logits is not None
-        phases, in_loss = self.schedule.phases, self.schedule.in_loss(self.state.global_step)
-        losses: dict[str, torch.Tensor] = {}
-        for index, (name, own) in enumerate(outputs.losses.items()):
-            if not in_loss[name] and len(own):
-                own = outputs.logits[name][:0].flatten().float()
-            elif phases[name] == "distilling" and len(own):
-                own = self._distil(name, own, outputs, example_ids[task_ids == index], labels[name])
-            losses[name] = own
-        self._losses.add(list(losses.values()))
-        self._measure_conflicts(losses)
-        examples = torch.as_tensor(len(task_ids) if num_items_in_batch is None else num_items_in_batch)
-        loss = self._combine(losses, examples.to(task_ids.device).clamp(min=1))
-        # DDP averages over the ranks what is to be added up.
-        loss = loss * self.accelerator.num_processes
+        state = self.state
+        loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, state.global_step, state.max_steps)
         return (loss, outputs) if return_outputs else loss
-
-    def _combine(self, losses: dict[str, torch.Tensor], examples: torch.Tensor) -> torch.Tensor:
-        weights = self.args.balancing_config.weights
-        if self.balancer is None:
-            return weighted_sum(losses, weights, examples)
-        learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
-        parts = split(losses, weights, examples, learning, self._sum_over_ranks)
-        if isinstance(self.balancer, LossBalancer):
-            return weigh_losses(parts, self.balancer)
-        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
-        heads = [p for p in self.model.heads.parameters() if p.requires_grad]
-        # What runs backwards here was computed under autocast, and is not to be again.
-        with torch.autocast(examples.device.type, enabled=False):
-            loss = add_gradients(
-                parts,
-                self.balancer,
-                encoder,
-                self._last_layer,
-                heads,
-                self._sum_over_ranks,
-                self.accelerator.num_processes,
-            )
-            if self.accelerator.sync_gradients:
-                for parameter in [*encoder, *heads]:
-                    if parameter.grad is not None:
-                        parameter.grad = self._sum_over_ranks(parameter.grad)
-        return loss.requires_grad_()
-
-    def _distil(
-        self,
-        name: str,
-        supervised: torch.Tensor,
-        outputs: MultiTaskOutput,
-        example_ids: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
-        assert outputs.logits is not None
-        assert outputs.layouts is not None
-        head: Any = self.model.heads[name]
-        share = label_share(
-            self.args.distillation_config,
-            self.state.global_step,
-            self.schedule.converged_at(name) or 0,
-            self.state.max_steps,
-        )
-        return self.teachers.losses(
-            name, head, outputs.logits[name], example_ids, labels, outputs.layouts[name], supervised, share
-        )
-
-    @property
-    def _looks_at_last_layer(self) -> bool:
-        by_gradients = isinstance(self.balancer, GradientBalancer) and self.balancer.over == "last_layer"
-        return by_gradients or self._measures_conflicts
-
-    @property
-    def _measures_conflicts(self) -> bool:
-        args = self.args
-        # Where parameters are sharded, and where graphs cannot be gone through twice, there is nothing to measure.
-        unfit = args.gradient_checkpointing or args.torch_compile or bool(args.fsdp) or bool(args.deepspeed)
-        return args.conflict_steps > 0 and len(self.tasks) > 1 and not unfit
-
-    def _measure_conflicts(self, losses: Mapping[str, torch.Tensor]) -> None:
-        step = self.state.global_step
-        if not self._measures_conflicts or not self.conflicts.due(step) or self._measured_at == step:
-            return
-        self._measured_at = step
-        self.conflicts.measure([own.mean() if len(own) else None for own in losses.values()], self._last_layer)
-
-    def _make_balancer(self) -> LossBalancer | GradientBalancer | None:
-        args = self.args
-        batch = max(1, args.per_device_train_batch_size * args.world_size)
-        draws = sum(len(task) for task in self.encoded_train.values())
-        return make_balancer(args.balancing_config, list(self.tasks), args.seed, max(1, -(-draws // batch)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the training loss of each task beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self._losses.take(self.accelerator, self.state.global_step)}
+            logs = {**logs, **self.batch_loss.sums.take(self.accelerator, self.state.global_step)}
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -469,7 +361,7 @@ class AsyncMTLTrainer(Trainer):
         skip_scheduler: bool = False,
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
-        self._losses.check(self.accelerator, self.state.global_step)
+        self.batch_loss.sums.check(self.accelerator, self.state.global_step)
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         step = self.state.global_step
         if skip_scheduler and step > 0:
@@ -613,7 +505,7 @@ class AsyncMTLTrainer(Trainer):
         report = self.schedule.report()
         for name, quality in self.teachers.quality.items():
             report["tasks"][name]["teacher_quality"] = dict(quality)
-        conflicts = self.conflicts.report()
+        conflicts = self.batch_loss.conflicts.report()
         if any(any(row) for row in conflicts["counts"]):
             report["conflicts"] = conflicts
         return report
@@ -623,8 +515,7 @@ class AsyncMTLTrainer(Trainer):
         return {
             "schedule": self.schedule.state_dict(),
             "teachers": self.teachers.state_dict(),
-            "conflicts": self.conflicts.state_dict(),
-            "balancer": None if self.balancer is None else self.balancer.state_dict(),
+            "batch_loss": self.batch_loss.state_dict(),
         }
 
     def _write_report(self) -> None:
@@ -667,10 +558,7 @@ class AsyncMTLTrainer(Trainer):
         self._adopted_best = None if checkpoint is None else adopt_best(checkpoint, output_dir)
         # What an earlier call of this method left.
         self.schedule.load_state_dict(self._untrained_schedule)
-        self.balancer = self._make_balancer()
-        self.conflicts = ConflictMonitor(list(self.tasks), self.args.conflict_steps or 1)
-        self._measured_at = -1
-        self._losses.reset()
+        self.batch_loss.begin()
         if checkpoint is None:
             self._record_external_teachers()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -741,9 +629,7 @@ class AsyncMTLTrainer(Trainer):
         attributes = saved["attributes"]
         self.schedule.load_state_dict(attributes["schedule"])
         self.teachers.load_state_dict(attributes["teachers"])
-        self.conflicts.load_state_dict(attributes["conflicts"])
-        if self.balancer is not None:
-            self.balancer.load_state_dict(attributes["balancer"])
+        self.batch_loss.load_state_dict(attributes["batch_loss"])
         self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
         if self._adopted_best is not None:
             self.state.best_model_checkpoint = str(self._adopted_best)

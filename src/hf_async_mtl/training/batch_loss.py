@@ -1,0 +1,198 @@
+"""The loss of a packed batch: each task's by its phase, then one update out of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..balancing.balancer import GradientBalancer, LossBalancer
+from ..balancing.making import make_balancer
+from ..convergence.schedule import ConvergenceSchedule
+from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from .arguments import AsyncMTLTrainingArguments
+from .combining import add_gradients, split, weigh_losses, weighted_sum
+from .conflicts import ConflictMonitor, last_shared_layer
+from .distilling import label_share
+from .task_losses import TaskLosses
+from .teachers import Teachers
+
+__all__ = ["BatchLoss"]
+
+
+class BatchLoss:
+    """What `AsyncMTLTrainer.compute_loss` does, with the state that it keeps from batch to batch.
+
+    Args:
+        model: As it was given, not wrapped.
+        args: Of the run.
+        schedule: The phases.
+        teachers: What distilling tasks learn from.
+        accelerator: Of the trainer.
+        draws: Training examples of an epoch, over all ranks.
+
+    Attributes:
+        sums: Adds up each task's losses, for the log.
+        balancer: The balancing method; None for ``sum``.
+        conflicts: Measures how the tasks' gradients agree.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        args: AsyncMTLTrainingArguments,
+        schedule: ConvergenceSchedule,
+        teachers: Teachers,
+        accelerator: Accelerator,
+        draws: int,
+    ) -> None:
+        self.model, self.args, self.schedule, self.teachers = model, args, schedule, teachers
+        self.accelerator = accelerator
+        self._calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
+        self.sums = TaskLosses(list(schedule.tasks))
+        self.begin()
+        looks_there = self.balances_gradients and self.args.balancing_config.over == "last_layer"
+        self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
+
+    def begin(self) -> None:
+        """Begin anew, without what an earlier run has left."""
+        tasks, args = list(self.schedule.tasks), self.args
+        self.balancer = make_balancer(args.balancing_config, tasks, args.seed, self._calls_per_epoch)
+        self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
+        self._measured_at = -1
+        self.sums.reset()
+
+    @property
+    def balances_gradients(self) -> bool:
+        """Whether gradients are added to ``.grad`` here, and the loss that is returned has no graph behind it."""
+        return isinstance(self.balancer, GradientBalancer)
+
+    @property
+    def _measures_conflicts(self) -> bool:
+        args = self.args
+        # Where parameters are sharded, and where graphs cannot be gone through twice, there is nothing to measure.
+        unfit = args.gradient_checkpointing or args.torch_compile or bool(args.fsdp) or bool(args.deepspeed)
+        return args.conflict_steps > 0 and len(self.schedule.tasks) > 1 and not unfit
+
+    def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
+        """N: the examples of an optimizer step, over accumulation and ranks, of the tasks that are in its loss."""
+        absent = [i for i, is_in_loss in enumerate(self.schedule.in_loss(step).values()) if not is_in_loss]
+        count = sum(len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in absent) for batch in batches)
+        return self._sum_over_ranks(torch.as_tensor(count, device=device))
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int, max_steps: int
+    ) -> tuple[Tensor, MultiTaskOutput]:
+        """Run a batch.
+
+        Args:
+            model: The model as the Trainer has wrapped it.
+            inputs: A packed batch.
+            examples: N, or None for the examples of this batch.
+            step: Optimizer steps made so far.
+            max_steps: Those of the whole run.
+
+        Returns:
+            The loss, and the model's output.
+        """
+        inputs = dict(inputs)
+        example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
+        # DDP would reduce each task's gradient as it comes.
+        outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
+        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step, max_steps)
+        self.sums.add(list(losses.values()))
+        self._measure_conflicts(losses, step)
+        n = torch.as_tensor(len(task_ids) if examples is None else examples, device=task_ids.device).clamp(min=1)
+        # DDP averages over the ranks what is to be added up.
+        return self._combine(losses, n) * self.accelerator.num_processes, outputs
+
+    def _by_phase(
+        self,
+        outputs: MultiTaskOutput,
+        example_ids: Tensor,
+        task_ids: Tensor,
+        labels: Mapping[str, Tensor],
+        step: int,
+        max_steps: int,
+    ) -> dict[str, Tensor]:
+        """Task -> the losses of its examples in this batch, empty where it is not in the loss."""
+        assert outputs.losses is not None
+        assert outputs.logits is not None
+        assert outputs.layouts is not None
+        phases, in_loss = self.schedule.phases, self.schedule.in_loss(step)
+        found: dict[str, Tensor] = {}
+        for index, (name, losses) in enumerate(outputs.losses.items()):
+            if len(losses) and not in_loss[name]:
+                losses = outputs.logits[name][:0].flatten().float()
+            elif len(losses) and phases[name] == "distilling":
+                head: Any = self.model.heads[name]
+                switched_at = self.schedule.converged_at(name) or 0
+                losses = self.teachers.losses(
+                    name,
+                    head,
+                    outputs.logits[name],
+                    example_ids[task_ids == index],
+                    labels[name],
+                    outputs.layouts[name],
+                    losses,
+                    label_share(self.args.distillation_config, step, switched_at, max_steps),
+                )
+            found[name] = losses
+        return found
+
+    def _measure_conflicts(self, losses: Mapping[str, Tensor], step: int) -> None:
+        # Once an optimizer step, in the first of its micro-batches.
+        if self._measures_conflicts and self.conflicts.due(step) and self._measured_at != step:
+            self._measured_at = step
+            self.conflicts.measure([own.mean() if len(own) else None for own in losses.values()], self._last_layer)
+
+    def _combine(self, losses: Mapping[str, Tensor], examples: Tensor) -> Tensor:
+        """One loss of this rank out of those of the tasks; see `hf_async_mtl.training.combining`."""
+        weights = self.args.balancing_config.weights
+        if self.balancer is None:
+            return weighted_sum(losses, weights, examples)
+        learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
+        parts = split(losses, weights, examples, learning, self._sum_over_ranks)
+        if isinstance(self.balancer, LossBalancer):
+            return weigh_losses(parts, self.balancer)
+        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
+        heads = [p for p in self.model.heads.parameters() if p.requires_grad]
+        # What runs backwards here was computed under autocast, and is not to be again.
+        with torch.autocast(examples.device.type, enabled=False):
+            loss = add_gradients(
+                parts,
+                self.balancer,
+                encoder,
+                self._last_layer,
+                heads,
+                self._sum_over_ranks,
+                self.accelerator.num_processes,
+            )
+            if self.accelerator.sync_gradients:
+                for parameter in [*encoder, *heads]:
+                    if parameter.grad is not None:
+                        parameter.grad = self._sum_over_ranks(parameter.grad)
+        return loss.requires_grad_()
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later batches and the report depend on, as JSON values."""
+        return {
+            "conflicts": self.conflicts.state_dict(),
+            "balancer": None if self.balancer is None else self.balancer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: The state is another method's, or of other tasks.
+        """
+        self.conflicts.load_state_dict(state["conflicts"])
+        if self.balancer is not None:
+            self.balancer.load_state_dict(state["balancer"] or {})
