@@ -1011,3 +1011,28 @@ def test_wrong_companions_of_an_evaluation_are_refused_and_change_nothing(given:
     with pytest.raises(ValueError, match=message):
         schedule.observe(100, {"match": 0.5}, **{"epoch": 0.5, **given})
     assert schedule.state_dict() == before
+
+
+def test_a_task_that_answers_all_alike_does_not_converge() -> None:
+    """Bug: a task that has not begun to learn is on a plateau at once, and its teacher says the same to everything."""
+    schedule = one_task(patience=2)
+    name = next(iter(schedule.tasks))
+    for step in (10, 20, 30, 40):
+        assert schedule.observe(step, {name: 0.8}, constant=[name]) == []
+    assert schedule.teacher_steps(name) == []
+    assert schedule.report()["tasks"][name]["best"] == 0.8
+    # Below the score of saying "yes" to all, and still its own first real answer.
+    assert schedule.observe(50, {name: 0.7}) == []
+    assert schedule.observe(60, {name: 0.7}) == []
+    (event,) = schedule.observe(70, {name: 0.6})
+    assert (event.event, event.teacher_step) == ("converged", 50)
+
+
+def test_a_distilling_task_may_answer_all_alike() -> None:
+    """Bug: an evaluation after the switch is left out of what may send a task back to its labels."""
+    schedule = one_task(patience=1, return_below=0.9)
+    name = next(iter(schedule.tasks))
+    schedule.observe(10, {name: 0.8})
+    schedule.observe(20, {name: 0.8})
+    (event,) = schedule.observe(30, {name: 0.1}, constant=[name])
+    assert event.event == "returned"

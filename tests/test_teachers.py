@@ -343,8 +343,8 @@ def test_later_predictions_take_the_place_of_earlier_ones(tmp_path: Path) -> Non
     with pytest.raises(TeacherError) as error:
         store.load_answers("polarity", 40)
     assert str(error.value) == (
-        f"The validation predictions {path} must be those of step 40, which the next evaluation is compared with; found "
-        "those of step 80. Resume from a checkpoint that was written with this criterion, or start afresh."
+        f"The validation predictions {path} must be those of step 40, which the next evaluation is compared with; "
+        "found those of step 80. Resume from a checkpoint that was written with this criterion, or start afresh."
     )
 
 

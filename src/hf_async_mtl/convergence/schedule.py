@@ -6,7 +6,7 @@ Convergence in Multi-Task Learning via Knowledge Distillation from Converged Tas
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, SupportsFloat
 
@@ -207,6 +207,7 @@ class ConvergenceSchedule:
         losses: Mapping[str, SupportsFloat | None] | None = None,
         standard_errors: Mapping[str, SupportsFloat | None] | None = None,
         epoch: float | None = None,
+        constant: Collection[str] = (),
     ) -> list[Event]:
         """Takes one whole evaluation in.
 
@@ -217,6 +218,9 @@ class ConvergenceSchedule:
             standard_errors: Of some tasks, the standard error of the difference between this evaluation and that of
                 their step in `noise_references`, in the units of the metric. Without it, there is no noise.
             epoch: Epochs trained so far, with fractions. Needed where a task has `min_epochs`.
+            constant: Tasks that gave every example the same answer. They have not begun to learn: such an evaluation
+                uses up no patience, and is nobody's teacher, however good its score (all "yes" has an F1 of 0.8 where
+                two thirds are).
 
         Returns:
             What became of tasks, in their order; a task that joins comes last.
@@ -242,7 +246,7 @@ class ConvergenceSchedule:
         due = []
         for name, score in scores.items():
             self._note(name, step, score)
-            if self._states[name].seeks_teacher:
+            if self._states[name].seeks_teacher and name not in constant:
                 self._consider(name, step, score)
                 converged = self._criteria[name].update(
                     step, score, loss=known_losses.get(name), standard_error=known_errors.get(name)

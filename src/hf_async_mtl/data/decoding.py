@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..model.configuration_multitask import TaskConfig
 from ..model.losses import IGNORE
 
-__all__ = ["predictions", "references", "unit_counts"]
+__all__ = ["is_constant", "predictions", "references", "unit_counts"]
 
 MAX_ANSWER_TOKENS = 30
 """The longest answer that is read out of a context, in tokens; as in the scripts of BERT and Transformers."""
@@ -49,6 +49,17 @@ def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any
             for scores, labels in zip(logits, rows["labels"], strict=True)
         ]
     return [best_span(scores, row) for scores, row in zip(logits, rows, strict=True)]
+
+
+def is_constant(answers: Sequence[Any]) -> bool:
+    """Whether predictions are all the same: one class, one number, one label for every word of every example.
+
+    Examples:
+        >>> is_constant([1, 1, 1]), is_constant([["O", "O"], ["O"]]), is_constant([[0, 1], [0, 1]])
+        (True, True, False)
+    """
+    flat = [part for answer in answers for part in (answer if isinstance(answer, list) else [answer])]
+    return len(set(flat)) <= 1
 
 
 def references(task: TaskConfig, rows: Dataset) -> list[Any]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
-from ..data.decoding import predictions, references, unit_counts
+from ..data.decoding import is_constant, predictions, references, unit_counts
 from ..data.encoding import encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
@@ -373,6 +373,7 @@ class AsyncMTLTrainer(Trainer):
             losses={name: metrics[f"eval_{name}_loss"] for name in self.tasks},
             standard_errors=self._standard_errors(),
             epoch=self.state.epoch,
+            constant=self._constant_tasks(),
         )
         if self.args.should_save:
             for name, reference_step in self.schedule.noise_references.items():
@@ -394,6 +395,10 @@ class AsyncMTLTrainer(Trainer):
             if self.args.save_strategy == SaveStrategy.STEPS:
                 self.control.should_save = True
         return metrics
+
+    def _constant_tasks(self) -> list[str]:
+        """The tasks that gave every validation example the same answer."""
+        return [name for name in self.tasks if is_constant(self._answers[name])]
 
     def _standard_errors(self) -> dict[str, float]:
         """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
