@@ -484,8 +484,8 @@ class ConvergenceSchedule:
                 )
             if saved["distilled_from_start"] != spec.distilled_from_start:
                 raise ValueError(
-                    f"Task {name} must be resumed as it began, with distilled_from_start "
-                    f"{saved['distilled_from_start']}, not {spec.distilled_from_start}."
+                    f"Task {name} must be resumed as it began, {_began(saved['distilled_from_start'])}, not "
+                    f"{_began(spec.distilled_from_start)}: give the `distillation.teachers` of the first run."
                 )
             states[name] = _TaskState(**{key: saved[key] for key in names})
             criteria[name] = _new_criterion(spec)
@@ -527,6 +527,10 @@ class ConvergenceSchedule:
 
 def _new_criterion(spec: TaskSpec) -> Criterion:
     return CRITERIA[spec.convergence.criterion](spec.convergence)
+
+
+def _began(distilled_from_start: bool) -> str:
+    return f"with{'' if distilled_from_start else 'out'} a teacher from outside"
 
 
 def _finite(value: SupportsFloat | None) -> float | None:

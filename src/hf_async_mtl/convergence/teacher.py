@@ -197,13 +197,14 @@ class TeacherStore:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            kept = {"step": None}
-        except json.JSONDecodeError as error:
+            kept = {"step": "none"}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from error
         if kept["step"] != step:
+            found = f"those of step {kept['step']}" if path.exists() else "no such file"
             raise TeacherError(
                 f"The validation predictions {path} must be those of step {step}, which the next evaluation is "
-                f"compared with; found those of step {kept['step']}. Resume from a checkpoint that was written with "
+                f"compared with; found {found}. Resume from a checkpoint that was written with "
                 "this criterion, or start afresh."
             )
         return kept["answers"]

@@ -28,7 +28,7 @@ from .packing import (
     sliding_block_mask,
 )
 
-__all__ = ["MultiTaskModel", "MultiTaskOutput"]
+__all__ = ["MultiTaskModel", "MultiTaskOutput", "position_limit"]
 
 # What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
 _UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
@@ -66,7 +66,7 @@ def _is_text_encoder(config: Any) -> bool:
     return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
 
 
-def _position_limit(encoder: PreTrainedModel) -> int | None:
+def position_limit(encoder: nn.Module) -> int | None:
     """The longest sequence that an encoder has positions for; None where its positions are relative."""
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -167,7 +167,7 @@ class MultiTaskModel(PreTrainedModel):
             encoder_config=encoder_config, tasks=dict(tasks), pooling=pooling, packing=packing, max_length=max_length
         )
         model = cls(config)
-        limit = _position_limit(model.encoder)
+        limit = position_limit(model.encoder)
         longest = max([max_length, *(task.max_length or 0 for task in tasks.values())])
         if limit is not None and longest > limit:
             raise ConfigurationError(

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..data.encoding import encode
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..model.heads import HEADS
-from ..model.modeling_multitask import MultiTaskModel
+from ..model.modeling_multitask import MultiTaskModel, position_limit
 
 __all__ = ["ExternalTeacher", "load_external_teacher"]
 
@@ -69,7 +68,7 @@ class ExternalTeacher:
             ConfigurationError: The teacher's tokenizer cannot be used, or cuts the texts of a task on tokens otherwise
                 than the student's.
         """
-        known = [length for length in (max_length, _positions(self.model)) if length is not None]
+        known = [length for length in (max_length, position_limit(self.model)) if length is not None]
         length = min(known, default=512)
         encoded = encode(rows, self.name, self.task, self.tokenizer, length, with_labels=False)
         if HEADS[self.task.type].unit == "token":
@@ -151,15 +150,6 @@ def _grouped(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
         groups.append(list(items[start : start + count]))
         start += count
     return groups
-
-
-def _positions(model: nn.Module) -> int | None:
-    """The longest sequence that a model has positions for; None where they are relative."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding's.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
 
 
 def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Dataset, student: Any) -> ExternalTeacher:

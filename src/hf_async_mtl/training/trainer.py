@@ -39,7 +39,7 @@ from .checkpoints import (
     write_whole,
 )
 from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
-from .external_teachers import ExternalTeacher, load_external_teacher
+from .external_teachers import load_external_teacher
 from .publishing import publish
 from .teachers import Teachers
 
@@ -177,7 +177,7 @@ class AsyncMTLTrainer(Trainer):
         self.label_names = ["labels"]
         self._untrained_schedule = self.schedule.state_dict()
         self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train)
-        self._external = self._load_external_teachers(train_dataset or {})
+        self._raw_train = {name: rows for name, rows in (train_dataset or {}).items() if name in distillation.teachers}
         self.batch_loss = BatchLoss(
             model, args, self.schedule, self.teachers, self.accelerator, draws=sum(sizes.values())
         )
@@ -446,18 +446,25 @@ class AsyncMTLTrainer(Trainer):
         self.teachers.open([task])
         self.teachers.judge(task)
 
-    def _load_external_teachers(self, train: Mapping[str, Dataset]) -> dict[str, tuple[ExternalTeacher, Dataset]]:
-        return {
-            name: (load_external_teacher(name, self.tasks[name], source, train[name], self._tokenizer), train[name])
-            for name, source in self.args.distillation_config.teachers.items()
-            if name in train
-        }
-
     def _record_external_teachers(self) -> None:
-        for name, (teacher, rows) in self._external.items():
-            length = self.tasks[name].max_length or self._max_length
-            size = self.args.per_device_eval_batch_size
-            self._keep_teacher(name, teacher.logits(rows, length, size, self.args.device), step=0)
+        """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
+        sources = self.args.distillation_config.teachers
+        # All are looked at before the first is asked, and all are asked before anything is written.
+        teachers = {
+            name: load_external_teacher(name, self.tasks[name], sources[name], rows, self._tokenizer)
+            for name, rows in self._raw_train.items()
+        }
+        logits = {
+            name: teacher.logits(
+                self._raw_train[name],
+                self.tasks[name].max_length or self._max_length,
+                self.args.per_device_eval_batch_size,
+                self.args.device,
+            )
+            for name, teacher in teachers.items()
+        }
+        for name, found in logits.items():
+            self._keep_teacher(name, found, step=0)
 
     def _rolls_back_to(self) -> set[int]:
         """The step that the weights return to before the next one is taken, where they do."""
