@@ -551,8 +551,14 @@ def test_no_path_of_this_machine_goes_public(tmp_path: Path) -> None:
 # -- saved and loaded -------------------------------------------------------------------------------------------------
 
 
-def bits(logits: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: (tensor.dtype, tensor.tolist()) for name, tensor in logits.items()}
+def assert_same_answers(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same but for rounding: on some processors a product's last digit depends on where its factors lie in memory.
+
+    That the weights are the same to the bit is for the caller to see.
+    """
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("load", [MultiTaskModel.from_pretrained, AutoModel.from_pretrained], ids=["ours", "auto"])
@@ -568,9 +574,9 @@ def test_a_saved_model_comes_back(family: str, load: Callable[..., MultiTaskMode
     assert again.config.task_configs == TASKS
     assert again.packs == model.packs
     batch = packed(model, random_examples())
-    assert bits(logits_of(again, batch)) == bits(logits_of(model, batch))
+    assert_same_answers(logits_of(again, batch), logits_of(model, batch))
     ids = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
-    assert bits(logits_of(again, {"input_ids": ids})) == bits(logits_of(model, {"input_ids": ids}))
+    assert_same_answers(logits_of(again, {"input_ids": ids}), logits_of(model, {"input_ids": ids}))
     saved, loaded = model.state_dict(), again.state_dict()
     assert list(saved) == list(loaded)
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
@@ -584,7 +590,7 @@ def test_a_half_precision_model_comes_back(dtype: torch.dtype, tmp_path: Path) -
     again = MultiTaskModel.from_pretrained(tmp_path, attn_implementation="eager")
     assert {parameter.dtype for parameter in again.parameters()} == {dtype}
     batch = packed(model, random_examples())
-    assert bits(logits_of(again, batch)) == bits(logits_of(model, batch))
+    assert_same_answers(logits_of(again, batch), logits_of(model, batch))
     full = MultiTaskModel.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     assert all(torch.equal(tensor, model.state_dict()[name].float()) for name, tensor in full.state_dict().items())
@@ -691,7 +697,7 @@ def test_a_saved_model_carries_its_code(tmp_path: Path) -> None:
     assert found["labels"] == [task.labels for task in TASKS.values()]
     expected = logits_of(model, batch), logits_of(model, {"input_ids": batch["input_ids"]})
     for way, logits in zip(("packed", "plain"), expected, strict=True):
-        assert found[way] == {name: tensor.tolist() for name, tensor in logits.items()}
+        assert_same_answers({name: torch.tensor(values) for name, values in found[way].items()}, logits)
     # What was loaded so and saved again is whole, too.
     assert AutoConfig.from_pretrained(tmp_path / "again").task_order == list(TASKS)
     code = {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.py")}
