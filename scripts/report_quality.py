@@ -45,6 +45,11 @@ CONTROLS = {
     "ema_best_average": "EMA, best average",
     "ema_last": "EMA, last",
 }
+# Methods that train each task by itself -> label, and where they stand in the table.
+SINGLE_TASK = {
+    "single_distill": ("single-task self-distillation", "control"),
+    "single": ("single-task models", "yardstick"),
+}
 TOLERANCE = 1.0  # percent below its single-task model, from which a task is marked
 NOT_KNOWN = "n/a"
 LEAST_HEIGHT = 0.04  # of a panel, so that noise does not look like more
@@ -137,8 +142,8 @@ def mean(numbers: Iterable[float]) -> float:
 
 
 def is_single(method: str) -> bool:
-    """Whether a method is one task's single-task model, ``single-<task>``."""
-    return method.startswith("single-")
+    """Whether a method is one task's model, ``single-<task>`` or ``single_distill-<task>``."""
+    return method.partition("-")[0] in SINGLE_TASK
 
 
 def is_distilling(method: str) -> bool:
@@ -256,8 +261,7 @@ def results(bundle: Bundle) -> list[Row]:
         for kind, name in CONTROLS.items():
             if not is_single(method) and (cells := [c for c in bundle.scored(method) if kind in c["test"]]):
                 rows.append(_row(f"`{method}`, {name}", "control", cells, kind))
-    if single := single_task_row(bundle):
-        rows.append(single)
+    rows += [row for kind in SINGLE_TASK if (row := single_task_row(bundle, kind))]
     for oracle in ("sum", best_distilling(bundle, bundle.scored)):
         if oracle is not None and oracle in bundle.methods and (cells := bundle.scored(oracle)):
             rows.append(_row(f"`{oracle}`, each task at its own best", "yardstick", cells, "oracle"))
@@ -282,12 +286,12 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
-def single_task_row(bundle: Bundle) -> Row | None:
-    """The single-task models as one row; its mean needs all tasks, with the same seeds."""
+def single_task_row(bundle: Bundle, kind: str = "single") -> Row | None:
+    """The models of single tasks as one row; its mean needs all tasks, with the same seeds."""
     models = {
-        task: {cell["seed"]: cell for cell in bundle.scored(f"single-{task}")}
+        task: {cell["seed"]: cell for cell in bundle.scored(f"{kind}-{task}")}
         for task in bundle.metrics
-        if f"single-{task}" in bundle.methods
+        if f"{kind}-{task}" in bundle.methods
     }
     models = {task: cells for task, cells in models.items() if cells}
     if not models:
@@ -309,7 +313,7 @@ def single_task_row(bundle: Bundle) -> Row | None:
         )
     if not seeds:
         return None
-    choices = {task: bundle.choices[f"single-{task}"] for task in models}
+    choices = {task: bundle.choices[f"{kind}-{task}"] for task in models}
     grouped = {
         choice: [task for task in choices if choices[task] == choice] for choice in sorted(set(choices.values()))
     }
@@ -317,7 +321,8 @@ def single_task_row(bundle: Bundle) -> Row | None:
         choice = next(iter(grouped))
     else:
         choice = "; ".join(f"{choice}: {', '.join(tasks)}" for choice, tasks in grouped.items())
-    return Row("single-task models", "yardstick", seeds, choice)
+    label, group = SINGLE_TASK[kind]
+    return Row(label, group, seeds, choice)
 
 
 def best_baseline(rows: Sequence[Row]) -> Row | None:
