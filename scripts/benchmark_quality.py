@@ -1,4 +1,4 @@
-"""Does asynchronous convergence pay? Bundles x methods x seeds, each method at its own best settings, test opened last.
+"""Does asynchronous convergence pay? Bundles x methods x seeds, each at its own best learning rate, test opened last.
 
     python scripts/benchmark_quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
     python scripts/benchmark_quality.py score scripts/configs/quality_cpu.yaml
@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -207,12 +208,15 @@ class MovingAverage(TrainerCallback):
 
     def __init__(self, model: MultiTaskModel, decay: float) -> None:
         self.decay = decay
+        self.seconds = 0.0
         self.weights = copy_of(model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        begin = time.monotonic()
         for name, tensor in kwargs["model"].state_dict().items():
             if tensor.is_floating_point():
                 self.weights[name].lerp_(tensor.detach(), 1 - self.decay)
+        self.seconds += time.monotonic() - begin
 
 
 def copy_of(model: torch.nn.Module) -> Weights:
@@ -242,10 +246,12 @@ class KeepingTrainer(AsyncMTLTrainer):
         if average > self.best_average[0]:
             self.best_average = (average, step, measured)
         if self.moving_average is not None:
+            begin = time.monotonic()
             average = float(np.nan_to_num(np.mean([*self.values_at(self.moving_average.weights).values()]), nan=-1e9))
             if average > self.best_moving_average[0]:
                 weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
                 self.best_moving_average = (average, step, weights)
+            self.moving_average.seconds += time.monotonic() - begin
         return metrics
 
     def values_at(self, weights: Weights) -> dict[str, float]:
@@ -326,6 +332,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         trainer.add_callback(trainer.moving_average)
     result = trainer.train()
     report = trainer.schedule.report()
+    of_controls = 0.0 if trainer.moving_average is None else trainer.moving_average.seconds
 
     history = {name: dict(task["history"]) for name, task in report["tasks"].items()}
     best_step = trainer.best_average[1]
@@ -379,20 +386,34 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "settings": plan.settings(cell),
         "metrics": {name: task.monitored for name, task in tasks.items()},
         "train_rows": {name: len(sets["train"]) for name, sets in splits.items()},
-        "validation": validation,
-        "averages": {kind: float(np.mean(list(values.values()))) for kind, values in validation.items()},
+        "validation": {kind: {name: defined(x) for name, x in values.items()} for kind, values in validation.items()},
+        "averages": {kind: average_of(values) for kind, values in validation.items()},
         "steps": steps,
         "curves": {
             name: [[step, None if x is None else round(x, 4)] for step, x in task["history"]]
             for name, task in report["tasks"].items()
         },
         "events": report["events"],
-        "seconds": {"training": round(result.metrics["train_runtime"], 1), "all": round(time.monotonic() - begin, 1)},
+        "seconds": {
+            "training": round(result.metrics["train_runtime"] - of_controls, 1),
+            "all": round(time.monotonic() - begin, 1),
+        },
         "environment": environment(),
         "test": None,
     }
     cell.file(cells, "json").parent.mkdir(parents=True, exist_ok=True)
-    write_whole(cell.file(cells, "json"), json.dumps(written, indent=1) + "\n")
+    write_whole(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
+
+
+def defined(value: float | None) -> float | None:
+    """None for what is not defined: JSON knows no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def average_of(values: Mapping[str, float | None]) -> float | None:
+    """The mean over the tasks; None where a task has no value."""
+    known = [x for x in map(defined, values.values()) if x is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def environment() -> dict[str, Any]:
@@ -418,8 +439,9 @@ def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def validation_averages(cells: Path) -> dict[Cell, float]:
-    """What choices are made on."""
-    return {cell: content["averages"]["best_average"] for cell, content in read_cells(cells).items()}
+    """What choices are made on; a run without a defined average is the worst of all."""
+    averages = {cell: content["averages"]["best_average"] for cell, content in read_cells(cells).items()}
+    return {cell: float("-inf") if average is None else average for cell, average in averages.items()}
 
 
 def prepare_encoder(plan: Plan, work: Path) -> str:
@@ -489,17 +511,17 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
         for cell, content in done.items():
             if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
                 content["test"], content["replicates"] = score_cell(plan, cell, work)
-                write_whole(cell.file(cells, "json"), json.dumps(content, indent=1) + "\n")
+                write_whole(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
     """Kind -> task -> metric on test, and kind -> mean over the tasks in each of the resamples of the test rows.
 
     A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
     """
     config, splits, tasks = build(plan, cell)
     tokenizer = load_tokenizer(config.encoder, tasks)
-    values: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float | None]] = {}
     means: dict[str, list[np.ndarray]] = {}
     with np.load(cell.file(work, "npz"), allow_pickle=False) as answers:
         for key in answers.files:
@@ -509,12 +531,13 @@ def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict
             true = references(task, encode(splits[name]["test"], name, task, tokenizer, length))
             given = from_array(task, answers[key], true)
             metric = task.monitored
-            values.setdefault(kind, {})[name] = compute([metric], task.type, given, true, task.labels)[metric]
+            values.setdefault(kind, {})[name] = defined(compute([metric], task.type, given, true, task.labels)[metric])
             # Tasks with equally many rows are not to share their draws.
             place = plan.tasks(cell.bundle).index(name)
             resampled = bootstrap_values(metric, task.type, given, true, task.labels, RESAMPLES, seed=place)
             means.setdefault(kind, []).append(np.asarray(resampled))
-    return values, {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
+    drawn = {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
+    return values, {kind: list(map(defined, numbers)) for kind, numbers in drawn.items()}
 
 
 def main() -> None:

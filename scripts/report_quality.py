@@ -187,7 +187,8 @@ def read_bundles(folder: Path) -> list[Bundle]:
 
 
 def _validation(cell: Cell) -> float:
-    return float(cell["averages"]["best_average"])
+    average = cell["averages"]["best_average"]
+    return -math.inf if average is None else float(average)
 
 
 def best_distilling(bundle: Bundle, of: Callable[[str], Sequence[Cell]]) -> str | None:

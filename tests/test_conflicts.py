@@ -111,7 +111,10 @@ def test_small_lists_inside_many_are_not_the_layers():
 
 def test_encoder_without_layers_is_named():
     """Bug: `max() arg is an empty sequence`."""
-    with pytest.raises(ValueError, match=r"must keep its layers in an `nn.ModuleList`.*; Linear has none\. Turn"):
+    with pytest.raises(
+        ValueError,
+        match=r"must keep its layers in an `nn.ModuleList`.*; Linear has none\. Set `training.conflict_steps: 0`",
+    ):
         last_shared_layer(nn.Linear(2, 2))
 
 

@@ -274,3 +274,20 @@ def test_labels_alone_are_not_weighed(tmp_path: Path) -> None:
     assert at_switch
     for call in at_switch:
         assert torch.equal(call["losses"], call["supervised"])
+
+
+def test_the_norm_is_kept_under_autocast(tmp_path: Path) -> None:
+    """Bug: under bf16 the output's logits are copies, on which the model's own losses do not hang: the run dies."""
+    trainer = tiny_trainer(
+        tmp_path,
+        dict.fromkeys(ALL, 4),
+        {name: [0.5, 0.4] for name in ALL},
+        eval_steps=1,
+        max_steps=4,
+        bf16=True,
+        distillation={"keep_gradient_norm": True},
+        convergence={"patience": 1, "final_evaluations": None},
+    )
+    trainer.train()
+    assert set(trainer.schedule.phases.values()) == {"distilling"}
+    assert trainer.state.global_step == 4

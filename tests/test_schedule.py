@@ -437,7 +437,7 @@ def drop(state: dict[str, Any], *path: str) -> None:
         ("tasks", "match", "criterion"),
         ("tasks", "match", "candidates"),
         ("tasks", "match", "distilled_from_start"),
-        ("tasks", "category", "criterion", "evaluations_without_improvement"),
+        ("tasks", "category", "criterion", "state", "evaluations_without_improvement"),
     ],
 )
 def test_loading_half_a_state_names_the_missing_key_and_changes_nothing(path: tuple[str, ...]) -> None:
@@ -458,7 +458,13 @@ def test_loading_refuses_what_it_does_not_know() -> None:
     """The state of a newer version lost what this one does not know."""
     schedule = ConvergenceSchedule(TASKS)
     feed(schedule, 0.5, 0.4, 0.3)
-    for path in [(), ("tasks", "match"), ("tasks", "match", "criterion"), ("events", 0)]:
+    for path in [
+        (),
+        ("tasks", "match"),
+        ("tasks", "match", "criterion"),
+        ("tasks", "match", "criterion", "state"),
+        ("events", 0),
+    ]:
         state: Any = schedule.state_dict()
         place = state
         for key in path:
@@ -682,8 +688,10 @@ def test_weights_return_to_one_place_the_earliest() -> None:
         Event(step=300, task="other", teacher_step=200),
     ]
     assert schedule.phases == {"r1": "learning", "r2": "stopped", "other": "distilling", "waits": "learning"}
-    assert schedule.snapshots_needed() == {100, 200}  # r1 has its best yet, and waits has one.
-    assert feed(schedule, 0.5)[-1] == Event(step=400, task="r1", event="rolled_back", teacher_step=200)
+    # What r1 had reached at 200 is gone with the weights of that step.
+    assert schedule.snapshots_needed() == {100}
+    assert schedule.teacher_steps("r1") == [100]
+    assert feed(schedule, 0.4)[-1] == Event(step=400, task="r1", event="rolled_back", teacher_step=100)
 
 
 def test_a_tie_of_rollbacks_goes_to_the_first_task() -> None:
@@ -1036,3 +1044,60 @@ def test_a_distilling_task_may_answer_all_alike() -> None:
     schedule.observe(20, {name: 0.8})
     (event,) = schedule.observe(30, {name: 0.1}, constant=[name])
     assert event.event == "returned"
+
+
+def test_after_a_rollback_nobody_returns_to_the_branch_that_was_left() -> None:
+    """Bug: a task's best on the abandoned branch stays its teacher, and its own rollback undoes the first one."""
+    schedule = rolling(r=3, other=3)
+    climbing = [0.70, 0.74, 0.76, 0.772]
+    for step, (r, other) in enumerate(zip([0.9, 0.8, 0.8, 0.8], climbing, strict=True), start=1):
+        schedule.observe(100 * step, {"r": r, "other": other})
+    assert schedule.events[-1].event == "rolled_back"
+    assert schedule.teacher_steps("other") == [100]
+    # The same climb again, a little lower.
+    for step, other in enumerate([0.737, 0.757, 0.769], start=5):
+        assert schedule.observe(100 * step, {"r": 0.8, "other": other}) == []
+    assert schedule.teacher_steps("other") == [700]
+
+
+def test_constant_answers_are_spared_for_a_while_only() -> None:
+    """Bug: a task that always answers alike waits for ever, or one that had learned and collapsed never converges."""
+    schedule = one_task(patience=2)
+    name = next(iter(schedule.tasks))
+    events = [event for step in range(1, 12) for event in schedule.observe(step, {name: 0.8}, constant=[name])]
+    assert [(event.event, event.step) for event in events] == [("converged", 9)]
+    collapsed = one_task(patience=2)
+    collapsed.observe(1, {name: 0.8})
+    events = [event for step in (2, 3) for event in collapsed.observe(step, {name: 0.8}, constant=[name])]
+    assert [(event.event, event.teacher_step) for event in events] == [("converged", 1)]
+
+
+def test_a_constant_student_does_not_become_a_teacher() -> None:
+    """Bug: all "yes" beats a real teacher, and its logits are recorded in their place."""
+    schedule = one_task(patience=1, renew_teacher=True)
+    name = next(iter(schedule.tasks))
+    schedule.observe(1, {name: 0.7})
+    schedule.observe(2, {name: 0.6})
+    assert schedule.observe(3, {name: 0.8}, constant=[name]) == []
+    (event,) = schedule.observe(4, {name: 0.8})
+    assert event.event == "teacher_renewed"
+
+
+def test_a_task_that_joins_late_has_its_own_minimum() -> None:
+    """Bug: `min_steps` of the run are over when the second task joins, and its first evaluation may end it."""
+    config = ConvergenceConfig(patience=1, min_steps=200)
+    tasks = {name: TaskSpec("classification", "f1", config) for name in ("a", "b")}
+    schedule = ConvergenceSchedule(tasks, order=["a", "b"])
+    found = [
+        (event.event, event.task, event.step)
+        for step in range(100, 700, 100)
+        for event in schedule.observe(step, {"a": 1 / step, "b": 1 / step})
+    ]
+    assert found == [("converged", "a", 200), ("joined", "b", 200), ("converged", "b", 400)]
+
+
+def test_another_criterion_is_refused_on_resuming() -> None:
+    """Bug: counters of one criterion are read by another whose keys are the same, and its references are missing."""
+    state = one_task(patience=2).state_dict()
+    with pytest.raises(ValueError, match="must be resumed with the criterion that it began with, plateau, not signif"):
+        one_task(patience=2, criterion="significant").load_state_dict(state)

@@ -397,7 +397,7 @@ def test_a_run_keeps_the_predictions_that_its_checkpoints_need(tmp_path: Path) -
         for name in PAIR:
             if schedule["tasks"][name]["phase"] != "learning":
                 continue
-            reference = schedule["tasks"][name]["criterion"]["reference_step"]
+            reference = schedule["tasks"][name]["criterion"]["state"]["reference_step"]
             assert len(store.load_answers(name, reference)) == 6
 
 

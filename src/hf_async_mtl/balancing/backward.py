@@ -18,7 +18,7 @@ def jacobian(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter], scale
     Args:
         losses: K scalars. Their graph is kept.
         parameters: With n values in all. Where a loss does not reach one, its gradient is 0.
-        scale: The losses are multiplied by it and the rows divided: float16 gradients do not vanish on the way.
+        scale: The losses are multiplied by it and the rows divided, so that they are those of the losses themselves.
 
     Returns:
         ``[K, n]``, in float32 at least.
@@ -55,8 +55,8 @@ def balanced_backward(
     r"""Add the balanced gradient of several tasks, and the plain one of all else, to ``.grad``.
 
     Shared parameters get :math:`\text{scale} \sum_t \lambda_t \nabla \ell_t + \nabla \text{other}`, with the balancer's
-    weights (over the encoder: its direction for the sum). Heads get :math:`\text{scale} \sum_t \nabla \ell_t + \nabla
-    \text{other}`: a head belongs to its task alone, and there is nothing to balance.
+    weights (over the encoder: its direction for the sum). Heads get :math:`\frac{\text{scale}}{K} \sum_t \nabla \ell_t
+    + \nabla \text{other}`, as with equal weights: a head belongs to its task alone, and there is nothing to balance.
 
     On several ranks, each calls this with its own part of the losses. What is then in ``.grad``, added up over the
     ranks, is the gradient of the whole batch. Gradients must not be reduced while this runs (DDP: on the unwrapped
@@ -82,7 +82,7 @@ def balanced_backward(
         torch.autograd.backward(other, inputs=[*shared, *heads])
         return
     unweighted = torch.stack(list(losses))
-    torch.autograd.backward(scale * unweighted.sum() + other, inputs=list(heads), retain_graph=True)
+    torch.autograd.backward(scale * unweighted.mean() + other, inputs=list(heads), retain_graph=True)
     if isinstance(balancer, GradientBalancer) and balancer.over == "encoder":
         gradients = reduce(jacobian(losses, shared, scale))
         # The direction is that of the whole batch, and every rank has it.

@@ -54,7 +54,7 @@ class Balancer:
     **Where formulas end.** A loss (for methods on gradients: a gradient) of exactly 0 has nothing to give to this
     batch, and most formulas divide by it or take its logarithm: its task sits out the call and gets 1/K, and the
     others share the rest. If a value is not finite, all tasks get 1/K and no state moves; the gradient then shows the
-    fault.
+    fault. (GradDrop gives no weights, and needs neither.)
 
     Args:
         method: Its name in `METHODS`.

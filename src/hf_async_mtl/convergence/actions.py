@@ -39,10 +39,12 @@ ACTIONS: dict[str, Action] = {
     "distill": Action(phase="distilling", records_teacher=True),
     "stop": Action(phase="stopped", loss_every=0),
     "continue": Action(phase="learning"),
-    # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and all go on from its best.
+    # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and all go on from its best. Steps and
+    # the learning rate's schedule go on, where mSFT searches anew from the weights that it returns to.
     "rollback": Action(phase="stopped", rolls_back=True, loss_every=0),
     # Lu et al., "12-in-1: Multi-Task Vision and Language Representation Learning", CVPR 2020: a stopped task is still
-    # trained at every 4th step, and is back at every step once it has lost 0.5 % of its best.
+    # trained at every 4th step, and is back at every step once it has lost 0.5 % of its best. When it stops is left to
+    # the criterion.
     "stop_and_go": Action(phase="stopped", loss_every=4, return_below=0.995),
     "distill_with_rollback": Action(phase="distilling", records_teacher=True, rolls_back=True),
 }

@@ -40,8 +40,9 @@ class ConvergenceConfig:
             the best score so far (`relative`). On small validation sets a value below the metric's granularity (one
             example right or wrong) is the same as 0.
         min_delta_mode: `relative` has no effect while the best score is 0, where the threshold is 0 as well.
-        min_steps: No convergence before this optimizer step. Earlier evaluations do count towards the patience.
-        min_epochs: No convergence before this epoch, fractions allowed, in the same way.
+        min_steps: No convergence before so many optimizer steps with the task, counted from the step at which it joins.
+            Earlier evaluations do count towards the patience.
+        min_epochs: No convergence before so many epochs, fractions allowed, in the same way.
         on_convergence: A name in `ACTIONS`. `distill` trains on from the recorded teacher, `stop` takes the task out of
             the loss, `continue` records the convergence and goes on with the true labels, `rollback` stops the task and
             returns all weights to its best, `stop_and_go` stops it for three steps of four until it has lost 0.5 % of
@@ -52,8 +53,9 @@ class ConvergenceConfig:
             or so, few gains on a small validation set count, and a task converges while it still learns.
         return_below: A converged task whose score falls below this share of its best goes back to its labels, and may
             converge again; between 0 and 1. None: as the action has it, 0.995 with `stop_and_go`, and never with the
-            others. Its snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1,
-            noise sends a task to and fro. Not with `continue`.
+            others. Its snapshots are kept to the end of the run. No effect where the best score is 0 or less. (That is
+            the best of those that counted: see `constant` in `ConvergenceSchedule.observe`.) Near 1, noise sends a task
+            to and fro. Not with `continue`.
         renew_teacher: A distilling task whose score beats its teacher's by more than `min_delta` has its teacher
             recorded anew, from the present weights. No effect on tasks that do not distill.
 

@@ -15,6 +15,9 @@ from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Crite
 
 __all__ = ["ConvergenceSchedule", "Event", "Phase", "TaskSpec"]
 
+_CONSTANT_EVALUATIONS = 3
+"""Times its patience, a task may give every example the same answer before that counts as all it can do."""
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -49,7 +52,8 @@ class Event:
     """What became of a task at the evaluation of `step`.
 
     * `converged`: it did; its best was at `teacher_step`, which can be `step` itself.
-    * `rolled_back`: right after its `converged`: all weights return to those of `teacher_step`.
+    * `rolled_back`: right after its `converged`: all weights return to those of `teacher_step`, before the next step.
+      Where there is none, the run ends with the weights that were evaluated.
     * `returned`: its score fell below `return_below`, and it goes back to its labels. `teacher_step` is None.
     * `teacher_renewed`: the present weights are its teacher from now on; `teacher_step` is `step`.
     * `joined`: it waited, and learns from now on. `teacher_step` is None.
@@ -88,7 +92,8 @@ class ConvergenceSchedule:
     """Follows every task from true labels to its own end of learning.
 
     The scores of one task move no other's phase, with two exceptions. In an `order`, a task joins when those before it
-    have converged. And after a rollback, the other tasks that learn have other weights: each has full patience again.
+    have converged. And after a rollback, what the other tasks that learn have reached since is gone: their candidate is
+    the step that the weights returned to, and their criterion begins anew.
     Weights return to one place at an evaluation: of several tasks that would roll back, the one whose best came
     earliest does (of these, the first task), and the others go on learning.
 
@@ -141,6 +146,11 @@ class ConvergenceSchedule:
         self._criteria = {name: _new_criterion(spec) for name, spec in self.tasks.items()}
         # Task -> [step, score] of its best evaluations while it sought a teacher, best first.
         self._candidates: dict[str, list[list[Any]]] = {name: [] for name in self.tasks}
+        # Task -> its best score among the evaluations that counted, and how many did not.
+        self._counted_best: dict[str, float | None] = dict.fromkeys(self.tasks)
+        self._constant = dict.fromkeys(self.tasks, 0)
+        # Task -> the step and the epoch at which it began to learn.
+        self._joined: dict[str, list[float]] = {name: [0, 0.0] for name in self.tasks}
         self._final: dict[str, Any] | None = None
 
     @property
@@ -218,9 +228,10 @@ class ConvergenceSchedule:
             standard_errors: Of some tasks, the standard error of the difference between this evaluation and that of
                 their step in `noise_references`, in the units of the metric. Without it, there is no noise.
             epoch: Epochs trained so far, with fractions. Needed where a task has `min_epochs`.
-            constant: Tasks that gave every example the same answer. They have not begun to learn: such an evaluation
-                uses up no patience, and is nobody's teacher, however good its score (all "yes" has an F1 of 0.8 where
-                two thirds are).
+            constant: Tasks that gave every example the same answer. One that has never done otherwise has not begun to
+                learn: the evaluation uses up no patience, and is nobody's teacher, however good its score (all "yes"
+                has an F1 of 0.8 where two thirds are). After three times its patience this is over. Nor does a
+                constant student become its own teacher.
 
         Returns:
             What became of tasks, in their order; a task that joins comes last.
@@ -246,14 +257,17 @@ class ConvergenceSchedule:
         due = []
         for name, score in scores.items():
             self._note(name, step, score)
-            if self._states[name].seeks_teacher and name not in constant:
+            if self._states[name].seeks_teacher and not self._spared(name, name in constant):
                 self._consider(name, step, score)
                 converged = self._criteria[name].update(
                     step, score, loss=known_losses.get(name), standard_error=known_errors.get(name)
                 )
                 if converged and self._may_converge(name, step, epoch):
                     due.append(name)
-        events = self._move(step, due)
+        events = self._move(step, due, constant)
+        for event in events:
+            if event.event == "joined":
+                self._joined[event.task] = [step, epoch or 0.0]
         self.events += events
         return events
 
@@ -264,24 +278,40 @@ class ConvergenceSchedule:
         if _is_better(score, state.best):
             state.best, state.best_step = score, step
 
+    def _spared(self, name: str, is_constant: bool) -> bool:
+        """Whether an evaluation is none yet for the criterion: the task has not begun to learn."""
+        limit = _CONSTANT_EVALUATIONS * self.tasks[name].convergence.patience
+        if not is_constant or self._candidates[name] or self._constant[name] >= limit:
+            return False
+        self._constant[name] += 1
+        return True
+
     def _consider(self, name: str, step: int, score: float | None) -> None:
         """Enter a score among the task's best ones. Of equal ones the earlier is the better."""
         if score is not None:
+            self._note_counted(name, score)
             best = [*self._candidates[name], [step, score]]
             best.sort(key=lambda candidate: -candidate[1])
             self._set_candidates(name, best[: self.tasks[name].snapshots])
 
+    def _note_counted(self, name: str, score: float) -> None:
+        if _is_better(score, self._counted_best[name]):
+            self._counted_best[name] = score
+
     def _set_candidates(self, name: str, candidates: list[list[Any]]) -> None:
         self._candidates[name] = candidates
-        self._states[name].teacher_step, self._states[name].teacher_value = candidates[0]
+        best = candidates[0] if candidates else (None, None)
+        self._states[name].teacher_step, self._states[name].teacher_value = best
 
     def _may_converge(self, name: str, step: int, epoch: float | None) -> bool:
         config = self.tasks[name].convergence
         # Without one finite score there is nobody to teach, whatever the criterion says.
         has_teacher = self._states[name].teacher_step is not None
-        return has_teacher and step >= config.min_steps and (epoch or 0) >= config.min_epochs
+        first_step, first_epoch = self._joined[name]
+        has_time = step - first_step >= config.min_steps and (epoch or 0) - first_epoch >= config.min_epochs
+        return has_teacher and has_time
 
-    def _move(self, step: int, due: list[str]) -> list[Event]:
+    def _move(self, step: int, due: list[str], constant: Collection[str]) -> list[Event]:
         """Change the phases, once all scores are in. `due`: the tasks whose criterion says that they have converged."""
         rolling = [name for name in due if self._action(name).rolls_back]
         first = min(rolling, key=lambda name: self._candidates[name][0][0], default=None)
@@ -290,12 +320,23 @@ class ConvergenceSchedule:
             if name in due and (name == first or name not in rolling):
                 events += self._converge(name, step)
             else:
-                events += self._reconsider(name, step)
-        if any(event.event == "rolled_back" for event in events):
-            for name, criterion in self._criteria.items():
-                if self._states[name].seeks_teacher:
-                    criterion.renew()
+                events += self._reconsider(name, step, name in constant)
+        for event in events:
+            if event.event == "rolled_back":
+                self._forget_since(event.teacher_step)
         return events + self._join(step)
+
+    def _forget_since(self, step: int | None) -> None:
+        """After a rollback: what the tasks that learn have reached since is gone, and is no one's teacher."""
+        for name, state in self._states.items():
+            if state.seeks_teacher:
+                had = dict(state.history).get(step)
+                kept = had is not None and bool(self._candidates[name])
+                self._set_candidates(name, [[step, had]] if kept else [])
+                self._criteria[name] = _new_criterion(self.tasks[name])
+                # One that compares predictions has none of that step, and takes the next evaluation for its first.
+                if kept and step is not None and not self._criteria[name].needs_standard_error:
+                    self._criteria[name].update(step, had)
 
     def _converge(self, name: str, step: int) -> list[Event]:
         state, action = self._states[name], self._action(name)
@@ -307,16 +348,20 @@ class ConvergenceSchedule:
             events.append(Event(step=step, task=name, event="rolled_back", teacher_step=state.teacher_step))
         return events
 
-    def _reconsider(self, name: str, step: int) -> list[Event]:
+    def _reconsider(self, name: str, step: int, is_constant: bool) -> list[Event]:
         """A converged task returns to its labels, or has outgrown its teacher, or neither."""
         state, config = self._states[name], self.tasks[name].convergence
         score, share = state.last, self._return_below(name)
         if score is None or not state.has_left_labels or self.tasks[name].distilled_from_start:
             return []
-        if share is not None and state.best is not None and state.best > 0 and score < share * state.best:
+        best = self._counted_best[name]
+        if share is not None and best is not None and best > 0 and score < share * best:
             state.phase, state.converged_step = "learning", None
             self._criteria[name].renew()
             return [Event(step=step, task=name, event="returned")]
+        if is_constant:
+            return []
+        self._note_counted(name, score)
         taught, teacher_value = state.phase == "distilling", state.teacher_value
         if not config.renew_teacher or not taught or teacher_value is None:
             return []
@@ -446,7 +491,10 @@ class ConvergenceSchedule:
                     "distilled_from_start": spec.distilled_from_start,
                     **asdict(self._states[name]),
                     "candidates": copy.deepcopy(self._candidates[name]),
-                    "criterion": self._criteria[name].state_dict(),
+                    "counted_best": self._counted_best[name],
+                    "constant": self._constant[name],
+                    "joined": list(self._joined[name]),
+                    "criterion": {"name": spec.convergence.criterion, "state": self._criteria[name].state_dict()},
                 }
                 for name, spec in self.tasks.items()
             },
@@ -470,10 +518,11 @@ class ConvergenceSchedule:
             state["tasks"], self.tasks, "The tasks of a saved schedule", "resume with the tasks that it was saved with."
         )
         names = [item.name for item in fields(_TaskState)]
-        keys = ["metric", "distilled_from_start", *names, "candidates", "criterion"]
+        own = ["candidates", "counted_best", "constant", "joined"]
+        keys = ["metric", "distilled_from_start", *names, *own, "criterion"]
         states = {}
         criteria = {}
-        candidates = {}
+        kept: dict[str, dict[str, Any]] = {key: {} for key in own}
         for name, spec in self.tasks.items():
             saved = copy.deepcopy(state["tasks"][name])
             check_keys(saved, keys, f"The saved state of task {name}", other_version)
@@ -488,14 +537,24 @@ class ConvergenceSchedule:
                     f"{_began(spec.distilled_from_start)}: give the `distillation.teachers` of the first run."
                 )
             states[name] = _TaskState(**{key: saved[key] for key in names})
+            criterion = spec.convergence.criterion
+            check_keys(saved["criterion"], ["name", "state"], f"The saved criterion of task {name}", other_version)
+            if saved["criterion"]["name"] != criterion:
+                raise ValueError(
+                    f"Task {name} must be resumed with the criterion that it began with, "
+                    f"{saved['criterion']['name']}, not {criterion}: its counters and references are of that one."
+                )
             criteria[name] = _new_criterion(spec)
-            criteria[name].load_state_dict(saved["criterion"])
-            candidates[name] = saved["candidates"][: spec.snapshots]
+            criteria[name].load_state_dict(saved["criterion"]["state"])
+            for key in own:
+                kept[key][name] = saved[key]
+            kept["candidates"][name] = saved["candidates"][: spec.snapshots]
         self._check_order(states)
         for event in state["events"]:
             check_keys(event, [item.name for item in fields(Event)], "A saved event", other_version)
         self.events = [Event(**event) for event in state["events"]]
-        self._states, self._criteria, self._candidates = states, criteria, candidates
+        self._states, self._criteria, self._candidates = states, criteria, kept["candidates"]
+        self._counted_best, self._constant, self._joined = kept["counted_best"], kept["constant"], kept["joined"]
         self._final = copy.deepcopy(state["final"])
 
     def _check_order(self, states: Mapping[str, _TaskState]) -> None:

@@ -51,15 +51,18 @@ def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any
     return [best_span(scores, row) for scores, row in zip(logits, rows, strict=True)]
 
 
-def is_constant(answers: Sequence[Any]) -> bool:
-    """Whether predictions are all the same: one class, one number, one label for every word of every example.
+def is_constant(task_type: str, answers: Sequence[Any]) -> bool:
+    """Whether predictions are all the same: one answer to every example, or one label for every word of all of them.
 
     Examples:
-        >>> is_constant([1, 1, 1]), is_constant([["O", "O"], ["O"]]), is_constant([[0, 1], [0, 1]])
-        (True, True, False)
+        >>> is_constant("classification", [1, 1, 1]), is_constant("token_classification", [["O", "O"], ["O"]])
+        (True, True)
+        >>> is_constant("multilabel", [[0, 1], [0, 1]]), is_constant("multilabel", [[0, 1], [1, 1]])
+        (True, False)
     """
-    flat = [part for answer in answers for part in (answer if isinstance(answer, list) else [answer])]
-    return len(set(flat)) <= 1
+    if task_type == "token_classification":
+        return len({label for words in answers for label in words}) <= 1
+    return all(answer == answers[0] for answer in answers)
 
 
 def references(task: TaskConfig, rows: Dataset) -> list[Any]:

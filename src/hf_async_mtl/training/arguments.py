@@ -104,7 +104,8 @@ class DistillationConfig:
         keep_gradient_norm: Weigh the distillation loss so that the task pulls as hard as its labels would have; see
             `hf_async_mtl.training.distilling.norm_keeping_weight`.
         snapshots: The teacher is the average of the weights of so many best evaluations of its task. Far apart, they
-            may average to a worse model than each of them.
+            may average to a worse model than each of them. The teacher's step and value in the report are those of the
+            best of them; the average itself is not evaluated.
         teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule
+from ..model.configuration_multitask import ConfigurationError
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
 from .combining import add_gradients, split, weigh_losses, weighted_sum
@@ -56,6 +57,16 @@ class BatchLoss:
         self.begin()
         looks_there = self.balances_gradients and self.args.balancing_config.over == "last_layer"
         self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
+        if self.balances_gradients and not any(p.requires_grad for p in model.encoder.parameters()):
+            raise ConfigurationError(
+                f"`balancing.method: {args.balancing_config.method}` needs shared parameters that learn, and the "
+                "encoder is frozen: there is nothing to balance. Use `balancing.method: sum`."
+            )
+        if looks_there and not self._last_layer:
+            raise ConfigurationError(
+                f"`balancing.method: {args.balancing_config.method}` over the last layer needs a layer that learns; "
+                "all are frozen. Set `balancing.over: encoder`, or use `balancing.method: sum`."
+            )
 
     def begin(self) -> None:
         """Begin anew, without what an earlier run has left."""

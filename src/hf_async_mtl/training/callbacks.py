@@ -45,11 +45,13 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze the heads that are not in the loss: without a gradient there is neither momentum nor weight decay."""
-        heads = kwargs["model"].heads
-        for task, is_in_loss in self.schedule.in_loss(state.global_step).items():
+        """Freeze what is not in the loss: without a gradient there is neither momentum nor weight decay."""
+        model, in_loss = kwargs["model"], self.schedule.in_loss(state.global_step)
+        if not any(in_loss.values()):
+            model.zero_grad(set_to_none=True)
+        for task, is_in_loss in in_loss.items():
             if not is_in_loss:
-                heads[task].zero_grad(set_to_none=True)
+                model.heads[task].zero_grad(set_to_none=True)
 
 
 class TableCallback(ProgressCallback):

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..convergence.actions import ACTIONS
 from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from .arguments import AsyncMTLTrainingArguments, ScheduleConfig
@@ -69,6 +70,13 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
                 raise ConfigurationError(
                     f"`{section}.{key}` must name tasks of the model ({', '.join(tasks)}); found {name!r}."
                 )
+    for name in tasks:
+        action = args.convergence_of(name).on_convergence
+        if ACTIONS[action].rolls_back and (args.fsdp or args.deepspeed):
+            raise ConfigurationError(
+                f"`on_convergence: {action}` of task {name!r} cannot be used where weights and moments are sharded "
+                "(FSDP, DeepSpeed): no process has them whole. Use distill, stop or stop_and_go."
+            )
 
 
 def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convergence.criteria import check_keys
+from ..model.configuration_multitask import ConfigurationError
 
 __all__ = ["ConflictMonitor", "cosines", "last_shared_layer"]
 
@@ -61,7 +62,7 @@ def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
         Empty where all layers are frozen: there is then no layer for tasks to be at odds about.
 
     Raises:
-        ValueError: The encoder has no list of layers.
+        ConfigurationError: The encoder has no list of layers.
     """
     stacks = [
         module
@@ -69,9 +70,9 @@ def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
         if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
     ]
     if not stacks:
-        raise ValueError(
+        raise ConfigurationError(
             f"An encoder must keep its layers in an `nn.ModuleList` for gradients to be compared at the last of them; "
-            f"{type(encoder).__name__} has none. Turn the measurement of conflicts off."
+            f"{type(encoder).__name__} has none. Set `training.conflict_steps: 0`, and balance over the encoder."
         )
     # Of several, the first: an outer list comes before those inside it.
     layers = max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
@@ -83,7 +84,8 @@ class ConflictMonitor:
     """Averages the cosines between the tasks' gradients over a run.
 
     Each measurement runs a small backward pass a task through graphs that are kept for the step's own. It changes no
-    ``.grad`` and no random state. Under DDP each process measures its own batches. A compiled model refuses to keep its
+    ``.grad`` and no random state. Under DDP each process measures its own batches, and the report has the first one's.
+    Gradients in float16 are not scaled, and small ones count as 0. A compiled model refuses to keep its
     graph; reentrant gradient checkpointing refuses gradients of chosen parameters.
 
     Args:

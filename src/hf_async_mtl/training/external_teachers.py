@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from ..data.encoding import encode
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
@@ -18,6 +19,8 @@ from ..model.heads import HEADS
 from ..model.modeling_multitask import MultiTaskModel, position_limit
 
 __all__ = ["ExternalTeacher", "load_external_teacher"]
+
+logger = logging.get_logger(__name__)
 
 # Task type -> what a stock model calls it.
 _STOCK_TYPES = {
@@ -236,6 +239,11 @@ def _order(key: str, task: TaskConfig, source: str, names: Sequence[str] | None)
     if task.labels is None or names is None or list(names) == list(task.labels):
         return None
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        pairs = ", ".join(f"{name}: {label}" for name, label in zip(names, task.labels, strict=True))
+        logger.warning(
+            f"The labels of `{key}`, {source!r}, have no names; they are taken to be, in their order, {pairs}. If they "
+            "are not, give the model its `id2label`."
+        )
         return None
     if sorted(names) != sorted(task.labels):
         raise ConfigurationError(

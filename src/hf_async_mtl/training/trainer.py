@@ -228,7 +228,8 @@ class AsyncMTLTrainer(Trainer):
 
         :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distils
         (mixed with a share of the former, where one is set). N counts the examples of the whole optimizer step, so that
-        batch size, accumulation and processes can be traded freely.
+        batch size, accumulation and processes can be traded freely. (Not with ``keep_gradient_norm``, whose weight is
+        that of a micro-batch on its rank.)
 
         With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
         `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
@@ -375,6 +376,8 @@ class AsyncMTLTrainer(Trainer):
             epoch=self.state.epoch,
             constant=self._constant_tasks(),
         )
+        # All have read the reference that the first now replaces.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for name, reference_step in self.schedule.noise_references.items():
                 if reference_step == step:
@@ -398,7 +401,7 @@ class AsyncMTLTrainer(Trainer):
 
     def _constant_tasks(self) -> list[str]:
         """The tasks that gave every validation example the same answer."""
-        return [name for name in self.tasks if is_constant(self._answers[name])]
+        return [name for name, task in self.tasks.items() if is_constant(task.type, self._answers[name])]
 
     def _standard_errors(self) -> dict[str, float]:
         """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
