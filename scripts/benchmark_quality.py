@@ -21,9 +21,9 @@ the labels; ``score`` opens them, and does so only for a bundle of which every c
 Where a method asks for ``controls``: ``average_of_bests`` (the mean of the weights of the tasks' best evaluations) and
 ``ema_last``, ``ema_best_average`` (an exponential moving average of the weights), for the gain may be mere smoothing.
 
-*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file beside the plan's name in
-``--cells``; what is there is not run again, and a killed run loses the cells that were in work. Answers on test are in
-``--work`` until they are scored.
+*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file in ``--cells``, with its answers
+on test beside it (``.npz``) until they are scored. What is there is not run again, and a killed run loses the cells that
+were in work. Logs and scratch files are in ``--work``.
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         for name in tasks:
             model.load_state_dict(states[name])
             answers[f"{kind}.{name}"] = to_array(tasks[name], trainer.answers(test[name]))
-    file = cell.file(work, "npz")
+    file = cell.file(cells, "npz")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.npz")
     save: Any = np.savez_compressed
@@ -401,7 +401,6 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "environment": environment(),
         "test": None,
     }
-    cell.file(cells, "json").parent.mkdir(parents=True, exist_ok=True)
     write_whole(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
 
 
@@ -497,7 +496,7 @@ def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: flo
         raise SystemExit(f"{len(failed)} cells failed: {', '.join(map(str, failed))}")
 
 
-def score(plan: Plan, cells: Path, work: Path) -> None:
+def score(plan: Plan, cells: Path) -> None:
     """Open the test labels: write the metrics, and their bootstrap, into the cells that were chosen."""
     done = read_cells(cells)
     averages = validation_averages(cells)
@@ -510,11 +509,12 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
         write_whole(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
         for cell, content in done.items():
             if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
-                content["test"], content["replicates"] = score_cell(plan, cell, work)
+                content["test"], content["replicates"] = score_cell(plan, cell, cells)
                 write_whole(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
+                cell.file(cells, "npz").unlink()
 
 
-def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
+def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
     """Kind -> task -> metric on test, and kind -> mean over the tasks in each of the resamples of the test rows.
 
     A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
@@ -523,7 +523,7 @@ def score_cell(plan: Plan, cell: Cell, work: Path) -> tuple[dict[str, Any], dict
     tokenizer = load_tokenizer(config.encoder, tasks)
     values: dict[str, dict[str, float | None]] = {}
     means: dict[str, list[np.ndarray]] = {}
-    with np.load(cell.file(work, "npz"), allow_pickle=False) as answers:
+    with np.load(cell.file(cells, "npz"), allow_pickle=False) as answers:
         for key in answers.files:
             kind, name = key.split(".")
             task = tasks[name]
@@ -560,7 +560,7 @@ def main() -> None:
         run_cell(plan, Cell(args.bundle, args.method, args.choice, args.seed), cells, work)
     else:
         os.environ["ENCODER"] = prepare_encoder(plan, work)
-        score(plan, cells, work)
+        score(plan, cells)
 
 
 if __name__ == "__main__":
