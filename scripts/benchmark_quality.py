@@ -21,9 +21,9 @@ the labels; ``score`` opens them, and does so only for a bundle of which every c
 Where a method asks for ``controls``: ``average_of_bests`` (the mean of the weights of the tasks' best evaluations) and
 ``ema_last``, ``ema_best_average`` (an exponential moving average of the weights), for the gain may be mere smoothing.
 
-*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file in ``--cells``, with its answers
-on test beside it (``.npz``) until they are scored. What is there is not run again, and a killed run loses the cells that
-were in work. Logs and scratch files are in ``--work``.
+*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file in ``--cells``, with its
+answers on test beside it (``.npz``) until they are scored. What is there is not run again, and a killed run loses the
+cells that were in work. Logs and scratch files are in ``--work``.
 """
 
 from __future__ import annotations
