@@ -2,6 +2,8 @@
 
 import doctest
 import itertools
+import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,18 @@ def test_average_weights() -> None:
     assert mean["ids"].tolist() == [7]
     assert states[0]["w"].tolist() == [1.0, 2.0]
     assert bq.average_weights(states[:1])["w"].tolist() == [1.0, 2.0]
+
+
+def test_an_undefined_metric_is_null_and_the_worst(tmp_path: Path) -> None:
+    """A correlation with a constant made the cell invalid JSON, or its method was never settled."""
+    assert (bq.defined(math.nan), bq.defined(None), bq.defined(0.5)) == (None, None, 0.5)
+    assert bq.average_of({"a": 0.5, "b": 0.7}) == pytest.approx(0.6)
+    assert bq.average_of({"a": 0.5, "b": None}) is None
+    for choice, average in (("low-linear", None), ("high-linear", 0.1)):
+        cell = bq.Cell("one", "sum", choice, 5)
+        path = cell.file(tmp_path, "json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**vars(cell), "averages": {"best_average": average}}
+        path.write_text(json.dumps(content), encoding="utf-8")
+    averages = bq.validation_averages(tmp_path)
+    assert max(averages, key=averages.__getitem__).choice == "high-linear"
