@@ -176,10 +176,13 @@ def record_teachers(encoded: Sequence[EncodedTask], folder: Path, seed: int) -> 
         if task.type == "regression":
             assert task.target_mean is not None
             assert task.target_std is not None
-            logits = generator.normal(task.target_mean, task.target_std, (size, 1))
+            columns, logits = None, generator.normal(task.target_mean, task.target_std, size)
         else:
-            logits = generator.normal(size=(size, 1, task.num_labels))
-        RecordedLogits.write(logits_path(folder, part.name), list(logits), fingerprint(part.rows), step=0)
+            columns = task.num_labels
+            logits = generator.normal(size=(size, columns))
+        units, path = np.ones(size, dtype=np.int64), logits_path(folder, part.name)
+        with RecordedLogits.writer(path, units, columns, fingerprint(part.rows), step=0) as writer:
+            writer.put(torch.arange(size), torch.from_numpy(logits))
 
 
 def logits_path(folder: Path, task: str) -> Path:

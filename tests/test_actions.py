@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_async_mtl import ConfigurationError
+from hf_async_mtl.convergence.recording import LogitsWriter
 
 PAIR = {"polarity": 16, "overlap": 16}
 # Four steps make an epoch; evaluations at 2, 4, 6, ...
@@ -130,13 +131,13 @@ def test_a_student_that_beats_its_teacher_becomes_it(tmp_path: Path) -> None:
         **SETTINGS,
     )
     steps: list[int] = []
-    write = trainer.teachers.write
+    writer = trainer.teachers.writer
 
-    def keeping(task: str, logits: Any, step: int) -> None:
+    def keeping(task: str, step: int) -> LogitsWriter:
         steps.append(step)
-        write(task, logits, step)
+        return writer(task, step)
 
-    trainer.teachers.write = keeping  # type: ignore[method-assign]
+    trainer.teachers.writer = keeping  # type: ignore[method-assign]
     trainer.train()
     assert events(trainer) == [("converged", "polarity", 4, 2), ("teacher_renewed", "polarity", 6, 6)]
     assert steps == [2, 6]

@@ -1,6 +1,7 @@
 """Teachers from outside: their own logits for each example, a run that they do not touch, and refusals in words."""
 
 import gc
+import itertools
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
@@ -39,10 +40,11 @@ from transformers import (
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.collating import MultiTaskCollator
+from hf_async_mtl.data.decoding import unit_counts
 from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.training import trainer as trainer_module
-from hf_async_mtl.training.external_teachers import load_external_teacher
+from hf_async_mtl.training.external_teachers import ExternalTeacher, load_external_teacher
 
 CPU = torch.device("cpu")
 GROWING = [i / 100 for i in range(1, 100)]
@@ -86,6 +88,19 @@ def stock_teacher(folder: Path, names: Sequence[str] | None, outputs: int = 2, *
 def load(name: str, source: Path, rows: Dataset, **changes: Any) -> Any:
     task = TaskConfig(**{**task_configs()[name].to_dict(), **changes})
     return load_external_teacher(name, task, str(source), rows, tiny_tokenizer())
+
+
+def answers_of(teacher: ExternalTeacher, rows: Dataset, length: int, batch_size: int, ranks: int = 1) -> list[Any]:
+    """The teacher's logits of each row, as processes share them out."""
+    counts = unit_counts(teacher.task, teacher.encode(rows, length))
+    found: dict[int, np.ndarray] = {}
+    shares = [list(teacher.answers(rows, length, batch_size, CPU, rank, ranks)) for rank in range(ranks)]
+    # Each gathers with the others after each batch.
+    assert len({len(batches) for batches in shares}) == 1
+    for places, logits in itertools.chain.from_iterable(shares):
+        parts = np.split(logits.numpy(), np.cumsum(counts[places])[:-1])
+        found.update(zip(places.tolist(), parts, strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 def packed_logits(model: MultiTaskModel, head: str, name: str, rows: Dataset, max_length: int = 32) -> list[Tensor]:
@@ -138,8 +153,8 @@ def test_logits_are_the_teachers_own(tmp_path: Path, name: str, alone: bool, pac
         segments = encode(rows, name, task_configs()[name], tiny_tokenizer(), length)["input_ids"]
         assert len({len(windows) for windows in segments}) > 1
     loaded = load(name, tmp_path, rows)
-    for batch_size in (1, 4, 64):
-        found = loaded.logits(rows, length, batch_size, CPU)
+    for batch_size, ranks in ((1, 1), (4, 1), (64, 1), (2, 3), (64, 2)):
+        found = answers_of(loaded, rows, length, batch_size, ranks)
         assert len(found) == len(rows)
         for own, given in zip(expected, found, strict=True):
             assert given.dtype == np.float32
@@ -170,7 +185,7 @@ def test_a_stock_models_labels_are_found_by_name(tmp_path: Path, names: list[str
     rows = raw_sets(7, seed=3)["polarity"]
     expected = stock_logits(model, [[text] for text in rows["text"]])[:, order]
     assert (expected[:, 0] - expected[:, 1]).abs().max() > 1e-2
-    found = load("polarity", tmp_path, rows).logits(rows, 32, 3, CPU)
+    found = answers_of(load("polarity", tmp_path, rows), rows, 32, 3)
     assert {row.shape for row in found} == {(1, 2)}
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-5, rtol=1e-5)
 
@@ -180,7 +195,7 @@ def test_a_stock_models_multilabel_order(tmp_path: Path) -> None:
     model = stock_teacher(tmp_path, ["hat", "cat", "dog"], 3, problem_type="multi_label_classification")
     rows = raw_sets(7, seed=3)["topics"]
     expected = stock_logits(model, [[text] for text in rows["text"]])[:, [1, 2, 0]]
-    found = load("topics", tmp_path, rows).logits(rows, 32, 3, CPU)
+    found = answers_of(load("topics", tmp_path, rows), rows, 32, 3)
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -192,7 +207,7 @@ def test_a_multi_task_teachers_labels_are_found_by_name(tmp_path: Path, name: st
     labels = task_configs()[name].labels
     assert labels is not None
     turned = [*labels[1:], labels[0]]
-    found = load(name, tmp_path, rows, labels=turned).logits(rows, 32, 2, CPU)
+    found = answers_of(load(name, tmp_path, rows, labels=turned), rows, 32, 2)
     for own, given in zip(packed_logits(teacher, name, name, rows), found, strict=True):
         torch.testing.assert_close(torch.from_numpy(given), own.roll(-1, dims=-1), atol=1e-5, rtol=1e-5)
 
@@ -202,7 +217,7 @@ def test_a_stock_regression(tmp_path: Path) -> None:
     model = stock_teacher(tmp_path, None, 1)
     rows = raw_sets(7, seed=3)["overlap"]
     expected = stock_logits(model, list(zip(rows["left"], rows["right"], strict=True))).flatten()
-    found = load("overlap", tmp_path, rows).logits(rows, 32, 3, CPU)
+    found = answers_of(load("overlap", tmp_path, rows), rows, 32, 3)
     assert {row.shape for row in found} == {(1,)}
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-5, rtol=1e-5)
 
@@ -216,7 +231,7 @@ def test_a_teacher_is_given_what_it_takes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     rows = raw_sets(5, seed=3)["polarity"]
-    found = load("polarity", tmp_path, rows).logits(rows, 32, 2, CPU)
+    found = answers_of(load("polarity", tmp_path, rows), rows, 32, 2)
     with torch.no_grad():
         expected = [
             model(input_ids=torch.tensor([tiny_tokenizer()(text)["input_ids"]])).logits for text in rows["text"]
@@ -228,7 +243,7 @@ def test_a_teacher_with_fewer_positions_reads_less(tmp_path: Path) -> None:
     """Bug: an index behind the last position ends the run, on a long text in the middle of the recording."""
     model = stock_teacher(tmp_path, None, max_position_embeddings=8)
     rows = Dataset.from_list([{"text": "good " * 20, "label": "pos"}, {"text": "bad", "label": "neg"}])
-    found = load("polarity", tmp_path, rows).logits(rows, 32, 4, CPU)
+    found = answers_of(load("polarity", tmp_path, rows), rows, 32, 4)
     expected = stock_logits(model, [["good " * 6], ["bad"]])
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-5, rtol=1e-5)
 
@@ -239,7 +254,7 @@ def test_half_precision_weights_answer_in_full(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")
     rows = raw_sets(5, seed=3)["polarity"]
-    found = load("polarity", tmp_path / "half", rows).logits(rows, 32, 2, CPU)
+    found = answers_of(load("polarity", tmp_path / "half", rows), rows, 32, 2)
     expected = stock_logits(model.float(), [[text] for text in rows["text"]])
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-5, rtol=1e-5)
 
@@ -249,7 +264,7 @@ def test_nothing_random_is_drawn(tmp_path: Path) -> None:
     multi_task_teacher(tmp_path, ALL)
     rows = raw_sets(5, seed=3)["polarity"]
     before = torch.get_rng_state()
-    found = [load("polarity", tmp_path, rows).logits(rows, 32, 2, CPU) for _ in range(2)]
+    found = [answers_of(load("polarity", tmp_path, rows), rows, 32, 2) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(np.array_equal(left, right) for left, right in zip(*found, strict=True))
 
@@ -580,8 +595,8 @@ def test_tokens_are_compared_to_the_last_row(tmp_path: Path) -> None:
     rows = Dataset.from_list([*[same] * 300, other])
     loaded = load("colors", tmp_path, rows)
     with pytest.raises(ConfigurationError, match="must cut text into the same tokens"):
-        loaded.logits(rows, 32, 64, CPU)
-    assert len(loaded.logits(rows.select(range(300)), 32, 64, CPU)) == 300
+        answers_of(loaded, rows, 32, 64)
+    assert len(answers_of(loaded, rows.select(range(300)), 32, 64)) == 300
 
 
 def test_a_token_task_is_read_to_the_students_length(tmp_path: Path) -> None:
@@ -602,8 +617,8 @@ def test_a_token_task_is_read_to_the_students_length(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"tokens": ["good"] * 20, "tags": ["O"] * 20}] * 2)
     loaded = load("colors", tmp_path / "teacher", rows)
     with pytest.raises(ConfigurationError, match="at least as many positions"):
-        loaded.logits(rows, 32, 2, CPU)
-    assert [len(row) for row in loaded.logits(rows, 8, 2, CPU)] == [8, 8]
+        answers_of(loaded, rows, 32, 2)
+    assert [len(row) for row in answers_of(loaded, rows, 8, 2)] == [8, 8]
 
 
 def test_other_tokens_will_do_for_a_sequence(tmp_path: Path) -> None:
@@ -611,7 +626,7 @@ def test_other_tokens_will_do_for_a_sequence(tmp_path: Path) -> None:
     model = multi_task_teacher(tmp_path, ["polarity"])
     other_tokenizer().save_pretrained(tmp_path)
     rows = raw_sets(3, seed=3)["polarity"]
-    found = load("polarity", tmp_path, rows).logits(rows, 32, 2, CPU)
+    found = answers_of(load("polarity", tmp_path, rows), rows, 32, 2)
     with torch.no_grad():
         expected = [model(**other_tokenizer()(text, return_tensors="pt")).logits["polarity"] for text in rows["text"]]
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), torch.cat(expected), atol=1e-5, rtol=1e-5)

@@ -29,7 +29,8 @@ FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 TABLE: dict[str, set[str]] = {
     "model": {"model"},
     "convergence": {"convergence.actions", "convergence.criteria", "convergence.schedule"},
-    "convergence.teacher": {"convergence.criteria", "convergence.schedule", "model"},
+    "convergence.recording": set(),
+    "convergence.teacher": {"convergence.recording", "model"},
     "convergence.teacher_quality": {"model"},
     "data": {"data", "model"},
     "balancing": {"balancing", "model.configuration_multitask"},

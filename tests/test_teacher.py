@@ -3,18 +3,22 @@
 import errno
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
+from recording import write_logits
 from safetensors.torch import load_file, save_file
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from hf_async_mtl import MultiTaskModel, TaskConfig
+from hf_async_mtl.convergence import recording as recording_module
 from hf_async_mtl.convergence import teacher as teacher_module
-from hf_async_mtl.convergence.teacher import RecordedLogits, TeacherError, TeacherStore, fingerprint, link_or_copy
+from hf_async_mtl.convergence.recording import TeacherError, check_room
+from hf_async_mtl.convergence.teacher import RecordedLogits, TeacherStore, fingerprint, link_or_copy
 from hf_async_mtl.data.collating import MultiTaskCollator
 from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
@@ -41,7 +45,7 @@ def random_logits(shape, examples=50):
 def test_lookup_gives_each_example_its_own_logits(tmp_path, shape):
     """Logits in the order of the file, and not of the batch, would teach each example another one's answer."""
     logits = random_logits(shape)
-    RecordedLogits.write(tmp_path / "logits.safetensors", logits, HASH, step=7)
+    write_logits(tmp_path / "logits.safetensors", logits, HASH, step=7)
     recorded = RecordedLogits(tmp_path / "logits.safetensors")
     generator = random.Random(0)
     for size in (1, 2, 17, 50):
@@ -56,15 +60,61 @@ def test_lookup_gives_each_example_its_own_logits(tmp_path, shape):
 def test_logits_are_stored_in_float32(tmp_path, kind):
     """Evaluation may run in half precision; the student's loss is computed in float32."""
     logits = [row.astype(kind) for row in random_logits("classes")]
-    RecordedLogits.write(tmp_path / "logits.safetensors", logits, HASH, step=7)
+    write_logits(tmp_path / "logits.safetensors", logits, HASH, step=7)
     stored = load_file(tmp_path / "logits.safetensors")["logits"]
     assert stored.dtype == torch.float32
     assert np.array_equal(stored.numpy(), np.concatenate(logits).astype(np.float32))
 
 
+def test_logits_come_in_any_order_and_some_twice(tmp_path):
+    """Several ranks fill up their batches with examples that others have had."""
+    with RecordedLogits.writer(tmp_path / "x.safetensors", np.array([1, 2, 1]), 2, HASH, 1) as writer:
+        writer.put(torch.tensor([2, 0]), torch.tensor([[5.0, 6], [1, 2]]))
+        writer.put(torch.tensor([1, 2]), torch.tensor([[3.0, 4], [7, 8], [5, 6]]))
+    stored = load_file(tmp_path / "x.safetensors")
+    assert stored["logits"].tolist() == [[1, 2], [3, 4], [7, 8], [5, 6]]
+    assert stored["offsets"].tolist() == [0, 1, 3, 4]
+
+
+def test_a_recording_with_a_gap_is_no_teacher(tmp_path):
+    """An example that no rank had would be taught zeros."""
+    path = tmp_path / "logits-a.safetensors"
+    with pytest.raises(TeacherError) as error, RecordedLogits.writer(path, np.ones(3), 2, HASH, 1) as writer:
+        writer.put(torch.tensor([0, 2]), torch.ones(2, 2))
+    expected = "Every example must be recorded; 1 of 3 in logits-a.safetensors were not, the first is 1."
+    assert str(error.value) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_not_finite_are_refused(tmp_path):
+    """A teacher whose weights went wrong would teach NaN, and the student's would follow some steps later."""
+    path, logits = tmp_path / "logits-a.safetensors", torch.zeros(4, 2)
+    logits[2, 1] = torch.nan
+    with pytest.raises(TeacherError) as error, RecordedLogits.writer(path, np.array([2, 2, 1]), 2, HASH, 1) as writer:
+        writer.put(torch.tensor([1, 0]), logits)
+    assert str(error.value) == (
+        "A teacher must give finite logits; those of training row 0 in logits-a.safetensors are not. Lower the "
+        "learning rate or use bf16 in place of fp16, and resume from the last checkpoint."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_told_beforehand(tmp_path, monkeypatch):
+    """A run of days ends where the first task converges, in a bus error of the memory map."""
+    monkeypatch.setattr(recording_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
+    path = tmp_path / "run" / "logits-a.safetensors"
+    with pytest.raises(TeacherError) as error:
+        RecordedLogits.writer(path, np.ones(2**20), 10, HASH, 1)
+    assert str(error.value) == (
+        f"Recording the logits logits-a.safetensors needs 48.0 MiB in {path.parent}; its disk has 3.0 MiB left. Free "
+        "some, choose another output folder, or train on fewer examples (`limit: {train: ...}`)."
+    )
+    check_room(path.parent, 3 * 2**20, "This")
+
+
 def test_logits_name_their_step_and_examples(tmp_path):
     """Without them, a report cannot say which weights taught."""
-    RecordedLogits.write(tmp_path / "x.safetensors", random_logits("classes"), HASH, step=7)
+    write_logits(tmp_path / "x.safetensors", random_logits("classes"), HASH, step=7)
     assert RecordedLogits(tmp_path / "x.safetensors").metadata == {"examples": HASH, "step": "7"}
 
 
@@ -81,7 +131,7 @@ def test_missing_logits_are_named(tmp_path):
 def test_file_cut_short_is_no_teacher(tmp_path, share):
     """A checkpoint copied in part would teach zeros, or fail with a message of the file's format."""
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "snapshot-1.safetensors"
-    RecordedLogits.write(whole, random_logits("tokens"), HASH, step=1)
+    write_logits(whole, random_logits("tokens"), HASH, step=1)
     content = whole.read_bytes()
     cut.write_bytes(content[: int(share * len(content))])
     expected = (
@@ -96,7 +146,7 @@ def test_file_cut_short_is_no_teacher(tmp_path, share):
 def test_logits_of_other_examples_are_refused(tmp_path):
     """A resumed run on other data would teach each example another one's answer, without a word."""
     rows = encoded("polarity")
-    RecordedLogits.write(tmp_path / "x.safetensors", random_logits("classes", 30), fingerprint(rows), step=7)
+    write_logits(tmp_path / "x.safetensors", random_logits("classes", 30), fingerprint(rows), step=7)
     recorded = RecordedLogits(tmp_path / "x.safetensors")
     recorded.check(fingerprint(encoded("polarity")), "polarity")
     other = fingerprint(encoded("polarity", seed=1))
@@ -131,7 +181,7 @@ def test_recorded_logits_are_the_teachers_own(tmp_path):
                 else:
                     logits += [row[None].numpy() for row in rows]
             path = tmp_path / f"{task.name}.safetensors"
-            RecordedLogits.write(path, logits, fingerprint(task.rows), step=1)
+            write_logits(path, logits, fingerprint(task.rows), step=1)
             recorded[task.name] = RecordedLogits(path)
         sampler = MixingSampler([len(task) for task in tasks], seed=1)
         loader = DataLoader(TaskMixture(tasks), 13, sampler=sampler, collate_fn=collator, num_workers=2)
@@ -267,8 +317,9 @@ def test_killed_write_leaves_the_old_file_or_none(store, monkeypatch):
             store.save_snapshot(1, {"w": torch.zeros(3)})
         with pytest.raises(KeyboardInterrupt):
             store.save_snapshot(2, {"w": torch.zeros(3)})
-        with pytest.raises(KeyboardInterrupt):
-            RecordedLogits.write(store.logits_path("a"), random_logits("classes"), HASH, 1)
+    # Killed in the midst of a recording: the block never ends.
+    unfinished = RecordedLogits.writer(store.logits_path("a"), np.ones(2, dtype=np.int64), 3, HASH, 1)
+    unfinished.put(torch.tensor([1]), torch.ones(1, 3))
     assert torch.equal(store.load_snapshot(1)["w"], torch.ones(3))
     with pytest.raises(TeacherError, match="is missing"):
         store.load_snapshot(2)
@@ -286,7 +337,7 @@ def test_snapshots_not_needed_are_deleted(store):
     """One snapshot an evaluation fills the disk; recorded logits must stay."""
     for step in (100, 200, 300):
         store.save_snapshot(step, {"w": torch.ones(3)})
-    RecordedLogits.write(store.logits_path("a"), random_logits("classes"), HASH, 1)
+    write_logits(store.logits_path("a"), random_logits("classes"), HASH, 1)
     store.keep_snapshots({200, 400})
     assert names(store.folder) == ["logits-a.safetensors", "snapshot-200.safetensors"]
 
@@ -294,7 +345,7 @@ def test_snapshots_not_needed_are_deleted(store):
 def test_link_costs_nothing(store):
     """A copy of each snapshot and of all logits in each checkpoint fills the disk."""
     store.save_snapshot(1, {"w": torch.ones(3)})
-    RecordedLogits.write(store.logits_path("a"), random_logits("classes"), HASH, 1)
+    write_logits(store.logits_path("a"), random_logits("classes"), HASH, 1)
     checkpoint = store.folder.parent / "checkpoint-1" / "_teachers"
     for _ in range(2):  # a checkpoint may be written again after resuming
         store.link_into(checkpoint)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from recording import write_logits
 
 from hf_async_mtl.convergence.teacher import RecordedLogits
 from hf_async_mtl.convergence.teacher_quality import (
@@ -106,7 +107,7 @@ def test_temperature_softens():
 def test_recorded_logits_against_encoded_rows(tmp_path):
     """Bug: what the disk and the data set hold must be turned into something else first."""
     logits = [np.log([[0.8, 0.2]] * 3), np.log([[0.4, 0.6]])]
-    RecordedLogits.write(tmp_path / "logits.safetensors", logits, "a" * 64, step=1)
+    write_logits(tmp_path / "logits.safetensors", logits, "a" * 64, step=1)
     recorded = RecordedLogits(tmp_path / "logits.safetensors")
     rows = Dataset.from_dict({"labels": [[-100, 0, 1], [1]]})
     assert quality_of("token_classification", recorded.logits, rows["labels"]).accuracy == pytest.approx(2 / 3)

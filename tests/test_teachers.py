@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording import put_all
 from runs import (
     ALL,
     InterruptedRunError,
@@ -23,7 +24,8 @@ from runs import (
 from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
 
-from hf_async_mtl.convergence.teacher import RecordedLogits, TeacherError, TeacherStore
+from hf_async_mtl.convergence.recording import TeacherError
+from hf_async_mtl.convergence.teacher import RecordedLogits, TeacherStore
 from hf_async_mtl.convergence.teacher_quality import degenerate_warning, quality_of
 from hf_async_mtl.data.decoding import predictions, references, unit_counts
 from hf_async_mtl.data.encoding import encode
@@ -177,7 +179,7 @@ def test_an_average_leaves_the_run_alone(tmp_path: Path) -> None:
 
 
 def judged(teachers: Teachers, name: str, logits: list[np.ndarray]) -> dict[str, float | None]:
-    teachers.write(name, logits, step=3)
+    put_all(teachers.writer(name, step=3), logits)
     teachers.open([name])
     teachers.judge(name)
     return teachers.quality[name]
@@ -249,7 +251,7 @@ def test_every_type_has_a_quality(tmp_path: Path, name: str) -> None:
 def test_other_examples_are_refused(tmp_path: Path) -> None:
     """Bug: logits of other rows teach each example another one's answer."""
     teachers = teachers_of(tmp_path, "polarity")
-    teachers.write("polarity", by_heart(teachers.train["polarity"], 1.0), step=3)
+    put_all(teachers.writer("polarity", step=3), by_heart(teachers.train["polarity"], 1.0))
     other = Teachers(tmp_path / "_teachers", DistillationConfig(), {"polarity": encoded("polarity", seed=1)})
     other.begin()
     with pytest.raises(TeacherError, match="belong to other training examples"):

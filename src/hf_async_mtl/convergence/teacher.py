@@ -16,19 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..model.packing import offsets_of, segment_tokens
+from ..model.packing import segment_tokens
+from .recording import LogitsWriter, TeacherError
 
-__all__ = ["RecordedLogits", "TeacherError", "TeacherStore", "fingerprint", "link_or_copy"]
-
-
-class TeacherError(RuntimeError):
-    """A teacher's file is missing or damaged, or was made for other examples."""
+__all__ = ["RecordedLogits", "TeacherStore", "fingerprint", "link_or_copy"]
 
 
 def fingerprint(rows: Dataset) -> str:
@@ -105,21 +101,17 @@ class RecordedLogits:
             raise _damaged(path, error) from error
 
     @staticmethod
-    def write(path: Path, logits: Sequence[np.ndarray], example_hash: str, step: int) -> None:
-        """Record logits.
+    def writer(path: Path, units: np.ndarray, columns: int | None, example_hash: str, step: int) -> LogitsWriter:
+        """Begin to record.
 
         Args:
             path: Where to.
-            logits: One array an example, ``[U, C]`` or ``[U]``: U rows, as many as the head has units (1 or its
-                tokens).
+            units: ``[N]``, the rows of logits of each example; see `LogitsWriter`.
+            columns: Of the logits; None for one number a row.
             example_hash: `fingerprint` of the examples.
             step: Optimizer step of the teacher.
         """
-        tensors = {
-            "logits": torch.from_numpy(np.concatenate(list(logits)).astype(np.float32)),
-            "offsets": offsets_of(torch.tensor([len(rows) for rows in logits])),
-        }
-        _save_atomically(tensors, path, {"examples": example_hash, "step": str(step)})
+        return LogitsWriter(path, units, columns, {"examples": example_hash, "step": str(step)})
 
     def check(self, example_hash: str, task: str) -> None:
         """Raise a `TeacherError` unless the logits were recorded for these examples."""

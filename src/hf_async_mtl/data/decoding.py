@@ -11,17 +11,29 @@ from datasets import Dataset
 from ..model.configuration_multitask import TaskConfig
 from ..model.losses import IGNORE
 
-__all__ = ["is_constant", "predictions", "references", "unit_counts"]
+__all__ = ["is_constant", "predictions", "references", "token_counts", "unit_counts"]
 
 MAX_ANSWER_TOKENS = 30
 """The longest answer that is read out of a context, in tokens; as in the scripts of BERT and Transformers."""
 
 
-def unit_counts(task: TaskConfig, rows: Dataset) -> list[int]:
-    """The number of rows of logits that each example has: its tokens, or 1."""
+def token_counts(rows: Dataset) -> np.ndarray:
+    """The tokens of each encoded example, ``[N]``, over all its segments."""
+    counts, first = np.empty(len(rows), dtype=np.int64), 0
+    for batch in rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
+        segments = batch.column(0).combine_chunks()
+        ends = np.cumsum(segments.value_lengths().to_numpy(zero_copy_only=False))
+        tokens = np.cumsum([0, *segments.flatten().value_lengths().to_numpy(zero_copy_only=False)])
+        counts[first : first + len(ends)] = np.diff(tokens[ends], prepend=0)
+        first += len(ends)
+    return counts
+
+
+def unit_counts(task: TaskConfig, rows: Dataset) -> np.ndarray:
+    """The number of rows of logits that each example has, ``[N]``: its tokens, or 1."""
     if task.type in ("token_classification", "question_answering"):
-        return [sum(map(len, segments)) for segments in rows["input_ids"]]
-    return [1] * len(rows)
+        return token_counts(rows)
+    return np.ones(len(rows), dtype=np.int64)
 
 
 def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any]:

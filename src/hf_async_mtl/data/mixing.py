@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 
-__all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task"]
+__all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task", "example_places"]
 
 STRATEGIES = ("proportional", "temperature", "uniform")
 
@@ -50,7 +50,11 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
-    """All examples of all tasks, one task after the other."""
+    """All examples of all tasks, one task after the other.
+
+    The complement of an index, below 0, repeats its example only to fill a batch (see `MixingSampler`). The
+    ``example_id`` is then a complement too; `example_places` takes it back.
+    """
 
     def __init__(self, tasks: Sequence[EncodedTask]) -> None:
         self.tasks = list(tasks)
@@ -64,13 +68,28 @@ class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several examples at once, in the order of their indices."""
-        owners = np.searchsorted(self._starts, indices, side="right") - 1
+        given = np.asarray(indices)
+        within = np.where(given < 0, ~given, given)
+        owners = np.searchsorted(self._starts, within, side="right") - 1
         found: dict[int, dict[str, Any]] = {}
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner).tolist()
-            own = [int(indices[place] - self._starts[owner]) for place in places]
+            own = [int(within[place] - self._starts[owner]) for place in places]
             found.update(zip(places, self.tasks[owner].__getitems__(own), strict=True))
+        for place in np.flatnonzero(given < 0).tolist():
+            found[place]["example_id"] = ~found[place]["example_id"]
         return [found[place] for place in range(len(indices))]
+
+
+def example_places(example_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part the ``example_ids`` of a batch, ``[B]``, into places in the tasks' sets and whether the example counts.
+
+    Examples:
+        >>> example_places(torch.tensor([7, ~0]))
+        (tensor([7, 0]), tensor([ True, False]))
+    """
+    counts = example_ids >= 0
+    return torch.where(counts, example_ids, ~example_ids), counts
 
 
 def draws_per_task(sizes: Sequence[int], strategy: str = "proportional", temperature: float = 1.0) -> list[int]:
@@ -115,14 +134,22 @@ class MixingSampler(torch.utils.data.Sampler[int]):
         seed: Of the order.
         strategy: See `draws_per_task`.
         temperature: See `draws_per_task`.
+        multiple: The examples of a batch over all processes, where they are several. Each process must have as many
+            batches, all of one size: the epoch is filled up to a multiple of this with indices that do not count.
     """
 
     def __init__(
-        self, sizes: Sequence[int], seed: int, strategy: str = "proportional", temperature: float = 1.0
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        strategy: str = "proportional",
+        temperature: float = 1.0,
+        multiple: int = 1,
     ) -> None:
         self.sizes = list(sizes)
         self.seed = seed
         self.draws = draws_per_task(sizes, strategy, temperature)
+        self.multiple = multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,14 +157,19 @@ class MixingSampler(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.draws)
+        return -(-sum(self.draws) // self.multiple) * self.multiple
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        starts = np.cumsum([0, *self.sizes])
-        chosen = []
+        starts, drawn = np.cumsum([0, *self.sizes]), sum(self.draws)
+        order, filled = np.empty(drawn, np.int32 if starts[-1] < 2**31 else np.int64), 0
         for start, size, draws in zip(starts, self.sizes, self.draws, strict=False):
-            rounds = [generator.permutation(size) for _ in range(-(-draws // size))]
-            if rounds:
-                chosen.append(start + np.concatenate(rounds)[:draws])
-        yield from generator.permutation(np.concatenate(chosen)).tolist()
+            for first in range(0, draws, size):
+                count = min(size, draws - first)
+                order[filled : filled + count] = start + generator.permutation(size)[:count]
+                filled += count
+        generator.shuffle(order)
+        # In pieces: a list of all would take many times the room of the array.
+        for first in range(0, drawn, 4096):
+            yield from order[first : first + 4096].tolist()
+        yield from (~np.resize(order, len(self) - drawn)).tolist()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule
+from ..data.mixing import example_places
 from ..model.configuration_multitask import ConfigurationError
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
@@ -90,8 +91,10 @@ class BatchLoss:
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
         """N: the examples of an optimizer step, over accumulation and ranks, of the tasks that are in its loss."""
-        absent = [i for i, is_in_loss in enumerate(self.schedule.in_loss(step).values()) if not is_in_loss]
-        count = sum(len(batch["task_ids"]) - sum((batch["task_ids"] == i).sum() for i in absent) for batch in batches)
+        in_loss = torch.tensor(list(self.schedule.in_loss(step).values()), device=device)
+        count = sum(
+            (in_loss[batch["task_ids"].to(device)] & (batch["example_ids"].to(device) >= 0)).sum() for batch in batches
+        )
         return self._sum_over_ranks(torch.as_tensor(count, device=device))
 
     def __call__(
@@ -116,9 +119,9 @@ class BatchLoss:
         losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step, max_steps)
         self.sums.add(list(losses.values()))
         self._measure_conflicts(losses, step)
-        n = torch.as_tensor(len(task_ids) if examples is None else examples, device=task_ids.device).clamp(min=1)
+        n = (example_ids >= 0).sum() if examples is None else torch.as_tensor(examples, device=task_ids.device)
         # DDP averages over the ranks what is to be added up.
-        return self._combine(losses, n) * self.accelerator.num_processes, outputs
+        return self._combine(losses, n.clamp(min=1)) * self.accelerator.num_processes, outputs
 
     def _by_phase(
         self,
@@ -134,6 +137,9 @@ class BatchLoss:
         assert outputs.logits is not None
         assert outputs.layouts is not None
         phases, in_loss = self.schedule.phases, self.schedule.in_loss(step)
+        places, counts = example_places(example_ids)
+        # One process has none that do not count, and need not wait for the device to say so.
+        all_count = self.accelerator.num_processes == 1 or bool(counts.all())
         found: dict[str, Tensor] = {}
         for index, (name, losses) in enumerate(outputs.losses.items()):
             if len(losses) and not in_loss[name]:
@@ -145,13 +151,13 @@ class BatchLoss:
                     name,
                     head,
                     outputs.logits[name],
-                    example_ids[task_ids == index],
+                    places[task_ids == index],
                     labels[name],
                     outputs.layouts[name],
                     losses,
                     label_share(self.args.distillation_config, step, switched_at, max_steps),
                 )
-            found[name] = losses
+            found[name] = losses if all_count or not len(losses) else losses[counts[task_ids == index]]
         return found
 
     def _measure_conflicts(self, losses: Mapping[str, Tensor], step: int) -> None:

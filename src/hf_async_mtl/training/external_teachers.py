@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from ..data.decoding import token_counts
 from ..data.encoding import encode
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..model.heads import HEADS
@@ -87,72 +88,63 @@ class ExternalTeacher:
         return encoded
 
     @torch.no_grad()
-    def logits(self, rows: Dataset, max_length: int, batch_size: int, device: torch.device) -> list[np.ndarray]:
-        """The logits of each raw row.
+    def answers(
+        self, rows: Dataset, max_length: int, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The logits of a process's share of some raw rows, batch by batch.
 
         Args:
             rows: Raw rows, with the columns of the task.
             max_length: In the teacher's tokens.
             batch_size: Rows at once.
             device: Where the model runs; it is left on the CPU.
+            rank: Of the process.
+            ranks: Processes that share the rows. All have as many batches; one may have a row that another has too.
 
-        Returns:
-            One array a row: ``[U, C]``, or ``[U]`` for regression, as `RecordedLogits.write` takes them.
+        Yields:
+            Places of rows ``[B]``, and their logits as `LogitsWriter.put` takes them.
 
         Raises:
             ConfigurationError: As `encode`, or a logit is not finite.
         """
         encoded = self.encode(rows, max_length)
         # Rows of a length share a batch: else most of it is padding. The longest come first, and fail first.
-        sizes = [sum(map(len, segments)) for segments in encoded["input_ids"]]
-        places = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-        found: dict[int, np.ndarray] = {}
+        places = np.argsort(-token_counts(encoded), kind="stable")
         self.model.to(device)
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
-            batch = encoded[chosen]
-            counts = [len(segments) for segments in batch["input_ids"]]
-            flat = {
-                key: [segment for segments in batch[key] for segment in segments]
-                for key in ("input_ids", "token_type_ids")
-                if key in batch and key in self._inputs
-            }
-            inputs = self.tokenizer.pad(flat, return_attention_mask=True, return_tensors="pt").to(device)
-            found.update(zip(chosen, self._of_batch(dict(inputs), counts), strict=True))
+        for start in range(0, len(places), batch_size * ranks):
+            shared = places[start : start + batch_size * ranks]
+            chosen = shared[rank::ranks] if rank < len(shared) else shared[:1]
+            yield torch.from_numpy(chosen).to(device), self._of_rows(encoded[chosen], chosen, device)
         self.model.to("cpu")
-        for place, values in sorted(found.items()):
-            if not np.isfinite(values).all():
-                raise ConfigurationError(
-                    f"`distillation.teachers.{self.name}` must give finite logits; those of training row {place} are "
-                    "not. Its weights are damaged, or too large for their type."
-                )
-        return [found[place] for place in range(len(places))]
 
-    def _of_batch(self, inputs: dict[str, torch.Tensor], counts: Sequence[int]) -> list[np.ndarray]:
-        mask = inputs["attention_mask"].bool().cpu()
+    def _of_rows(self, batch: Mapping[str, Any], places: np.ndarray, device: torch.device) -> torch.Tensor:
+        """The logits of encoded rows, one row's units after the other's."""
+        counts = [len(segments) for segments in batch["input_ids"]]
+        flat = {
+            key: [segment for segments in batch[key] for segment in segments]
+            for key in ("input_ids", "token_type_ids")
+            if key in batch and key in self._inputs
+        }
+        inputs = dict(self.tokenizer.pad(flat, return_attention_mask=True, return_tensors="pt").to(device))
+        mask = inputs["attention_mask"].bool()
         if self.head is None:
-            logits = self.model(**inputs).logits
+            values = self.model(**inputs).logits.float()
         else:
             if self.task.type == "multiple_choice":
                 inputs = {key: value.unflatten(0, (len(counts), counts[0])) for key, value in inputs.items()}
-            logits = self.model(**inputs, tasks=[self.head]).logits[self.head]
-        values = logits.float().cpu()
+            values = self.model(**inputs, tasks=[self.head]).logits[self.head].float()
+        finite = values.isfinite().reshape(len(values), -1).all(dim=1).tolist()
+        if not all(finite):
+            row = np.repeat(places, counts if len(finite) == sum(counts) else 1)[finite.index(False)]
+            raise ConfigurationError(
+                f"`distillation.teachers.{self.name}` must give finite logits; those of training row {row} are not. "
+                "Its weights are damaged, or too large for their type."
+            )
         if self.task.type == "regression":
-            return [row.reshape(1).numpy() for row in values]
+            return values.flatten()
         if self.order is not None:
             values = values[..., self.order]
-        if HEADS[self.task.type].unit == "token":
-            own = [row[here] for row, here in zip(values, mask, strict=True)]
-            return [torch.cat(part).numpy() for part in _grouped(own, counts)]
-        return [row[None].numpy() for row in values]
-
-
-def _grouped(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-    groups, start = [], 0
-    for count in counts:
-        groups.append(list(items[start : start + count]))
-        start += count
-    return groups
+        return values[mask] if HEADS[self.task.type].unit == "token" else values
 
 
 def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Dataset, student: Any) -> ExternalTeacher:

@@ -12,17 +12,32 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..convergence.recording import LogitsWriter, check_room
 from ..convergence.teacher import RecordedLogits, TeacherStore, fingerprint
 from ..convergence.teacher_quality import degenerate_warning, is_degenerate, quality_of
+from ..data.decoding import unit_counts
 from ..data.mixing import EncodedTask
+from ..model.configuration_multitask import TaskConfig
 from ..model.heads import Head
 from ..model.packing import Layout
 from .arguments import DistillationConfig
 from .distilling import norm_keeping_weight
 
-__all__ = ["Teachers"]
+__all__ = ["Teachers", "logit_columns"]
 
 logger = logging.get_logger(__name__)
+
+_JUDGED = 10_000
+"""So many examples say what a teacher is worth: three digits of an entropy."""
+
+
+def logit_columns(task: TaskConfig) -> int | None:
+    """The columns of a task's logits; None for a regression, whose logits are numbers."""
+    if task.type == "regression":
+        return None
+    if isinstance(task.text, dict):
+        return len(task.text["choices"])
+    return task.num_labels
 
 
 class Teachers:
@@ -61,9 +76,21 @@ class Teachers:
                     total[name] += tensor
         return {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
 
-    def write(self, task: str, logits: Sequence[np.ndarray], step: int) -> None:
-        """Record a teacher's logits; one process does it."""
-        RecordedLogits.write(self.store.logits_path(task), logits, self.examples[task], step=step)
+    def writer(self, task: str, step: int) -> LogitsWriter:
+        """Begin to record a task's teacher, of a step."""
+        train = self.train[task]
+        units = unit_counts(train.task, train.rows)
+        return RecordedLogits.writer(
+            self.store.logits_path(task), units, logit_columns(train.task), self.examples[task], step
+        )
+
+    def check_room(self, tasks: Iterable[str]) -> None:
+        """Raise a `TeacherError` unless the disk can hold the recorded logits of some tasks."""
+        needed = 0
+        for task in tasks:
+            train = self.train[task]
+            needed += 4 * int(unit_counts(train.task, train.rows).sum()) * (logit_columns(train.task) or 1)
+        check_room(self.store.folder, needed, "Recording the teachers' logits")
 
     def open(self, tasks: Iterable[str]) -> None:
         """Read the recorded logits of some tasks."""
@@ -80,7 +107,10 @@ class Teachers:
         train, recorded = self.train[task], self._opened[task]
         # A regression's loss has no temperature.
         temperature = 1.0 if train.task.type == "regression" else self.config.temperature
-        quality = quality_of(train.task.type, recorded.logits / temperature, train.rows["labels"])
+        # Evenly spaced: the rows of a file may be sorted.
+        places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _JUDGED), dtype=np.int64))
+        logits = recorded.lookup(torch.from_numpy(places))
+        quality = quality_of(train.task.type, logits / temperature, train.rows[places]["labels"])
         self.quality[task] = {key: value for key, value in asdict(quality).items() if value is not None}
         if is_degenerate(quality):
             logger.warning(degenerate_warning(task, quality))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
-from ..data.decoding import is_constant, predictions, references, unit_counts
+from ..data.decoding import is_constant, predictions, references
 from ..data.encoding import encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
@@ -41,7 +41,9 @@ from .checkpoints import (
 from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
 from .external_teachers import load_external_teacher
 from .publishing import publish
+from .ranks import agreed, check_files_reach, gather_examples
 from .teachers import Teachers
+from .weights import load_weights, present_weights, whole_weights
 
 if TYPE_CHECKING:
     import optuna
@@ -189,6 +191,7 @@ class AsyncMTLTrainer(Trainer):
             self.remove_callback(callback)
         self._display = TableCallback()
         self.add_callback(self._display)
+        self._put: Callable[[Tensor, Tensor], None] | None = None
         self._evaluated: EncodedTask | None = None
         self._answers: dict[str, list[Any]] = {}
 
@@ -209,7 +212,9 @@ class AsyncMTLTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
         mixing = self.args.mixing_config
         sizes = [len(task) for task in self.encoded_train.values()]
-        return MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature)
+        ranks = self.args.world_size
+        multiple = 1 if ranks == 1 else ranks * self.args.per_device_train_batch_size
+        return MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature, multiple)
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -277,27 +282,33 @@ class AsyncMTLTrainer(Trainer):
         example_ids = inputs.pop("example_ids")
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs: MultiTaskOutput = model(**inputs)
-        loss = None if outputs.loss is None else outputs.loss.detach()
-        if prediction_loss_only:
-            return loss, None, None
         assert outputs.logits is not None
+        assert outputs.losses is not None
         assert outputs.layouts is not None
         (name,) = outputs.logits
         logits = outputs.logits[name].detach().float()
+        if self._put is not None:
+            self._put(*gather_examples(self.accelerator, example_ids, logits))
+            return None, None, None
         head: Any = self.model.heads[name]
         if head.unit == "token":
             logits = dense(logits, outputs.layouts[name].example_tokens)
-        return loss, logits, example_ids
+        # Each example's own loss: the mean of a batch says nothing of one that several ranks have filled up.
+        labels: Any = (example_ids, outputs.losses[name].detach().float())
+        return None, logits, labels
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         assert self._evaluated is not None
-        evaluated, order = self._evaluated, np.argsort(prediction.label_ids)
+        evaluated, (example_ids, losses) = self._evaluated, prediction.label_ids
+        # Ranks share out a split in equal parts, with examples that are seen twice where it does not divide.
+        _, order = np.unique(example_ids, return_index=True)
         task = evaluated.task
         assert task.metrics is not None
         answers = predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows)
         if evaluated is self.eval_dataset.get(evaluated.name):
             self._answers[evaluated.name] = answers
-        return compute(task.metrics, task.type, answers, references(task, evaluated.rows), task.labels)
+        metrics = compute(task.metrics, task.type, answers, references(task, evaluated.rows), task.labels)
+        return {"loss": float(np.mean(losses[order], dtype=np.float64)), **metrics}
 
     def evaluate(
         self,
@@ -363,18 +374,20 @@ class AsyncMTLTrainer(Trainer):
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
         self.batch_loss.sums.check(self.accelerator, self.state.global_step)
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        # All compute the same, but for the last digit where machines differ; what follows must not hang on it.
+        metrics = agreed(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         step = self.state.global_step
         if skip_scheduler and step > 0:
             # `eval_on_start` of a resumed run, of which the phases know.
             return metrics
+        standard_errors, constant = agreed((self._standard_errors(), self._constant_tasks()))
         events = self.schedule.observe(
             step,
             {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()},
             losses={name: metrics[f"eval_{name}_loss"] for name in self.tasks},
-            standard_errors=self._standard_errors(),
+            standard_errors=standard_errors,
             epoch=self.state.epoch,
-            constant=self._constant_tasks(),
+            constant=constant,
         )
         # All have read the reference that the first now replaces.
         self.accelerator.wait_for_everyone()
@@ -417,7 +430,7 @@ class AsyncMTLTrainer(Trainer):
         return found
 
     def _save_snapshot(self, step: int) -> None:
-        weights = self.accelerator.get_state_dict(self.model)
+        weights = whole_weights(self.model, keep=self.args.should_save)
         if self.args.should_save:
             self.teachers.store.save_snapshot(step, weights)
         self.accelerator.wait_for_everyone()
@@ -425,26 +438,27 @@ class AsyncMTLTrainer(Trainer):
     def _record_teacher(self, event: Event) -> None:
         """Run a task's best weights over its training set once, and put the present weights back."""
         steps = self.schedule.teacher_steps(event.task)
-        present = None
-        if steps != [event.step]:
-            teacher = self.teachers.snapshot(steps)
-            present = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
-            self.model.load_state_dict(teacher)
         if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
             logger.warning(
                 f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
                 "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
             )
-        try:
-            logits = self._logits_of(self.encoded_train[event.task])
-        finally:
-            if present is not None:
-                self.model.load_state_dict(present)
-        self._keep_teacher(event.task, logits, steps[0])
+        with ExitStack() as stack:
+            if steps != [event.step]:
+                teacher, present = self.teachers.snapshot(steps), present_weights(self.model)
+                stack.callback(load_weights, self.model, present)
+                load_weights(self.model, teacher)
+            with self._writing(event.task, steps[0]) as put:
+                self.record(self.encoded_train[event.task], put)
 
-    def _keep_teacher(self, task: str, logits: list[np.ndarray], step: int) -> None:
+    @contextmanager
+    def _writing(self, task: str, step: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
+        """Write a teacher's logits where files are written, and let the task learn from them on all processes."""
         if self.args.should_save:
-            self.teachers.write(task, logits, step)
+            with self.teachers.writer(task, step) as writer:
+                yield writer.put
+        else:
+            yield lambda example_ids, logits: None
         self.accelerator.wait_for_everyone()
         self.teachers.open([task])
         self.teachers.judge(task)
@@ -452,22 +466,24 @@ class AsyncMTLTrainer(Trainer):
     def _record_external_teachers(self) -> None:
         """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
         sources = self.args.distillation_config.teachers
-        # All are looked at before the first is asked, and all are asked before anything is written.
+        # All are looked at before the first is asked.
         teachers = {
             name: load_external_teacher(name, self.tasks[name], sources[name], rows, self._tokenizer)
             for name, rows in self._raw_train.items()
         }
-        logits = {
-            name: teacher.logits(
-                self._raw_train[name],
-                self.tasks[name].max_length or self._max_length,
-                self.args.per_device_eval_batch_size,
-                self.args.device,
-            )
-            for name, teacher in teachers.items()
-        }
-        for name, found in logits.items():
-            self._keep_teacher(name, found, step=0)
+        ranks = self.accelerator
+        try:
+            for name, teacher in teachers.items():
+                length, batch = self.tasks[name].max_length or self._max_length, self.args.per_device_eval_batch_size
+                with self._writing(name, step=0) as put:
+                    for answers in teacher.answers(
+                        self._raw_train[name], length, batch, self.args.device, ranks.process_index, ranks.num_processes
+                    ):
+                        put(*gather_examples(ranks, *answers))
+        except ConfigurationError:
+            if self.args.should_save:
+                self.teachers.store.clear()
+            raise
 
     def _rolls_back_to(self) -> set[int]:
         """The step that the weights return to before the next one is taken, where they do."""
@@ -484,17 +500,19 @@ class AsyncMTLTrainer(Trainer):
         moments belong to weights that are left, and start anew; the learning rate's schedule goes on.
         """
         for step in self._rolls_back_to():
-            self.model.load_state_dict(self.teachers.store.load_snapshot(step))
+            load_weights(self.model, self.teachers.store.load_snapshot(step))
             self.optimizer.state.clear()
 
-    def _logits_of(self, task: EncodedTask) -> list[np.ndarray]:
-        """The model's logits of each example, its own rows alone, in the order of the examples."""
-        args = self.args
-        joined, steps = args.eval_do_concat_batches, args.eval_accumulation_steps
+    def record(self, task: EncodedTask, put: Callable[[Tensor, Tensor], None]) -> None:
+        """Run the model over a set, its own rows alone, shared among the processes.
+
+        Args:
+            task: The set.
+            put: Is given each batch of all processes, on each of them: ``example_ids`` ``[B]`` and the logits,
+                ``[sum of their units, C]``, one example after the other. Some examples may come twice.
+        """
         self._display.description = f"Recording {task.name}"
-        self.compute_metrics = None
-        # Batch by batch: joined, all examples would be padded to the longest of the set, again at every batch.
-        args.eval_do_concat_batches, args.eval_accumulation_steps = False, steps or 16
+        self._put, self.compute_metrics = put, None
         try:
             # A loader draws a random number, and dropout would come after it.
             with torch.random.fork_rng(devices=[]), self._passing_workers():
@@ -502,15 +520,8 @@ class AsyncMTLTrainer(Trainer):
                     self.get_test_dataloader(task), f"Recording {task.name}", prediction_loss_only=False
                 )
         finally:
-            args.eval_do_concat_batches, args.eval_accumulation_steps = joined, steps
-            self.compute_metrics = self._compute_metrics
-        self.callback_handler.on_predict(args, self.state, self.control, output.metrics)
-        counts = unit_counts(task.task, task.rows)
-        found: dict[int, np.ndarray] = {}
-        for logits, example_ids in zip(output.predictions, output.label_ids, strict=True):
-            for row, example in zip(logits, example_ids.tolist(), strict=True):
-                found[example] = row[: counts[example]] if row.ndim == 2 else row[None]
-        return [found[example] for example in range(len(task))]
+            self._put, self.compute_metrics = None, self._compute_metrics
+        self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
 
     def report(self) -> dict[str, Any]:
         """The content of ``convergence.json``: `ConvergenceSchedule.report`, and what was measured on the way.
@@ -560,6 +571,7 @@ class AsyncMTLTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        check_files_reach(self.args, self.accelerator)
         self.teachers.begin()
         if checkpoint is not None:
             self._check_checkpoint(checkpoint)
