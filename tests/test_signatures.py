@@ -47,6 +47,7 @@ def test_methods_with_upstream_names_are_overrides() -> None:
     """Bug: upstream drops or renames a private method, and our override is never called again."""
     private = {
         "_evaluate",
+        "_get_grad_norm",
         "_get_num_items_in_batch",
         "_get_train_sampler",
         "_load_callback_state",
@@ -71,6 +72,7 @@ def test_the_arguments_keep_upstream_order() -> None:
     assert set(ours[len(upstream) :]) == {
         "head_learning_rate",
         "conflict_steps",
+        "on_nonfinite",
         "convergence",
         "distillation",
         "mixing",

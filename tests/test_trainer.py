@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
+from hf_async_mtl.data.mixing import MixingSampler
 from hf_async_mtl.training.arguments import REFUSED
 from hf_async_mtl.training.checks import check_best_metric
 
@@ -154,17 +155,72 @@ def test_a_loss_that_is_not_finite_names_its_task(tmp_path: Path, task: str, val
     """Bug: one task's NaN spoils all weights, and the first task is blamed; or the parent's filter hides it all."""
     trainer = tiny_trainer(tmp_path, PAIR, logging_steps=4, eval_steps=100, num_train_epochs=4)
     spoil(trainer, task, after=1, value=value)
-    with pytest.raises(FloatingPointError, match=f"training loss of task '{task}' must be finite; found"):
+    with pytest.raises(FloatingPointError) as error:
         trainer.train()
+    words = f"Every training loss must be finite; found task '{task}': {value} for the training examples "
+    assert str(error.value).startswith(words)
+    assert "at step 2, before any weight was changed." in str(error.value)
+    # Those of the batch, of this task and no other.
+    order = list(MixingSampler(list(PAIR.values()), 7))[8:16]
+    first = 0 if task == "polarity" else PAIR["polarity"]
+    own = sorted(i - first for i in order if first <= i < first + PAIR[task])
+    assert str(error.value)[len(words) :].split(" (places")[0] == ", ".join(map(str, own))
+    assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    """Bug: a loss is finite and its gradient is not, as at the square root of 0, and all weights become NaN."""
+    trainer = tiny_trainer(tmp_path, PAIR)
+    head: Any = trainer.model.heads["polarity"]
+    real = head.loss
+    head.loss = lambda *args: real(*args) + (real(*args) * 0).sqrt()
+    before = weights(trainer)
+    with pytest.raises(FloatingPointError, match="its norm is nan, though every loss is finite, at step 1, before any"):
+        trainer.train()
+    assert different(before, weights(trainer)) == []
 
 
 def test_a_loss_that_is_not_finite_writes_no_checkpoint(tmp_path: Path) -> None:
     """Bug: where the log is rare, useless weights are evaluated, kept as a teacher's, and saved to resume from."""
     trainer = tiny_trainer(tmp_path, PAIR, logging_steps=100, eval_steps=2, num_train_epochs=4)
     spoil(trainer, "overlap", after=3, value=math.nan)
-    with pytest.raises(FloatingPointError, match="task 'overlap' must be finite; found nan before step 4"):
+    with pytest.raises(FloatingPointError, match=r"task 'overlap': nan for .* at step 4"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("balancing", ["sum", "uw", "pcgrad"])
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path, balancing: str) -> None:
+    """Bug: the weights, the optimizer's moments or what a balancing method has learned are spoiled by one bad row."""
+    trainer = tiny_trainer(
+        tmp_path,
+        PAIR,
+        on_nonfinite="skip",
+        logging_steps=1,
+        convergence={"patience": 99},
+        balancing={"method": balancing},
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=4,
+    )
+    spoil(trainer, "overlap", after=2, value=math.nan)
+    states = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            states.append((weights(trainer), json.dumps(trainer.batch_loss.state_dict()["balancer"])))
+
+    trainer.add_callback(Steps())
+    trainer.train()
+    # The second step is the last that is made.
+    assert different(states[0][0], states[1][0]) != []
+    assert different(states[1][0], states[-1][0]) == []
+    assert states[1][1] == states[-1][1]
+    skipped = trainer.state.global_step - 2
+    assert skipped > 0
+    assert trainer.report()["skipped_steps"] == skipped
+    logged = [entry for entry in trainer.state.log_history if "polarity_loss" in entry]
+    assert [entry.get("skipped_steps", 0) for entry in logged] == [max(0, entry["step"] - 2) for entry in logged]
+    assert all(math.isfinite(entry["polarity_loss"]) for entry in logged)
 
 
 # -- what a run leaves ------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from ..model.configuration_multitask import ConfigurationError
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
-from ..training.checkpoints import last_whole_checkpoint, read_state, write_whole
+from ..training.checkpoints import read_state, write_whole
+from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
 from .building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
@@ -131,8 +132,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
-    checkpoint = _check_output_dir(output_dir, resume)
+    _check_output_dir(output_dir, resume)
     arguments = config.arguments(output_dir)
+    checkpoint = newest_checkpoint(output_dir) if resume is True else resume
     splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
     set_seed(config.seed)
@@ -199,23 +201,17 @@ def _to_json(metrics: Mapping[str, Any]) -> str:
     return json.dumps(finite, indent=2, allow_nan=False)
 
 
-def _check_output_dir(output_dir: Path, resume: str | bool | None) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh."""
-    if isinstance(resume, str):
-        if read_state(Path(resume)) is None:
-            raise ConfigurationError(
-                f"`--resume` must name a whole checkpoint; {resume} has no trainer_state.json. Without a name it "
-                "takes the newest whole one of the output folder."
-            )
-        return Path(resume)
-    if resume:
-        return last_whole_checkpoint(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
+    if isinstance(resume, str) and read_state(Path(resume)) is None:
+        raise ConfigurationError(
+            f"`--resume` must name a whole checkpoint; {resume} has no trainer_state.json. Without a name it "
+            "takes the newest whole one of the output folder."
+        )
+    if not resume and output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ConfigurationError(
             f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with "
             "--resume."
         )
-    return None
 
 
 # -- evaluate, predict, report ----------------------------------------------------------------------------------------

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
+
+from ..training.ranks import any_process
 
 __all__ = ["CheckpointOnSignal", "RunInterrupted"]
 
@@ -18,13 +21,14 @@ class RunInterrupted(Exception):  # noqa: N818 - no error, but an order
 
 
 class CheckpointOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT: finish the step, write a checkpoint, raise `RunInterrupted`.
+    """On SIGTERM or SIGINT, to any process: finish the step, write a checkpoint, raise `RunInterrupted` on all.
 
     A second signal is not held back.
     """
 
     def __init__(self) -> None:
         self.told = False
+        self._agreed = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -45,9 +49,13 @@ class CheckpointOnSignal(TrainerCallback):
                 signal.signal(number, before[number])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.told:
+        self._agreed = any_process(self.told)
+        if self._agreed:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.told:
+        # Told since the step's end, one process alone must not go: at the next step all know.
+        if self._agreed:
+            # A launcher ends the others as soon as one has gone, and they may still be writing.
+            PartialState().wait_for_everyone()
             raise RunInterrupted(state.global_step)

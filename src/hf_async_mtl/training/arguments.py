@@ -16,6 +16,7 @@ from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..model.configuration_multitask import ConfigurationError
+from .finite import ON_NONFINITE
 
 __all__ = [
     "REFUSED",
@@ -184,6 +185,9 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         schedule: The fields of `ScheduleConfig`.
         conflict_steps: Every so many optimizer steps the cosines between the tasks' gradients are measured, over the
             parameters of the last shared layer; 0: never. At 50 it costs about 1 % of the time.
+        on_nonfinite: What becomes of a step with a loss or a gradient that is NaN or infinite. ``stop``: the run ends
+            before the weights are touched, and names the task and the examples. ``skip``: the step is left out and
+            counted; the learning rate's schedule goes on. Not with DeepSpeed, which makes the step itself.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -204,6 +208,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
     conflict_steps: int = field(default=50, metadata={"help": "Measure gradient conflicts every so many steps."})
+    on_nonfinite: str = field(default="stop", metadata={"help": "stop or skip: a step with a NaN."})
     convergence: dict[str, Any] | str | None = field(default=None, metadata={"help": "When a task has converged."})
     distillation: dict[str, Any] | str | None = field(default=None, metadata={"help": "How it then learns."})
     mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})
@@ -246,6 +251,12 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         steps = self.conflict_steps
         ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
         _check("training.conflict_steps", ok, "a whole number of at least 0", steps)
+        policy = self.on_nonfinite
+        _check("training.on_nonfinite", policy in ON_NONFINITE, " or ".join(ON_NONFINITE), policy)
+        if policy == "skip" and self.deepspeed:
+            raise ConfigurationError(
+                "`training.on_nonfinite: skip` cannot be used with DeepSpeed, which makes the step itself. Use stop."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.

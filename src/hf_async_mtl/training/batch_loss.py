@@ -19,6 +19,7 @@ from .arguments import AsyncMTLTrainingArguments
 from .combining import add_gradients, split, weigh_losses, weighted_sum
 from .conflicts import ConflictMonitor, last_shared_layer
 from .distilling import label_share
+from .finite import FiniteCheck
 from .task_losses import TaskLosses
 from .teachers import Teachers
 
@@ -38,6 +39,7 @@ class BatchLoss:
 
     Attributes:
         sums: Adds up each task's losses, for the log.
+        finite: Looks at them before an update.
         balancer: The balancing method; None for ``sum``.
         conflicts: Measures how the tasks' gradients agree.
     """
@@ -55,6 +57,7 @@ class BatchLoss:
         self.accelerator = accelerator
         self._calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
         self.sums = TaskLosses(list(schedule.tasks))
+        self.finite = FiniteCheck(args.on_nonfinite)
         self.begin()
         looks_there = self.balances_gradients and self.args.balancing_config.over == "last_layer"
         self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
@@ -75,6 +78,7 @@ class BatchLoss:
         self.balancer = make_balancer(args.balancing_config, tasks, args.seed, self._calls_per_epoch)
         self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
         self._measured_at = -1
+        self.finite = FiniteCheck(args.on_nonfinite)
         self.sums.reset()
 
     @property
@@ -157,7 +161,13 @@ class BatchLoss:
                     losses,
                     label_share(self.args.distillation_config, step, switched_at, max_steps),
                 )
-            found[name] = losses if all_count or not len(losses) else losses[counts[task_ids == index]]
+            if len(losses):
+                own = places[task_ids == index]
+                if not all_count:
+                    counted = counts[task_ids == index]
+                    losses, own = losses[counted], own[counted]
+                self.finite.watch(name, losses, own)
+            found[name] = losses
         return found
 
     def _measure_conflicts(self, losses: Mapping[str, Tensor], step: int) -> None:
@@ -171,6 +181,11 @@ class BatchLoss:
         weights = self.args.balancing_config.weights
         if self.balancer is None:
             return weighted_sum(losses, weights, examples)
+        own = torch.cat(list(losses.values()))
+        if self._sum_over_ranks((~own.detach().isfinite()).sum()):
+            # The step will not be made (`FiniteCheck`); a method that learns would never forget this batch.
+            loss = weighted_sum(losses, weights, examples)
+            return loss.detach().requires_grad_() if self.balances_gradients else loss
         learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
         parts = split(losses, weights, examples, learning, self._sum_over_ranks)
         if isinstance(self.balancer, LossBalancer):
@@ -202,6 +217,7 @@ class BatchLoss:
         return {
             "conflicts": self.conflicts.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
+            "skipped_steps": self.finite.skipped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,5 +227,6 @@ class BatchLoss:
             ValueError: The state is another method's, or of other tasks.
         """
         self.conflicts.load_state_dict(state["conflicts"])
+        self.finite.skipped = state["skipped_steps"]
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})

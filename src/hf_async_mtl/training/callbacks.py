@@ -23,14 +23,20 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
         schedule: The phases.
         run_state: What a checkpoint is to hold, as JSON values.
         roll_back: Returns to earlier weights, where the schedule says so.
+        may_update: Whether the weights may be changed by the gradients that are there.
     """
 
     def __init__(
-        self, schedule: ConvergenceSchedule, run_state: Callable[[], dict[str, Any]], roll_back: Callable[[], None]
+        self,
+        schedule: ConvergenceSchedule,
+        run_state: Callable[[], dict[str, Any]],
+        roll_back: Callable[[], None],
+        may_update: Callable[[], bool],
     ) -> None:
         self.schedule = schedule
         self._run_state = run_state
         self._roll_back = roll_back
+        self._may_update = may_update
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes; it reads it back through `AsyncMTLTrainer`."""
@@ -47,7 +53,7 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Freeze what is not in the loss: without a gradient there is neither momentum nor weight decay."""
         model, in_loss = kwargs["model"], self.schedule.in_loss(state.global_step)
-        if not any(in_loss.values()):
+        if not self._may_update() or not any(in_loss.values()):
             model.zero_grad(set_to_none=True)
         for task, is_in_loss in in_loss.items():
             if not is_in_loss:

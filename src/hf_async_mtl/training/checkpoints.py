@@ -16,6 +16,7 @@ __all__ = [
     "last_whole_checkpoint",
     "link_best",
     "read_state",
+    "whole_checkpoints",
     "write_whole",
 ]
 
@@ -47,14 +48,16 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
         return None
 
 
+def whole_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Step -> checkpoint, of those that were written to their end."""
+    numbered = {path.name.removeprefix("checkpoint-"): path for path in output_dir.glob("checkpoint-*")}
+    return {int(step): path for step, path in numbered.items() if step.isdigit() and read_state(path) is not None}
+
+
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None."""
-    numbered = []
-    for path in output_dir.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit():
-            numbered.append((int(number), path))
-    return next((path for _, path in sorted(numbered, reverse=True) if read_state(path) is not None), None)
+    whole = whole_checkpoints(output_dir)
+    return whole[max(whole)] if whole else None
 
 
 def link_best(best: Path, checkpoint: Path) -> None:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from ..model.configuration_multitask import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
+from .checkpoints import whole_checkpoints
 
-__all__ = ["agreed", "check_files_reach", "gather_examples"]
+__all__ = [
+    "agreed",
+    "any_process",
+    "check_files_reach",
+    "gather_examples",
+    "newest_checkpoint",
+    "other_placement",
+    "placement",
+    "share_rng_states",
+]
 
 T = TypeVar("T")
 
@@ -26,6 +39,21 @@ def agreed(value: T) -> T:
         value: Can be pickled; it comes from a process of the same run.
     """
     return broadcast_object_list([value])[0]
+
+
+@cache
+def _cpu_group() -> dist.ProcessGroup:
+    # Flags are on the processor; through NCCL they would wait for all that the accelerator has to do.
+    return dist.new_group(backend="gloo")
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set on any process; all ask together, and none learns of it a step before the others."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, group=_cpu_group())
+    return bool(flags)
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,3 +112,69 @@ def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator)
             f"`training.save_on_each_node: true` is for machines with folders of their own; {folder} is one that they "
             "share, and they would write the same files at once. Remove the key."
         )
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of an output folder that every process has, or None where none has any.
+
+    Raises:
+        ConfigurationError: On all processes, where machines have folders of their own, and none in common.
+    """
+    have = gather_object([sorted(whole_checkpoints(output_dir))])
+    common = set(have[0]).intersection(*have)
+    if not common and any(have):
+        rank = next(rank for rank, steps in enumerate(have) if steps)
+        without = ", ".join(str(rank) for rank, steps in enumerate(have) if not steps) or "others"
+        raise ConfigurationError(
+            f"All machines must resume from one checkpoint; process {rank} has checkpoint-{have[rank][-1]} in "
+            f"{output_dir}, and process {without} does not. Copy that folder to each machine."
+        )
+    return whole_checkpoints(output_dir)[max(common)] if common else None
+
+
+def share_rng_states(checkpoint: Path, args: AsyncMTLTrainingArguments) -> None:
+    """Give each machine's checkpoint the random states of all processes, and wait until they are written.
+
+    Upstream's processes write one each; a checkpoint must not be taken for whole before the last of them has.
+    """
+    if args.world_size == 1:
+        return
+    own = checkpoint / f"rng_state_{args.process_index}.pth"
+    states = gather_object([(own.name, own.read_bytes())])
+    if args.save_on_each_node and args.should_save:
+        for name, content in states:
+            (checkpoint / name).write_bytes(content)
+    dist.barrier()
+
+
+def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
+    """How an optimizer step's examples are spread, as JSON values."""
+    return {
+        "processes": args.world_size,
+        "batch": args.per_device_train_batch_size,
+        "accumulation": args.gradient_accumulation_steps,
+    }
+
+
+def other_placement(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What is not exact where a run goes on with other processes or batches; None where nothing is.
+
+    Examples:
+        >>> two = {"processes": 2, "batch": 8, "accumulation": 1}
+        >>> other_placement(two, {"processes": 1, "batch": 16, "accumulation": 1}).split(". ")[1]
+        "A step's examples are the same; dropout and the last digits of sums are not."
+    """
+    if saved == now:
+        return None
+    sizes = [values["processes"] * values["batch"] * values["accumulation"] for values in (saved, now)]
+    ways = (
+        f"Resumed with {now['processes']} process{'' if now['processes'] == 1 else 'es'} x batch {now['batch']} x "
+        f"accumulation {now['accumulation']}, after {saved['processes']} x {saved['batch']} x {saved['accumulation']}."
+    )
+    if sizes[0] == sizes[1]:
+        return f"{ways} A step's examples are the same; dropout and the last digits of sums are not."
+    return (
+        f"{ways} A step has {sizes[1]} examples, after {sizes[0]}: the run goes on at its step, so that the place in "
+        "the epoch moves (some examples of it come twice or not at all), and the number of steps and the learning "
+        "rate's schedule are those of the new size."
+    )

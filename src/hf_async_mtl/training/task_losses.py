@@ -1,8 +1,7 @@
-"""One training-loss curve a task: sums between two logs, and the step at which one of them went wrong."""
+"""One training-loss curve a task: sums between two logs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,8 @@ __all__ = ["TaskLosses"]
 
 class TaskLosses:
     """Adds up each task's losses on the device, so that no training step waits for a number.
+
+    A loss that is not finite is left out: its step is not made (see `hf_async_mtl.training.finite`).
 
     Args:
         tasks: The names of the tasks, in the order of the sums.
@@ -29,37 +30,17 @@ class TaskLosses:
 
     def add(self, losses: Sequence[Tensor]) -> None:
         """Add the losses of a batch: for each task a vector, empty where it has no example."""
-        device = losses[0].device
-        new = torch.stack(
-            [
-                torch.stack([loss.detach().sum() for loss in losses]),
-                torch.tensor([float(len(loss)) for loss in losses], device=device),
-            ]
-        )
-        before = self._sums.to(device)
-        # Nothing is added to sums that are no longer finite: one bad step spoils all weights, and thereby all losses,
-        # but the sums still tell where it began.
-        self._sums = torch.where(before.isfinite().all(), before + new, before)
+        finite = [loss.detach().isfinite() for loss in losses]
+        new = [
+            torch.stack([loss.detach().where(ok, 0.0).sum() for loss, ok in zip(losses, finite, strict=True)]),
+            torch.stack([ok.sum() for ok in finite]),
+        ]
+        self._sums = self._sums.to(losses[0].device) + torch.stack([new[0], new[1].to(new[0])])
 
-    def check(self, accelerator: Accelerator, step: int) -> tuple[list[float], list[float]]:
-        """The sums over all processes, and the numbers of examples in them.
-
-        Raises:
-            FloatingPointError: A sum is not finite. The Trainer's own log hides that.
-        """
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """``<task>_loss``: the mean over the examples since the last call; a task without any is left out."""
         # Fresh sums are on the processor, where not every backend can add them up.
         sums, counts = accelerator.reduce(self._sums.to(accelerator.device), "sum").tolist()
-        for name, total in zip(self.tasks, sums, strict=True):
-            if not math.isfinite(total):
-                raise FloatingPointError(
-                    f"The training loss of task {name!r} must be finite; found {total} before step {step}. Lower the "
-                    "learning rate, or look at the task's data; then resume from the last checkpoint."
-                )
-        return sums, counts
-
-    def take(self, accelerator: Accelerator, step: int) -> dict[str, float]:
-        """``<task>_loss``: the mean over the examples since the last call; a task without any is left out."""
-        sums, counts = self.check(accelerator, step)
         self.reset()
         return {
             f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count

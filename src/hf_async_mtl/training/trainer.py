@@ -13,10 +13,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils import logging
 
+from ..convergence.actions import ACTIONS
+from ..convergence.recording import TeacherError
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import is_constant, predictions, references
@@ -33,7 +35,6 @@ from .checkpoints import (
     TEACHERS_FOLDER,
     adopt_best,
     checkpoint_step,
-    last_whole_checkpoint,
     link_best,
     read_state,
     write_whole,
@@ -41,7 +42,15 @@ from .checkpoints import (
 from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
 from .external_teachers import load_external_teacher
 from .publishing import publish
-from .ranks import agreed, check_files_reach, gather_examples
+from .ranks import (
+    agreed,
+    check_files_reach,
+    gather_examples,
+    newest_checkpoint,
+    other_placement,
+    placement,
+    share_rng_states,
+)
 from .teachers import Teachers
 from .weights import load_weights, present_weights, whole_weights
 
@@ -133,6 +142,7 @@ class AsyncMTLTrainer(Trainer):
         self._max_length = model.config.max_length
         check_sets(self.tasks, train_dataset, eval_dataset)
         check_task_settings(self.tasks, args)
+        self.args = args
         encoded_train = None if train_dataset is None else self._encode(train_dataset)
         encoded_eval = None if eval_dataset is None else self._encode(eval_dataset)
         for task in self.tasks.values():
@@ -183,7 +193,7 @@ class AsyncMTLTrainer(Trainer):
         self.batch_loss = BatchLoss(
             model, args, self.schedule, self.teachers, self.accelerator, draws=sum(sizes.values())
         )
-        self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back)
+        self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back, self._may_update)
         self.add_callback(self._convergence)
         # Its dictionaries would bury the tables; a notebook's own bar stays.
         self.remove_callback(PrinterCallback)
@@ -205,7 +215,9 @@ class AsyncMTLTrainer(Trainer):
                 encoded[name] = rows
                 continue
             task = self.tasks[task_name]
-            rows = encode(rows, name, task, self._tokenizer, task.max_length or self._max_length)
+            # One process of a machine tokenizes; the others read what it has cached.
+            with self.args.main_process_first():
+                rows = encode(rows, name, task, self._tokenizer, task.max_length or self._max_length)
             encoded[name] = EncodedTask(task_name, list(self.tasks).index(task_name), task, rows)
         return encoded
 
@@ -247,8 +259,18 @@ class AsyncMTLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the training loss of each task beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self.batch_loss.sums.take(self.accelerator, self.state.global_step)}
+            logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
+            if self.batch_loss.finite.skipped:
+                logs["skipped_steps"] = self.batch_loss.finite.skipped
         super().log(logs, start_time)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the whole gradient, which is looked at before the update is made."""
+        self._gradient_norm = super()._get_grad_norm(model, grad_norm)
+        return self._gradient_norm
+
+    def _may_update(self) -> bool:
+        return self.batch_loss.finite.allows(self.accelerator, self.state.global_step, float(self._gradient_norm))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, the heads in groups of their own where they have a learning rate of their own."""
@@ -373,7 +395,6 @@ class AsyncMTLTrainer(Trainer):
         skip_scheduler: bool = False,
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
-        self.batch_loss.sums.check(self.accelerator, self.state.global_step)
         # All compute the same, but for the last digit where machines differ; what follows must not hang on it.
         metrics = agreed(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
         step = self.state.global_step
@@ -531,6 +552,8 @@ class AsyncMTLTrainer(Trainer):
         report = self.schedule.report()
         for name, quality in self.teachers.quality.items():
             report["tasks"][name]["teacher_quality"] = dict(quality)
+        if self.batch_loss.finite.skipped:
+            report["skipped_steps"] = self.batch_loss.finite.skipped
         conflicts = self.batch_loss.conflicts.report()
         if any(any(row) for row in conflicts["counts"]):
             report["conflicts"] = conflicts
@@ -542,6 +565,7 @@ class AsyncMTLTrainer(Trainer):
             "schedule": self.schedule.state_dict(),
             "teachers": self.teachers.state_dict(),
             "batch_loss": self.batch_loss.state_dict(),
+            "placement": placement(self.args),
         }
 
     def _write_report(self) -> None:
@@ -563,7 +587,7 @@ class AsyncMTLTrainer(Trainer):
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
         output_dir = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
-            found = last_whole_checkpoint(output_dir)
+            found = newest_checkpoint(output_dir)
             if found is None:
                 raise ConfigurationError(
                     f"`resume_from_checkpoint` needs a whole checkpoint in {output_dir}; found none. Leave it out to "
@@ -573,6 +597,7 @@ class AsyncMTLTrainer(Trainer):
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         check_files_reach(self.args, self.accelerator)
         self.teachers.begin()
+        self._check_room()
         if checkpoint is not None:
             self._check_checkpoint(checkpoint)
         if self.args.should_save:
@@ -592,6 +617,15 @@ class AsyncMTLTrainer(Trainer):
         self._finish()
         return result
 
+    def _check_room(self) -> None:
+        actions = {name: ACTIONS[self.args.convergence_of(name).on_convergence] for name in self.tasks}
+        try:
+            self.teachers.check_room(
+                name for name, action in actions.items() if action.records_teacher or name in self._raw_train
+            )
+        except TeacherError as error:
+            raise ConfigurationError(str(error)) from None
+
     def _check_checkpoint(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         if state is None or ConvergenceCallback.__name__ not in state.get("stateful_callbacks", {}):
@@ -605,6 +639,8 @@ class AsyncMTLTrainer(Trainer):
             self.schedule.load_state_dict(attributes["schedule"])
         except ValueError as error:
             raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
+        if (words := other_placement(attributes["placement"], placement(self.args))) is not None:
+            logger.warning(words)
         saved = attributes["teachers"]["examples"]
         for task, examples in self.teachers.examples.items():
             if saved.get(task) != examples:
@@ -666,15 +702,21 @@ class AsyncMTLTrainer(Trainer):
         if self.args.should_save:
             output_dir = Path(self._get_output_dir(trial))
             checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
-            for weights in checkpoint.glob("*.safetensors"):
-                # An earlier try's. Written in place, they would change under the checkpoints that are linked to them.
-                weights.unlink()
+            # An earlier try's. While it is written over it is no whole checkpoint; and weights that are written in
+            # place would change under the checkpoints that are linked to them.
+            for path in [checkpoint / TRAINER_STATE_NAME, *checkpoint.glob("*.safetensors")]:
+                path.unlink(missing_ok=True)
             # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
             self.teachers.store.link_into(checkpoint / TEACHERS_FOLDER)
             best = self._best_checkpoint()
             if best is not None and self.state.best_global_step != self.state.global_step:
                 link_best(best, checkpoint)
         super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random states of all processes before the Trainer's state makes the checkpoint whole."""
+        super()._save_rng_state(output_dir)
+        share_rng_states(Path(output_dir), self.args)
 
     def _best_checkpoint(self) -> Path | None:
         """The checkpoint that would be loaded at the end. A better evaluation may have come without a checkpoint."""
