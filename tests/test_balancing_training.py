@@ -21,7 +21,7 @@ from runs import (
 )
 from torch import Tensor
 
-from hf_async_mtl import ConfigurationError
+from hf_async_mtl import AsyncMTLTrainingArguments, ConfigurationError
 
 TRIO = {"polarity": 12, "overlap": 12, "colors": 8}
 GROWING = [i / 100 for i in range(1, 100)]
@@ -164,13 +164,25 @@ def test_a_balanced_run_resumes(balancing: dict[str, Any], tmp_path: Path) -> No
     assert resumed.batch_loss.balancer.state_dict() == whole.batch_loss.balancer.state_dict()
 
 
-@pytest.mark.parametrize(("field", "value"), [("fp16", True), ("fsdp", "full_shard")])
-def test_what_a_method_cannot_run_with_is_refused(field: str, value: Any, tmp_path: Path) -> None:
-    """Bug: scaled or sharded gradients are balanced as if they were whole, and nothing tells."""
-    from hf_async_mtl import AsyncMTLTrainingArguments
+@pytest.mark.parametrize(
+    ("name", "fields", "variable"),
+    [
+        ("`training.fp16`", {"fp16": True}, None),
+        ("FSDP", {"fsdp": "full_shard"}, None),
+        ("FSDP", {}, "ACCELERATE_USE_FSDP"),
+    ],
+)
+def test_what_a_method_cannot_run_with_is_refused(
+    name: str, fields: dict[str, Any], variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bug: scaled or sharded gradients are balanced as if they were whole, and nothing tells.
 
-    with pytest.raises(ConfigurationError, match=f"`balancing.method: pcgrad` cannot be used with `training.{field}`"):
-        AsyncMTLTrainingArguments(str(tmp_path), balancing={"method": "pcgrad"}, **{field: value})
+    Sharding may come from the configuration of `accelerate launch`, of which the arguments have no field.
+    """
+    if variable is not None:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigurationError, match=f"`balancing.method: pcgrad` cannot be used with {name}: "):
+        AsyncMTLTrainingArguments(str(tmp_path), balancing={"method": "pcgrad"}, **fields)
 
 
 def test_conflicts_are_measured_without_a_trace(tmp_path: Path) -> None:

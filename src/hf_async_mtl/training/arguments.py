@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,7 +254,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         _check("training.conflict_steps", ok, "a whole number of at least 0", steps)
         policy = self.on_nonfinite
         _check("training.on_nonfinite", policy in ON_NONFINITE, " or ".join(ON_NONFINITE), policy)
-        if policy == "skip" and self.deepspeed:
+        if policy == "skip" and self.sharded_by == "DeepSpeed":
             raise ConfigurationError(
                 "`training.on_nonfinite: skip` cannot be used with DeepSpeed, which makes the step itself. Use stop."
             )
@@ -288,15 +289,25 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if METHODS[self.balancing_config.method].kind != "gradients":
             return
         for name, given, reason in (
-            ("fp16", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),
-            ("fsdp", bool(self.fsdp), "no process has a whole gradient. Use a method on losses"),
-            ("deepspeed", bool(self.deepspeed), "it takes the backward pass over. Use a method on losses"),
+            ("`training.fp16`", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),
+            ("FSDP", self.sharded_by == "FSDP", "no process has a whole gradient. Use a method on losses"),
+            ("DeepSpeed", self.sharded_by == "DeepSpeed", "it takes over the backward pass. Use a method on losses"),
         ):
             if given:
                 raise ConfigurationError(
-                    f"`balancing.method: {self.balancing_config.method}` cannot be used with `training.{name}`: "
-                    f"{reason}."
+                    f"`balancing.method: {self.balancing_config.method}` cannot be used with {name}: {reason}."
                 )
+
+    @property
+    def sharded_by(self) -> str | None:
+        """``FSDP``, ``DeepSpeed`` or None, whether a field says so or the configuration of ``accelerate launch``."""
+        for name, given, variable in (
+            ("DeepSpeed", self.deepspeed, "ACCELERATE_USE_DEEPSPEED"),
+            ("FSDP", self.fsdp, "ACCELERATE_USE_FSDP"),
+        ):
+            if given or os.environ.get(variable, "false").lower() == "true":
+                return name
+        return None
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section as it was given; empty, where it was not."""

@@ -90,7 +90,7 @@ class BatchLoss:
     def _measures_conflicts(self) -> bool:
         args = self.args
         # Where parameters are sharded, and where graphs cannot be gone through twice, there is nothing to measure.
-        unfit = args.gradient_checkpointing or args.torch_compile or bool(args.fsdp) or bool(args.deepspeed)
+        unfit = args.gradient_checkpointing or args.torch_compile or args.sharded_by is not None
         return args.conflict_steps > 0 and len(self.schedule.tasks) > 1 and not unfit
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:

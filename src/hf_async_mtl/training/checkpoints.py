@@ -24,7 +24,8 @@ TEACHERS_FOLDER = "_teachers"
 BEST_FOLDER = "_best"
 """Inside a checkpoint: the weights that `load_best_model_at_end` would load, where they are another checkpoint's."""
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+# FSDP reads its own copy.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "pytorch_model_fsdp.bin")
 
 
 def write_whole(path: Path, text: str) -> None:

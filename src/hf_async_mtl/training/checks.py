@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import Dataset
 
 from ..convergence.actions import ACTIONS
@@ -12,7 +13,7 @@ from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from .arguments import AsyncMTLTrainingArguments, ScheduleConfig
 
-__all__ = ["check_best_metric", "check_sets", "check_task_settings", "join_order", "task_of"]
+__all__ = ["check_best_metric", "check_sets", "check_sharding", "check_task_settings", "join_order", "task_of"]
 
 
 def task_of(name: str, tasks: Collection[str]) -> str:
@@ -72,11 +73,33 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
                 )
     for name in tasks:
         action = args.convergence_of(name).on_convergence
-        if ACTIONS[action].rolls_back and (args.fsdp or args.deepspeed):
+        if ACTIONS[action].rolls_back and args.sharded_by == "DeepSpeed":
             raise ConfigurationError(
-                f"`on_convergence: {action}` of task {name!r} cannot be used where weights and moments are sharded "
-                "(FSDP, DeepSpeed): no process has them whole. Use distill, stop or stop_and_go."
+                f"`on_convergence: {action}` of task {name!r} cannot be used with DeepSpeed, whose optimizer keeps "
+                "weights of its own. Use distill, stop or stop_and_go."
             )
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Check that sharded weights can be gathered: for checkpoints, snapshots and teachers.
+
+    Raises:
+        ConfigurationError: FSDP is of version 1, or would write shards.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise ConfigurationError(
+            f"FSDP must be of version 2; found {plugin.fsdp_version}. Set `fsdp_version: 2` in the configuration of "
+            "accelerate; scripts/configs/launch/fsdp2.yaml is one."
+        )
+    if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        raise ConfigurationError(
+            "FSDP must save whole weights, which a model is pushed with and a teacher is made of. Set "
+            "`fsdp_state_dict_type: FULL_STATE_DICT` in the configuration of accelerate; "
+            f"found {plugin.state_dict_type}."
+        )
 
 
 def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:

@@ -39,7 +39,7 @@ from .checkpoints import (
     read_state,
     write_whole,
 )
-from .checks import check_best_metric, check_sets, check_task_settings, join_order, task_of
+from .checks import check_best_metric, check_sets, check_sharding, check_task_settings, join_order, task_of
 from .external_teachers import load_external_teacher
 from .publishing import publish
 from .ranks import (
@@ -52,7 +52,7 @@ from .ranks import (
     share_rng_states,
 )
 from .teachers import Teachers
-from .weights import load_weights, present_weights, whole_weights
+from .weights import load_weights, of_its_own_class, present_weights, whole_weights
 
 if TYPE_CHECKING:
     import optuna
@@ -185,6 +185,7 @@ class AsyncMTLTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        check_sharding(self.accelerator)
         self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
         self.label_names = ["labels"]
         self._untrained_schedule = self.schedule.state_dict()
@@ -226,7 +227,8 @@ class AsyncMTLTrainer(Trainer):
         sizes = [len(task) for task in self.encoded_train.values()]
         ranks = self.args.world_size
         multiple = 1 if ranks == 1 else ranks * self.args.per_device_train_batch_size
-        return MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature, multiple)
+        self._sampler = MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature, multiple)
+        return self._sampler
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -634,6 +636,11 @@ class AsyncMTLTrainer(Trainer):
                 "convergence. Was it written by another Trainer, or cut short?"
             )
         attributes = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]
+        if attributes.keys() != self._run_state().keys():
+            raise ConfigurationError(
+                f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
+                f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
+            )
         try:
             # To be told of other tasks and metrics now; it is loaded for good once the run is set up.
             self.schedule.load_state_dict(attributes["schedule"])
@@ -668,6 +675,8 @@ class AsyncMTLTrainer(Trainer):
         if self.schedule.finished or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        # On several processes the parent does not reach the sampler of an epoch that is resumed in its midst.
+        self._sampler.set_epoch(epoch)
         super()._run_epoch(
             model,
             epoch,
@@ -782,5 +791,6 @@ class AsyncMTLTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token."""
-        super()._save(output_dir, state_dict)
+        with of_its_own_class(self.model):
+            super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)

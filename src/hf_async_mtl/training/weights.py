@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["load_weights", "present_weights", "whole_weights"]
+__all__ = ["load_weights", "of_its_own_class", "present_weights", "whole_weights"]
 
 
 def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
@@ -46,3 +48,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor = distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
         shaped[name] = tensor
     model.load_state_dict(shaped)
+
+
+@contextmanager
+def of_its_own_class(model: nn.Module) -> Iterator[None]:
+    """Give a model that FSDP2 has sharded its own class back for the block, in which it must not run.
+
+    ``fully_shard`` makes a class on the fly. `save_pretrained` would put that one's name into ``config.json``, and
+    torch's code beside it.
+    """
+    sharded = type(model)
+    if issubclass(sharded, FSDPModule):
+        model.__class__ = sharded.__mro__[2]
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
