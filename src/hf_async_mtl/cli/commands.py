@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import set_seed
 
+from ..convergence.recording import TeacherError
 from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..model.configuration_multitask import ConfigurationError
@@ -34,7 +37,7 @@ from .predicting import answerable, predict_rows
 
 __all__ = ["main"]
 
-DONE, USER_ERROR, INTERRUPTED = 0, 2, 143
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process, where absent.
 
     Returns:
-        The exit status: 0 done; 2 the user's input is wrong; 143 interrupted and resumable. Anything else raises.
+        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher, a full disk; 2 the user's input is
+        wrong; 143 interrupted and resumable. Anything else raises.
     """
     args = _parser().parse_args(argv)
     try:
@@ -53,13 +57,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-async-mtl: {error}", file=sys.stderr)
         return USER_ERROR
     except RunInterrupted as interruption:
-        print(
-            f"hf-async-mtl: interrupted at step {interruption}, with a checkpoint. Go on with the same command and "
-            "--resume.",
-            file=sys.stderr,
-        )
+        # Of several processes, all of which have been interrupted, one says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"hf-async-mtl: interrupted at step {interruption}, with a checkpoint. Go on with the same command and "
+                "--resume.",
+                file=sys.stderr,
+            )
         return INTERRUPTED
+    except (FloatingPointError, TeacherError) as error:
+        print(f"hf-async-mtl: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"hf-async-mtl: {_disk_words(error)}", file=sys.stderr)
+        return FAILED
     return DONE
+
+
+# What a user can mend; any other is a bug, and shows where it is.
+_DISK_ERRORS = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EACCES: "There is no permission to write",
+    errno.EROFS: "The file system is read-only",
+}
+
+
+def _disk_words(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{_DISK_ERRORS[error.errno or 0]}{where}. What was written whole is intact: make room or choose another "
+        "folder, and go on from the last checkpoint with --resume."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -52,7 +52,7 @@ from .ranks import (
     share_rng_states,
 )
 from .teachers import Teachers
-from .weights import load_weights, of_its_own_class, present_weights, whole_weights
+from .weights import load_weights, present_weights, savable, whole_weights
 
 if TYPE_CHECKING:
     import optuna
@@ -791,6 +791,6 @@ class AsyncMTLTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token."""
-        with of_its_own_class(self.model):
+        with savable(self.model):
             super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)

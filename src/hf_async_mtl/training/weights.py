@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
-__all__ = ["load_weights", "of_its_own_class", "present_weights", "whole_weights"]
+__all__ = ["load_weights", "present_weights", "savable", "whole_weights"]
 
 
 def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
@@ -51,16 +52,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def of_its_own_class(model: nn.Module) -> Iterator[None]:
-    """Give a model that FSDP2 has sharded its own class back for the block, in which it must not run.
+def savable(model: PreTrainedModel) -> Iterator[None]:
+    """Let `save_pretrained` write a model as it is, from this process, for a block in which the model must not run.
 
-    ``fully_shard`` makes a class on the fly. `save_pretrained` would put that one's name into ``config.json``, and
-    torch's code beside it.
+    It writes on the first of all processes alone, though ``save_on_each_node`` asks for one on each machine. And FSDP2
+    has made a class on the fly, whose name would go into ``config.json``, and torch's code beside it.
     """
     sharded = type(model)
     if issubclass(sharded, FSDPModule):
         model.__class__ = sharded.__mro__[2]
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     try:
         yield
     finally:
+        del model.should_save_on_this_rank
         model.__class__ = sharded
