@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from safetensors import SafetensorError
 from transformers import set_seed
 
 from ..convergence.recording import TeacherError
@@ -68,28 +70,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FloatingPointError, TeacherError) as error:
         print(f"hf-async-mtl: {error}", file=sys.stderr)
         return FAILED
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        words = _disk_words(error)
+        if words is None:
             raise
-        print(f"hf-async-mtl: {_disk_words(error)}", file=sys.stderr)
+        print(f"hf-async-mtl: {words}", file=sys.stderr)
         return FAILED
     return DONE
 
 
-# What a user can mend; any other is a bug, and shows where it is.
 _DISK_ERRORS = {
     errno.ENOSPC: "The disk is full",
     errno.EDQUOT: "The disk quota is used up",
-    errno.EACCES: "There is no permission to write",
+    errno.EIO: "The disk has failed",
     errno.EROFS: "The file system is read-only",
 }
 
 
-def _disk_words(error: OSError) -> str:
-    where = f": {error.filename}" if error.filename else ""
+def _disk_words(error: Exception) -> str | None:
+    """What a user can mend; None for any other error, which is a bug and shows where it is."""
+    number = error.errno if isinstance(error, OSError) else None
+    # Writers of weights lose the number: safetensors writes it out, torch speaks of a position in its file.
+    if found := re.search(r"os error (\d+)", str(error)):
+        number = int(found[1])
+    elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+        number = errno.ENOSPC
+    if number not in _DISK_ERRORS:
+        return None
+    path = getattr(error, "filename2", None) or getattr(error, "filename", None)
     return (
-        f"{_DISK_ERRORS[error.errno or 0]}{where}. What was written whole is intact: make room or choose another "
-        "folder, and go on from the last checkpoint with --resume."
+        f"{_DISK_ERRORS[number]}{f': {path}' if path else ''}. What was written whole is intact: make room or choose "
+        "another folder, and go on from the last checkpoint with --resume."
     )
 
 
@@ -233,12 +244,19 @@ def _to_json(metrics: Mapping[str, Any]) -> str:
 
 
 def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "cannot be written to" if existing.is_dir() else "is no folder"
+        raise ConfigurationError(
+            f"The output folder must be one that can be written to; {existing} {reason}. Choose another with "
+            "--output-dir."
+        )
     if isinstance(resume, str) and read_state(Path(resume)) is None:
         raise ConfigurationError(
             f"`--resume` must name a whole checkpoint; {resume} has no trainer_state.json. Without a name it "
             "takes the newest whole one of the output folder."
         )
-    if not resume and output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise ConfigurationError(
             f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with "
             "--resume."
