@@ -398,7 +398,7 @@ class TurnsCallback(TrainerCallback):
             self.trainer.schedule.observe(-1, dict.fromkeys(TASKS, 1.0))
             self.trainer.schedule.observe(0, dict.fromkeys(TASKS, 0.0))
             for name, recorded in self.teachers.items():
-                self.trainer.teachers.use(name, recorded)
+                self.trainer.teachers._opened[name] = recorded
         self.turns = Turns(self.pipe, self.lengths, args.device)
         self.trainer.model.encoder.register_forward_pre_hook(self.turns.count_positions, with_kwargs=True)
 

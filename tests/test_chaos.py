@@ -1,4 +1,4 @@
-"""scripts/chaos.py in short: runs that are killed at any moment end as those left in peace, and it would tell if not."""
+"""scripts/chaos.py in short: runs that are killed at any moment end as one left in peace, and a difference is told."""
 
 import importlib.util
 import json

@@ -148,10 +148,10 @@ def test_logits_of_other_examples_are_refused(tmp_path):
     rows = encoded("polarity")
     write_logits(tmp_path / "x.safetensors", random_logits("classes", 30), fingerprint(rows), step=7)
     recorded = RecordedLogits(tmp_path / "x.safetensors")
-    recorded.check(fingerprint(encoded("polarity")), "polarity")
+    recorded.check(fingerprint(encoded("polarity")), "polarity", 30, 3)
     other = fingerprint(encoded("polarity", seed=1))
     with pytest.raises(TeacherError) as error:
-        recorded.check(other, "polarity")
+        recorded.check(other, "polarity", 30, 3)
     assert str(error.value) == (
         f"The recorded logits of task 'polarity' belong to other training examples (hash {fingerprint(rows)[:12]}, now "
         f"{other[:12]}). Resume with the data, tokenizer and `data_seed` of the first run, or start afresh."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from ..data.encoding import not_utf8
 from ..data.loading import load_splits
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
@@ -28,6 +30,8 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:
             raise ConfigurationError(f"Task {name!r}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, error) from None
     return splits, tasks
 
 
@@ -72,7 +76,7 @@ def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskMo
     """New heads on the configured encoder."""
     try:
         return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigurationError(
             f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
         ) from error

@@ -269,7 +269,7 @@ def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
 def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
     try:
         model = MultiTaskModel.from_pretrained(source)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
     return model.eval(), load_tokenizer(source, model.config.task_configs)
 

@@ -113,13 +113,27 @@ class RecordedLogits:
         """
         return LogitsWriter(path, units, columns, {"examples": example_hash, "step": str(step)})
 
-    def check(self, example_hash: str, task: str) -> None:
-        """Raise a `TeacherError` unless the logits were recorded for these examples."""
+    def check(self, example_hash: str, task: str, examples: int, columns: int | None) -> None:
+        """Raise a `TeacherError` unless the logits are those of a task and its examples.
+
+        Args:
+            example_hash: `fingerprint` of the examples.
+            task: For the message.
+            examples: How many they are.
+            columns: Of the logits; None for one number a row.
+        """
         if self.metadata["examples"] != example_hash:
             raise TeacherError(
                 f"The recorded logits of task {task!r} belong to other training examples (hash "
                 f"{self.metadata['examples'][:12]}, now {example_hash[:12]}). Resume with the data, tokenizer and "
                 "`data_seed` of the first run, or start afresh."
+            )
+        wanted = [int(self.offsets[-1]), *([] if columns is None else [columns])]
+        if len(self.offsets) != examples + 1 or list(self.logits.shape) != wanted:
+            raise TeacherError(
+                f"The recorded logits of task {task!r} must be of {examples} examples and of the shape {wanted}; found "
+                f"{len(self.offsets) - 1} and {list(self.logits.shape)}. Was the file made for another task? Resume "
+                "from another checkpoint, or start afresh."
             )
 
     def lookup(self, example_ids: Tensor) -> Tensor:
@@ -160,16 +174,36 @@ class TeacherStore:
 
     def load_snapshot(self, step: int) -> dict[str, Tensor]:
         """The weights of a step, on the CPU."""
+        path = self._existing_snapshot(step)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+
+    def check_snapshot(self, step: int, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise a `TeacherError` unless the weights of a step are there and fit a model; they are not read."""
+        path = self._existing_snapshot(step)
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+        for name in sorted(found.keys() | shapes.keys()):
+            wanted = list(shapes[name]) if name in shapes else None
+            if found.get(name) != wanted:
+                raise TeacherError(
+                    f"The snapshot {path} must be of this model, in which {name} has the shape {wanted}; found "
+                    f"{found.get(name)}. Resume from another checkpoint, or start afresh."
+                )
+
+    def _existing_snapshot(self, step: int) -> Path:
         path = self.snapshot_path(step)
         if not path.is_file():
             raise TeacherError(
                 f"The snapshot {path} is missing: a task's teacher would be read from it. Was `on_convergence` changed "
                 "to distill on resuming? Start afresh, or resume from an earlier checkpoint with the first settings."
             )
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
+        return path
 
     def save_answers(self, task: str, step: int, answers: Sequence[Any]) -> None:
         """Keep a task's validation predictions of a step, in the place of an earlier step's."""

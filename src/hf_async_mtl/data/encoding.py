@@ -18,7 +18,7 @@ from ..model.losses import IGNORE
 from . import targets
 from .targets import first_subwords, target_function
 
-__all__ = ["DEFAULT_STRIDE", "encode"]
+__all__ = ["DEFAULT_STRIDE", "encode", "not_utf8"]
 
 DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, where a task does not say."""
@@ -90,16 +90,28 @@ def encode(
             encoded["answers"] = [list(answers["text"]) for answers in rows[task.label]]
         return encoded
 
-    return dataset.map(
-        convert,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        desc=f"Tokenizing {name}",
-        features=_features(task, tokenizer, with_labels),
-        new_fingerprint=Hasher.hash(
-            [dataset._fingerprint, task.to_dict(), max_length, with_labels, _tokenizer_identity(tokenizer), _code()]
-        ),
+    fingerprint = Hasher.hash(
+        [dataset._fingerprint, task.to_dict(), max_length, with_labels, _tokenizer_identity(tokenizer), _code()]
+    )
+    try:
+        return dataset.map(
+            convert,
+            batched=True,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            desc=f"Tokenizing {name}",
+            features=_features(task, tokenizer, with_labels),
+            new_fingerprint=fingerprint,
+        )
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, error) from None
+
+
+def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:
+    """What to say of a task's text that Arrow holds as bytes, and that is none."""
+    return ConfigurationError(
+        f"Task {name!r}: its data must be UTF-8; found {error.object[error.start : error.start + 1]!r} after "
+        f"{error.object[: error.start][-20:]!r}. Convert the file."
     )
 
 

@@ -13,7 +13,15 @@ from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from .arguments import AsyncMTLTrainingArguments, ScheduleConfig
 
-__all__ = ["check_best_metric", "check_sets", "check_sharding", "check_task_settings", "join_order", "task_of"]
+__all__ = [
+    "check_best_metric",
+    "check_sets",
+    "check_sharding",
+    "check_task_settings",
+    "check_tokenizer",
+    "join_order",
+    "task_of",
+]
 
 
 def task_of(name: str, tasks: Collection[str]) -> str:
@@ -61,6 +69,31 @@ def check_sets(
                 raise ConfigurationError(f"`{split}` of task {name!r} must have rows; found none.")
     if evaluation is not None:
         check_task_names({name: tasks[task_of(name, tasks)].metrics or () for name in evaluation})
+
+
+def check_tokenizer(tokenizer: Any, embeddings: int) -> None:
+    """Check that a tokenizer is one of the model's.
+
+    Args:
+        tokenizer: As given.
+        embeddings: How many tokens the encoder knows.
+
+    Raises:
+        ConfigurationError: It knows no word (Transformers makes such a one where a folder has none), or has ids that
+            the encoder has not.
+    """
+    tokens = len(tokenizer)
+    if tokens <= len(tokenizer.all_special_tokens):
+        raise ConfigurationError(
+            f"The tokenizer must know words; that of {tokenizer.name_or_path!r} knows {tokens} special tokens alone. "
+            "Are the encoder's tokenizer files (tokenizer.json) missing?"
+        )
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= embeddings:
+        raise ConfigurationError(
+            f"The tokenizer must be the encoder's; that of {tokenizer.name_or_path!r} has ids up to {largest}, and the "
+            f"encoder knows {embeddings} tokens. Give the tokenizer that the encoder was trained with."
+        )
 
 
 def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,8 +23,6 @@ __all__ = [
     "check_files_reach",
     "gather_examples",
     "newest_checkpoint",
-    "other_placement",
-    "placement",
     "share_rng_states",
 ]
 
@@ -145,36 +142,3 @@ def share_rng_states(checkpoint: Path, args: AsyncMTLTrainingArguments) -> None:
         for name, content in states:
             (checkpoint / name).write_bytes(content)
     dist.barrier()
-
-
-def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
-    """How an optimizer step's examples are spread, as JSON values."""
-    return {
-        "processes": args.world_size,
-        "batch": args.per_device_train_batch_size,
-        "accumulation": args.gradient_accumulation_steps,
-    }
-
-
-def other_placement(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What is not exact where a run goes on with other processes or batches; None where nothing is.
-
-    Examples:
-        >>> two = {"processes": 2, "batch": 8, "accumulation": 1}
-        >>> other_placement(two, {"processes": 1, "batch": 16, "accumulation": 1}).split(". ")[1]
-        "A step's examples are the same; dropout and the last digits of sums are not."
-    """
-    if saved == now:
-        return None
-    sizes = [values["processes"] * values["batch"] * values["accumulation"] for values in (saved, now)]
-    ways = (
-        f"Resumed with {now['processes']} process{'' if now['processes'] == 1 else 'es'} x batch {now['batch']} x "
-        f"accumulation {now['accumulation']}, after {saved['processes']} x {saved['batch']} x {saved['accumulation']}."
-    )
-    if sizes[0] == sizes[1]:
-        return f"{ways} A step's examples are the same; dropout and the last digits of sums are not."
-    return (
-        f"{ways} A step has {sizes[1]} examples, after {sizes[0]}: the run goes on at its step, so that the place in "
-        "the epoch moves (some examples of it come twice or not at all), and the number of steps and the learning "
-        "rate's schedule are those of the new size."
-    )

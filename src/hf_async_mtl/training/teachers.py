@@ -92,15 +92,16 @@ class Teachers:
             needed += 4 * int(unit_counts(train.task, train.rows).sum()) * (logit_columns(train.task) or 1)
         check_room(self.store.folder, needed, "Recording the teachers' logits")
 
-    def open(self, tasks: Iterable[str]) -> None:
-        """Read the recorded logits of some tasks."""
-        for task in tasks:
-            self.use(task, RecordedLogits(self.store.logits_path(task)))
+    def read(self, task: str, store: TeacherStore) -> RecordedLogits:
+        """A task's recorded logits, which are refused where they are those of other examples or another task."""
+        train, recorded = self.train[task], RecordedLogits(store.logits_path(task))
+        recorded.check(self.examples[task], task, len(train), logit_columns(train.task))
+        return recorded
 
-    def use(self, task: str, recorded: RecordedLogits) -> None:
-        """Teach a task from recorded logits, and refuse those of other examples."""
-        recorded.check(self.examples[task], task)
-        self._opened[task] = recorded
+    def open(self, tasks: Iterable[str]) -> None:
+        """Teach some tasks from their recorded logits."""
+        for task in tasks:
+            self._opened[task] = self.read(task, self.store)
 
     def judge(self, task: str) -> None:
         """Note what a teacher's logits say beyond the labels, and warn where that is next to nothing."""

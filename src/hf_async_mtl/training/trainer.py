@@ -36,10 +36,17 @@ from .checkpoints import (
     adopt_best,
     checkpoint_step,
     link_best,
-    read_state,
     write_whole,
 )
-from .checks import check_best_metric, check_sets, check_sharding, check_task_settings, join_order, task_of
+from .checks import (
+    check_best_metric,
+    check_sets,
+    check_sharding,
+    check_task_settings,
+    check_tokenizer,
+    join_order,
+    task_of,
+)
 from .external_teachers import load_external_teacher
 from .publishing import publish
 from .ranks import (
@@ -47,10 +54,9 @@ from .ranks import (
     check_files_reach,
     gather_examples,
     newest_checkpoint,
-    other_placement,
-    placement,
     share_rng_states,
 )
+from .resuming import check_checkpoint, placement
 from .teachers import Teachers
 from .weights import load_weights, present_weights, savable, whole_weights
 
@@ -137,6 +143,7 @@ class AsyncMTLTrainer(Trainer):
         if not isinstance(args, AsyncMTLTrainingArguments):
             raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
 
+        check_tokenizer(processing_class, model.config.encoder_config.vocab_size)
         self.tasks: dict[str, TaskConfig] = model.config.task_configs
         self._tokenizer = processing_class
         self._max_length = model.config.max_length
@@ -601,7 +608,14 @@ class AsyncMTLTrainer(Trainer):
         self.teachers.begin()
         self._check_room()
         if checkpoint is not None:
-            self._check_checkpoint(checkpoint)
+            check_checkpoint(
+                checkpoint,
+                self.args,
+                self.schedule,
+                self.teachers,
+                {name: tensor.shape for name, tensor in self.model.state_dict().items()},
+                self._run_state().keys(),
+            )
         if self.args.should_save:
             self.teachers.store.clear()
             if checkpoint is not None:
@@ -627,34 +641,6 @@ class AsyncMTLTrainer(Trainer):
             )
         except TeacherError as error:
             raise ConfigurationError(str(error)) from None
-
-    def _check_checkpoint(self, checkpoint: Path) -> None:
-        state = read_state(checkpoint)
-        if state is None or ConvergenceCallback.__name__ not in state.get("stateful_callbacks", {}):
-            raise ConfigurationError(
-                f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
-                "convergence. Was it written by another Trainer, or cut short?"
-            )
-        attributes = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]
-        if attributes.keys() != self._run_state().keys():
-            raise ConfigurationError(
-                f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
-                f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
-            )
-        try:
-            # To be told of other tasks and metrics now; it is loaded for good once the run is set up.
-            self.schedule.load_state_dict(attributes["schedule"])
-        except ValueError as error:
-            raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-        if (words := other_placement(attributes["placement"], placement(self.args))) is not None:
-            logger.warning(words)
-        saved = attributes["teachers"]["examples"]
-        for task, examples in self.teachers.examples.items():
-            if saved.get(task) != examples:
-                raise ConfigurationError(
-                    f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
-                    f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
-                )
 
     def _run_epoch(
         self,
