@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
@@ -18,7 +19,7 @@ from ..model.losses import IGNORE
 from . import targets
 from .targets import first_subwords, target_function
 
-__all__ = ["DEFAULT_STRIDE", "encode", "not_utf8"]
+__all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8"]
 
 DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, where a task does not say."""
@@ -40,9 +41,9 @@ def encode(
         with_labels: False for rows to predict; token tasks then get each word's index as its target.
 
     Returns:
-        Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``;
-        question answering also ``spans``, ``context`` and ``answers``. The result is cached by the content of all
-        arguments.
+        Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``,
+        ``truncated`` (whether a text was longer than its segment); question answering also ``spans``, ``context`` and
+        ``answers``. The result is cached by the content of all arguments.
 
     Raises:
         ConfigurationError: There are no rows, a column is missing, a text is no text, or a label cannot be used; with
@@ -107,6 +108,12 @@ def encode(
         raise not_utf8(name, error) from None
 
 
+def count_truncated(rows: Dataset) -> int:
+    """How many encoded examples were longer than their segments."""
+    columns = rows.select_columns(["truncated"]).with_format("arrow")
+    return sum(pc.sum(batch.column(0)).as_py() or 0 for batch in columns.iter(batch_size=10_000))
+
+
 def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:
     """What to say of a task's text that Arrow holds as bytes, and that is none."""
     return ConfigurationError(
@@ -119,6 +126,7 @@ def _features(task: TaskConfig, tokenizer: Any, with_labels: bool) -> Features:
     # Left to be found, a type is taken from the raw column of the same name: class indices turned into floats.
     tokens = {"input_ids": "int32", "token_type_ids": "int8"}
     features = {key: List(List(Value(kind))) for key, kind in tokens.items() if key in tokenizer.model_input_names}
+    features["truncated"] = Value("bool")
     if task.type == "question_answering":
         features["spans"] = List(List(Value("int32")))
         features["context"] = Value("string")
@@ -169,7 +177,9 @@ def _check_texts(values: Sequence[Any], indices: Sequence[int], name: str, colum
 
 def _segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
     keys = [key for key in ("input_ids", "token_type_ids") if key in encoded]
-    return {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
+    result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
+    result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
+    return result
 
 
 def _tokenize_texts(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
@@ -239,6 +249,8 @@ def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
     for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
         groups[row].append(window)
     result = _segments(encoded, groups)
+    # A context is cut into windows, and nothing of it is lost.
+    result["truncated"] = [False] * len(groups)
     result["spans"] = [
         [
             list(span) if part == 1 else [-1, -1]

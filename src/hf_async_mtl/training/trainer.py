@@ -22,7 +22,7 @@ from ..convergence.recording import TeacherError
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import is_constant, predictions, references
-from ..data.encoding import encode
+from ..data.encoding import count_truncated, encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
@@ -155,6 +155,7 @@ class AsyncMTLTrainer(Trainer):
         for task in self.tasks.values():
             for metric in task.metrics or ():
                 check_metric(metric, task)
+        self._tell_truncated(encoded_train or {}, encoded_eval or {})
         if encoded_eval is not None:
             check_best_metric({name: rows.task for name, rows in encoded_eval.items()}, args.metric_for_best_model)
         distillation = args.distillation_config
@@ -228,6 +229,18 @@ class AsyncMTLTrainer(Trainer):
                 rows = encode(rows, name, task, self._tokenizer, task.max_length or self._max_length)
             encoded[name] = EncodedTask(task_name, list(self.tasks).index(task_name), task, rows)
         return encoded
+
+    def _tell_truncated(self, train: Mapping[str, EncodedTask], evaluation: Mapping[str, EncodedTask]) -> None:
+        """Say once a task how many of its texts are longer than it reads."""
+        for name, task in self.tasks.items():
+            sets = {"training": train.get(name), "validation": evaluation.get(name)}
+            cut = {split: count_truncated(rows.rows) for split, rows in sets.items() if rows is not None}
+            if any(cut.values()) and self.args.should_log:
+                told = " and ".join(f"{count} of {len(sets[split] or ())} {split} rows" for split, count in cut.items())
+                logger.warning(
+                    f"Task {name!r}: {told} have texts of more than {task.max_length or self._max_length} tokens, and "
+                    "are read up to there. A larger `max_length` reads more, in more time."
+                )
 
     def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
         mixing = self.args.mixing_config
