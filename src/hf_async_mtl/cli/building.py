@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from datasets import Dataset
@@ -15,7 +16,10 @@ from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel
 from .config_file import RunConfig
 
-__all__ = ["evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
+__all__ = ["UNLOADABLE", "evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
+
+UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+"""What Transformers raises for a folder that is no model, is damaged, or wants its code to be run."""
 
 
 def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
@@ -60,11 +64,11 @@ def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]
 def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
     """The tokenizer of a model or an encoder, as its tasks need it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         has_words = any(task.type == "token_classification" for task in tasks.values())
         if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers read a list of words only when each word may begin with a space.
-            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
@@ -76,7 +80,9 @@ def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskMo
     """New heads on the configured encoder."""
     try:
         return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
-    except (OSError, SafetensorError) as error:
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
         raise ConfigurationError(
             f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
         ) from error

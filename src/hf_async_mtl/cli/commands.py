@@ -24,14 +24,14 @@ from transformers import set_seed
 from ..convergence.recording import TeacherError
 from ..data.encoding import encode
 from ..data.loading import load_splits
-from ..model.configuration_multitask import ConfigurationError
+from ..model.configuration_multitask import ConfigurationError, check_task_names
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import read_state, write_whole
 from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from .building import UNLOADABLE, evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
 from .interruption import CheckpointOnSignal, RunInterrupted
@@ -269,7 +269,9 @@ def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
 def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
     try:
         model = MultiTaskModel.from_pretrained(source)
-    except (OSError, SafetensorError) as error:
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
         raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
     return model.eval(), load_tokenizer(source, model.config.task_configs)
 
@@ -337,6 +339,8 @@ def _report(args: argparse.Namespace) -> None:
         report = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{path} must be what a run has written: {error}") from None
+    # Plots are named after tasks.
+    check_task_names(dict.fromkeys(report["tasks"], ()))
     print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):
         print(plot)

@@ -150,8 +150,9 @@ class MultiTaskModel(PreTrainedModel):
             ConfigurationError: The encoder is no encoder, its checkpoint lacks weights, or it has fewer positions than
                 the longest sequence.
         """
-        kwargs = {"dtype": torch.float32, **kwargs}
-        hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+        # Left open, Transformers asks the terminal whether to run the code of a stranger.
+        kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
+        hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
         encoder_config = AutoConfig.from_pretrained(encoder, **{k: v for k, v in kwargs.items() if k in hub_keys})
         if isinstance(encoder_config, MultiTaskConfig):
             raise ConfigurationError(

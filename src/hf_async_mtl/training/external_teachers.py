@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ _STOCK_TYPES = {
     "regression": "regression",
 }
 # What Transformers and what it reads weights with raise for a model that cannot be loaded.
-_UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+_UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
 _SAMPLE = 100
 
 
@@ -163,8 +164,8 @@ def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Datase
     """
     key = f"distillation.teachers.{name}"
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         kind: Any = MultiTaskModel if isinstance(config, MultiTaskConfig) else AutoModelForSequenceClassification
         if kind is not MultiTaskModel and task.type not in _STOCK_TYPES:
             raise ConfigurationError(
