@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .balancer import GradientBalancer, LossBalancer, WeightingBalancer
+from .balancer import GradientBalancer, WeightingBalancer
 
 __all__ = ["balanced_backward", "jacobian"]
 
@@ -45,7 +45,7 @@ def balanced_backward(
     shared: Sequence[nn.Parameter],
     last_layer: Sequence[nn.Parameter],
     heads: Sequence[nn.Parameter],
-    balancer: LossBalancer | GradientBalancer,
+    balancer: GradientBalancer,
     task_ids: Sequence[int],
     global_losses: Tensor,
     scale: float = 1.0,
@@ -71,7 +71,7 @@ def balanced_backward(
         shared: The parameters of the encoder.
         last_layer: Those of its last layer, or others that all tasks share. They are looked at ``over: last_layer``.
         heads: The parameters of the heads.
-        balancer: What `hf_async_mtl.balancing.making.make_balancer` made.
+        balancer: A method on gradients. (One on losses needs no backward pass of its own: it weighs the sum.)
         task_ids: K ids, the same on every rank. Where there are none, only ``other`` is used.
         global_losses: ``[K]``, the losses added up over the ranks.
         scale: > 0, of the balanced part. It does not move the weights.
@@ -83,18 +83,15 @@ def balanced_backward(
         return
     unweighted = torch.stack(list(losses))
     torch.autograd.backward(scale * unweighted.mean() + other, inputs=list(heads), retain_graph=True)
-    if isinstance(balancer, GradientBalancer) and balancer.over == "encoder":
+    if balancer.over == "encoder":
         gradients = reduce(jacobian(losses, shared, scale))
         # The direction is that of the whole batch, and every rank has it.
         _add_to_grad(shared, balancer.direction(gradients, global_losses, task_ids) * (scale / ranks))
         if other.requires_grad:
             torch.autograd.backward(other, inputs=list(shared))
         return
-    if isinstance(balancer, WeightingBalancer):
-        weights = balancer.weights(reduce(jacobian(losses, last_layer, scale)), global_losses, task_ids)
-    else:
-        assert isinstance(balancer, LossBalancer)
-        weights = balancer.weights(global_losses, task_ids)
+    assert isinstance(balancer, WeightingBalancer)
+    weights = balancer.weights(reduce(jacobian(losses, last_layer, scale)), global_losses, task_ids)
     torch.autograd.backward(scale * (weights.to(unweighted) @ unweighted) + other, inputs=list(shared))
 
 
