@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from recording import write_logits
 from safetensors.torch import load_file, save_file
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
@@ -39,6 +39,23 @@ def random_logits(shape, examples=50):
     units = generator.integers(1, 9, examples) if shape == "tokens" else [1] * examples
     tail = () if shape == "numbers" else (3,)
     return [generator.normal(size=(count, *tail)).astype(np.float32) for count in units]
+
+
+def test_the_hash_of_cached_rows_is_kept_beside_them(tmp_path):
+    """Hashing millions of rows at every start would cost each resumed run its first minute."""
+    raw_sets(20)["polarity"].to_json(tmp_path / "rows.jsonl")
+    raw = load_dataset(
+        "json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    rows = encode(raw, "polarity", task_configs()["polarity"], tiny_tokenizer(), 40)
+    found = fingerprint(rows)
+    assert found == fingerprint(encoded("polarity", 20))
+    (kept,) = (tmp_path / "cache").rglob("examples-*.sha256")
+    assert kept.read_text() == found
+    kept.write_text("it was read")
+    assert fingerprint(rows) == "it was read"
+    # Some of the rows are other rows.
+    assert fingerprint(rows.select(range(10))) == fingerprint(encoded("polarity", 20).select(range(10)))
 
 
 @pytest.mark.parametrize("shape", ["numbers", "classes", "tokens"])

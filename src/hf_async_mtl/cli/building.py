@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from ..data.encoding import not_utf8
 from ..data.loading import load_splits
 from ..metrics import check_metric
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.configuration_multitask import ConfigurationError, TaskConfig, distinct
 from ..model.modeling_multitask import MultiTaskModel
 from .config_file import RunConfig
 
@@ -43,7 +43,7 @@ def _check_classes(task: TaskConfig, train: Dataset) -> None:
     if task.type != "classification":
         return
     (column,) = task.label_columns
-    found = set(map(repr, train[column]))
+    found = set(map(repr, distinct(train, column)))
     if len(found) < 2:
         raise ConfigurationError(
             f"A classification task needs two classes or more in its training rows; column {column!r} has none but "

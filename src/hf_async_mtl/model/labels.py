@@ -54,11 +54,11 @@ def find_label_names(values: Iterable[Any]) -> list[str]:
         >>> find_label_names([2, 0, 1])
         ['0', '1', '2']
     """
-    values = list(values)
+    found = set()
     for value in values:
         if isinstance(value, list | dict):
             raise LabelError(f"A class label must be a string or a whole number; found {value!r}.")
-    found = {_plain(value) for value in values}
+        found.add(_plain(value))
     for value in found:
         if is_missing(value) or isinstance(value, float):
             raise LabelError(

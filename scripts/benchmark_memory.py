@@ -1,0 +1,142 @@
+"""Whether memory and the time to the first step stay flat as the number of training examples grows.
+
+    python scripts/benchmark_memory.py [--rows 2000 2000000] [--folder DIR] [--record]
+
+A task with so many generated rows is trained for some steps, each run in a process of its own: once with an empty cache
+(the rows are read and tokenized), once with a warm one. With ``--record`` the task converges at its second evaluation,
+and its teacher runs over all rows. The table has
+
+* *own*: the peak of what the process has for itself (``RssAnon``), in MiB. It is what can run out;
+* *resident*: the peak of all that is in memory for it (``VmHWM``). Rows are read through memory maps: pages that were
+  read are counted here too, until the system wants their room for something else;
+* *first step*: seconds from the start of the command, its imports not counted, to the end of the first optimizer step.
+
+The last line is a JSON object with the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_async_mtl import AsyncMTLTrainer
+from hf_async_mtl.cli.commands import main as run_command
+from hf_async_mtl.cli.demo import write_demo
+
+WORDS = [f"word{number}" for number in range(500)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 2_000_000])
+    parser.add_argument("--folder", type=Path, help="default: a temporary one; some GiB")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--child", metavar="CONFIG", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(measured(["train", args.child, "--output-dir", str(Path(args.child).parent / "out")])))
+        return 0
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        print("|     rows | cache | own, MiB | resident, MiB | first step, s |")
+        print("| -------: | ----- | -------: | ------------: | ------------: |")
+        for rows in args.rows:
+            config = write_bundle(folder / str(rows), rows, args.record)
+            for cache in ("empty", "warm"):
+                figures = {"rows": rows, "cache": cache, **child(config)}
+                found.append(figures)
+                print(
+                    f"| {rows:>8} | {cache:<5} | {figures['own']:>8.0f} | {figures['resident']:>13.0f} | "
+                    f"{figures['first_step']:>13.1f} |",
+                    flush=True,
+                )
+    print(json.dumps(found))
+    return 0
+
+
+def write_bundle(folder: Path, rows: int, record: bool) -> Path:
+    """A configuration with one task of so many rows."""
+    encoder = write_demo(folder / "demo").parent / "encoder"
+    dice = random.Random(0)
+    for split, count in (("train", rows), ("validation", 500)):
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for _ in range(count):
+                text = " ".join(dice.choices(WORDS, k=8))
+                file.write(json.dumps({"text": text, "label": dice.choice(["a", "b"])}) + "\n")
+    config = {
+        "encoder": str(encoder),
+        "seed": 0,
+        "max_length": 32,
+        "tasks": {
+            "kind": {
+                "type": "classification",
+                "text": ["text"],
+                "label": "label",
+                "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+            }
+        },
+        "convergence": {"patience": 1, "on_convergence": "distill" if record else "continue", "min_delta": 1.0},
+        "training": {"max_steps": 40, "eval_steps": 10, "per_device_train_batch_size": 32, "use_cpu": True},
+    }
+    path = folder / "bundle.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def child(config: Path) -> dict[str, float]:
+    """Run a configuration in a process of its own, with a cache of its own."""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(config.parent / "cache")}
+    command = [sys.executable, __file__, "--child", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr[-3000:])
+    subprocess.run(["rm", "-r", str(config.parent / "out")], check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(command: Sequence[str]) -> dict[str, float]:
+    """Run a command here, and watch this process."""
+    begun, first, peak, over = time.monotonic(), [0.0], [0.0], threading.Event()
+    step = AsyncMTLTrainer._maybe_log_save_evaluate
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        first[0] = first[0] or time.monotonic() - begun
+        return step(*args, **kwargs)
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            peak[0] = max(peak[0], memory("RssAnon"))
+
+    AsyncMTLTrainer._maybe_log_save_evaluate = noted
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = run_command(command)
+    over.set()
+    watcher.join()
+    if status != 0:
+        raise SystemExit(status)
+    return {"own": peak[0], "resident": memory("VmHWM"), "first_step": first[0]}
+
+
+def memory(key: str) -> float:
+    """A figure of this process, in MiB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
