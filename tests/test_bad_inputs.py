@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from bundles import bundle_config, write_bundle, write_rows
+from commands_here import refused
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -249,23 +250,19 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that is to end with status 2 and one message; the message."""
-    assert main(args) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-async-mtl: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in lines[0]
-    return lines[0]
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step would come too late."""
+    monkeypatch.setattr(AsyncMTLTrainer, "training_step", lambda *args, **kwargs: pytest.fail("It began to train."))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("name", CASES)
-def test_a_bad_input_is_one_message(
-    name: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_input_is_one_message(name: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a traceback, a message that names nothing, an hour of training before it, or files that are left behind."""
     change, words = CASES[name]
     shutil.copytree(pristine, tmp_path / "bundle")
@@ -274,9 +271,8 @@ def test_a_bad_input_is_one_message(
     config = case.folder / "bundle.yaml"
     config.write_text(yaml.safe_dump(case.config, sort_keys=False) if case.text is None else case.text)
     monkeypatch.chdir(case.folder)
-    monkeypatch.setattr(AsyncMTLTrainer, "training_step", lambda *args, **kwargs: pytest.fail("It began to train."))
     before = contents(case.folder)
-    message = refused(["train", str(config), "--output-dir", "out", *case.args], capsys)
+    message = refused("train", config, "--output-dir", "out", *case.args)
     assert words in message
     assert contents(case.folder) == before
     assert not (case.folder / "out").exists()
@@ -348,13 +344,12 @@ def a_run(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return config, next(path for path in checkpoints if len(list(path.glob("_teachers/*"))) > 1)
 
 
+@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_bad_checkpoint_is_one_message(
     name: str,
     a_run: tuple[Path, Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Bug: a run is resumed with what is left of a checkpoint, or ends in a traceback of the library that reads it."""
     change, words = CHECKPOINTS[name]
@@ -362,10 +357,9 @@ def test_a_bad_checkpoint_is_one_message(
     checkpoint = tmp_path / "elsewhere" / source.name
     shutil.copytree(source, checkpoint)
     change(checkpoint)
-    monkeypatch.setattr(AsyncMTLTrainer, "training_step", lambda *args, **kwargs: pytest.fail("It began to train."))
     settings = ["--set", "tasks.overlap.convergence={patience: 99}", "--set", "training.max_steps=60"]
     args = ["train", str(config), "--output-dir", str(tmp_path / "out"), *settings]
     before = contents(checkpoint)
-    assert words in refused([*args, "--resume", str(checkpoint)], capsys)
+    assert words in refused(*args, "--resume", checkpoint)
     assert not (tmp_path / "out").exists()
     assert contents(checkpoint) == before

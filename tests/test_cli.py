@@ -1,7 +1,5 @@
 """The command line, from a configuration file to the files of a run, and back: what the contract promises its users."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from bundles import bundle_config, write_bundle, write_config, write_rows
+from commands_here import call, done, refused
 from safetensors.torch import load_file
 from tiny import raw_sets, task_configs
 from transformers import AutoModel, TrainerControl, TrainerState, TrainingArguments
@@ -30,31 +29,6 @@ from hf_async_mtl.training.checkpoints import last_whole_checkpoint
 ROOT = Path(__file__).parents[1]
 ALL = tuple(task_configs())
 CLOCK = ("runtime", "per_second")
-
-
-def call(*arguments: Any) -> tuple[int, str, str]:
-    """Run a command here, and give its status, stdout and stderr."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        status = main([str(argument) for argument in arguments])
-    return status, stdout.getvalue(), stderr.getvalue()
-
-
-def done(*arguments: Any) -> str:
-    """Run a command that must succeed, and give its stdout."""
-    status, stdout, stderr = call(*arguments)
-    assert status == 0, stderr
-    return stdout
-
-
-def refused(*arguments: Any) -> str:
-    """Run a command that must be refused as the contract says, and give the message."""
-    status, stdout, stderr = call(*arguments)
-    assert status == 2
-    assert stdout == ""
-    assert "Traceback" not in stderr
-    assert stderr.count("hf-async-mtl: ") == 1
-    return stderr.split("hf-async-mtl: ")[1]
 
 
 def process(*arguments: Any, **settings: Any) -> subprocess.Popen[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from bundles import bundle_config, write_bundle
+from commands_here import refused
 from launching import ROOT
 from transformers import AutoConfig
 
@@ -44,41 +45,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return config, folder / "out"
 
 
-def refused(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
-    assert main(list(map(str, args))) == 2
-    return capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_with_code_in_it_is_refused(
-    name: str, run: tuple[Path, Path], trap: Trap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_with_code_in_it_is_refused(name: str, run: tuple[Path, Path], trap: Trap, tmp_path: Path) -> None:
     """Bug: who resumes another's checkpoint runs what is in its pickles."""
     config, out = run
     checkpoint = tmp_path / "checkpoint-8"
     shutil.copytree(out / "checkpoint-8", checkpoint)
     (checkpoint / name).unlink()
     (checkpoint / name).write_bytes(pickle.dumps(trap))
-    assert name in refused(capsys, "train", config, "--output-dir", tmp_path / "new", "--resume", checkpoint)
+    assert name in refused("train", config, "--output-dir", tmp_path / "new", "--resume", checkpoint)
     assert not trap.path.exists()
     assert not (tmp_path / "new").exists()
 
 
-def test_an_encoder_with_code_in_its_weights_is_refused(
-    trap: Trap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_encoder_with_code_in_its_weights_is_refused(trap: Trap, tmp_path: Path) -> None:
     """Bug: an old checkpoint format, which is a pickle, is read as such."""
     config = write_bundle(tmp_path)
     (tmp_path / "encoder" / "model.safetensors").unlink()
     (tmp_path / "encoder" / "pytorch_model.bin").write_bytes(pickle.dumps(trap, protocol=2))
-    assert "`encoder` could not be loaded" in refused(capsys, "train", config, "--output-dir", tmp_path / "out")
+    assert "`encoder` could not be loaded" in refused("train", config, "--output-dir", tmp_path / "out")
     assert not trap.path.exists()
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
-def test_code_beside_a_model_is_not_run(
-    command: str, run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_code_beside_a_model_is_not_run(command: str, run: tuple[Path, Path], tmp_path: Path) -> None:
     """Bug: the modelling code of a folder is trusted though nobody said so, or the user is asked and a script hangs."""
     config = write_bundle(tmp_path)
     sprung, folder = tmp_path / "sprung", tmp_path / "encoder"
@@ -90,42 +80,40 @@ def test_code_beside_a_model_is_not_run(
     args = ["train", config, "--output-dir", tmp_path / "out"]
     if command == "predict":
         args = ["predict", folder, "--input", tmp_path / "rows.jsonl"]
-    refused(capsys, *args)
+    refused(*args)
     assert not sprung.exists()
 
 
-def test_a_tag_in_yaml_makes_no_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tag_in_yaml_makes_no_object(tmp_path: Path) -> None:
     """Bug: a configuration from the web runs a command."""
     config = tmp_path / "x.yaml"
     config.write_text(f"encoder: !!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']\n")
-    assert "must be YAML" in refused(capsys, "train", config)
+    assert "must be YAML" in refused("train", config)
     setting = f"encoder=!!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']"
-    assert "must be YAML" in refused(capsys, "train", write_bundle(tmp_path), "--set", setting)
+    assert "must be YAML" in refused("train", write_bundle(tmp_path), "--set", setting)
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "..", "a\x00b"])
-def test_a_name_does_not_leave_its_folder(
-    name: str, run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_does_not_leave_its_folder(name: str, run: tuple[Path, Path], tmp_path: Path) -> None:
     """Bug: snapshots, logits and plots are named after tasks, and one called ../../x is written two folders up."""
     config, out = run
     written = bundle_config()
     written["tasks"] = {name: written["tasks"]["polarity"]}
     spoilt = config.with_name("spoilt.yaml")
     spoilt.write_text(yaml.safe_dump(written))
-    refused(capsys, "train", spoilt, "--output-dir", tmp_path / "new")
+    refused("train", spoilt, "--output-dir", tmp_path / "new")
     # A model's, and a report's.
     shutil.copytree(out, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
     content = json.loads((tmp_path / "model" / "config.json").read_text())
     content["tasks"] = {name: content["tasks"]["polarity"]}
     (tmp_path / "model" / "config.json").write_text(json.dumps(content))
-    refused(capsys, "evaluate", tmp_path / "model", config)
+    refused("evaluate", tmp_path / "model", config)
     report = json.loads((tmp_path / "model" / "convergence.json").read_text())
     report["tasks"] = {name: report["tasks"]["polarity"]}
     (tmp_path / "model" / "convergence.json").write_text(json.dumps(report))
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "model")}
-    refused(capsys, "report", tmp_path / "model")
+    refused("report", tmp_path / "model")
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "model")} == before
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from ..data.encoding import not_utf8
@@ -14,12 +12,10 @@ from ..data.loading import load_splits
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, distinct
 from ..model.modeling_multitask import MultiTaskModel
+from ..training.external_teachers import UNLOADABLE
 from .config_file import RunConfig
 
-__all__ = ["UNLOADABLE", "evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
-
-UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
-"""What Transformers raises for a folder that is no model, is damaged, or wants its code to be run."""
+__all__ = ["evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
 
 
 def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:

@@ -21,7 +21,7 @@ from datasets.exceptions import DatasetGenerationError
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from ..convergence.recording import TeacherError
+from ..convergence.recording import TeacherError, nearest_existing
 from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..model.configuration_multitask import ConfigurationError, check_task_names
@@ -29,9 +29,10 @@ from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import read_state, write_whole
+from ..training.external_teachers import UNLOADABLE
 from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import UNLOADABLE, evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from .building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
 from .interruption import CheckpointOnSignal, RunInterrupted
@@ -244,7 +245,7 @@ def _to_json(metrics: Mapping[str, Any]) -> str:
 
 
 def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    existing = nearest_existing(output_dir)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "cannot be written to" if existing.is_dir() else "is no folder"
         raise ConfigurationError(

@@ -12,11 +12,16 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor
 
-__all__ = ["LogitsWriter", "TeacherError", "check_room"]
+__all__ = ["LogitsWriter", "TeacherError", "check_room", "nearest_existing"]
 
 
 class TeacherError(RuntimeError):
     """A teacher's file is missing or damaged, was made for other examples, or has no room on the disk."""
+
+
+def nearest_existing(path: Path) -> Path:
+    """A path, or the nearest of the folders around it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -27,8 +32,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         needed: Bytes.
         what: That something, for the message.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
         raise TeacherError(
             f"{what} needs {needed / 2**20:,.1f} MiB in {folder}; its disk has {free / 2**20:,.1f} MiB left. Free "

@@ -20,7 +20,7 @@ from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig,
 from ..model.heads import HEADS
 from ..model.modeling_multitask import MultiTaskModel, position_limit
 
-__all__ = ["ExternalTeacher", "load_external_teacher"]
+__all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teacher"]
 
 logger = logging.get_logger(__name__)
 
@@ -30,8 +30,8 @@ _STOCK_TYPES = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
-# What Transformers and what it reads weights with raise for a model that cannot be loaded.
-_UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
+UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
+"""What Transformers raises for a folder that is no model, is damaged, lacks a package, or wants its code to be run."""
 _SAMPLE = 100
 
 
@@ -174,7 +174,7 @@ def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Datase
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     except ConfigurationError:
         raise
-    except _UNLOADABLE as error:
+    except UNLOADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(
             f"`{key}` must be a folder or a Hub id of a model with its tokenizer; {source!r} could not be loaded: "

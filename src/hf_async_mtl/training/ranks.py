@@ -117,7 +117,8 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     Raises:
         ConfigurationError: On all processes, where machines have folders of their own, and none in common.
     """
-    have = gather_object([sorted(whole_checkpoints(output_dir))])
+    own = whole_checkpoints(output_dir)
+    have = gather_object([sorted(own)])
     common = set(have[0]).intersection(*have)
     if not common and any(have):
         rank = next(rank for rank, steps in enumerate(have) if steps)
@@ -126,7 +127,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
             f"All machines must resume from one checkpoint; process {rank} has checkpoint-{have[rank][-1]} in "
             f"{output_dir}, and process {without} does not. Copy that folder to each machine."
         )
-    return whole_checkpoints(output_dir)[max(common)] if common else None
+    return own[max(common)] if common else None
 
 
 def share_rng_states(checkpoint: Path, args: AsyncMTLTrainingArguments) -> None:
