@@ -5,7 +5,7 @@
     python scripts/report_quality.py model_cards/quality_cpu --readme README.md
 
 *The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
-is changed further), choices (learning rates, schedules of the learning rate) and seeds. ``data_seed`` fixes the samples
+is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds. ``data_seed`` fixes the samples
 and the carved validation rows for all of them; a seed rules the heads' weights, the order and the dropout.
 
 *Fair.* Every run of a bundle takes the same steps (a single task's as many epochs); none ends early. A method's choices
@@ -108,6 +108,11 @@ class Plan:
                 names += [f"{name}-{task}" for task in self.tasks(bundle)] if method.get("single_task") else [name]
         return names
 
+    def choices_of(self, bundle: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """Axis -> option -> settings: the bundle's own where it has some."""
+        own: dict[str, dict[str, dict[str, Any]]] = self.bundles[bundle].get("choices", self.choices)
+        return own
+
     def method(self, row: str) -> tuple[dict[str, Any], str | None]:
         """A row's method, and the task that it is about where it is about one."""
         if row in self.methods:
@@ -118,7 +123,7 @@ class Plan:
     def settings(self, cell: Cell) -> list[str]:
         """What a cell changes in its bundle's configuration, as ``--set`` takes it."""
         changes = {**self.bundles[cell.bundle].get("set", {}), **self.method(cell.method)[0].get("set", {})}
-        for options, name in zip(self.choices.values(), cell.choice.split("-"), strict=True):
+        for options, name in zip(self.choices_of(cell.bundle).values(), cell.choice.split("-"), strict=True):
             changes.update(options[name])
         changes |= {"seed": cell.seed, "data_seed": self.data_seed}
         return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
@@ -165,7 +170,7 @@ def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
     for bundle in plan.bundles:
         repeats = []
         for row in plan.rows(bundle):
-            tries, settled = options_to_try(plan.choices, trials(plan, bundle, row, done))
+            tries, settled = options_to_try(plan.choices_of(bundle), trials(plan, bundle, row, done))
             ready += [Cell(bundle, row, choice, plan.seeds[0]) for choice in tries]
             if not tries:
                 repeats += [Cell(bundle, row, settled, seed) for seed in plan.seeds[1:]]
@@ -186,7 +191,7 @@ def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str
     """Row -> choice, of the rows whose choice is settled."""
     settled = {}
     for row in plan.rows(bundle):
-        tries, choice = options_to_try(plan.choices, trials(plan, bundle, row, done))
+        tries, choice = options_to_try(plan.choices_of(bundle), trials(plan, bundle, row, done))
         if not tries:
             settled[row] = choice
     return settled

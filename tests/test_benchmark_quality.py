@@ -93,6 +93,15 @@ def test_settings(plan: Plan) -> None:
     assert "training.learning_rate=0.0001" in single
 
 
+def test_choices_of_a_bundle(plan: Plan) -> None:
+    """A bundle whose rate was known already was run at the other's too."""
+    plan.bundles["two"]["choices"] = {"rate": {"high": {"training.learning_rate": 1e-3}}}
+    assert plan.settings(Cell("two", "sum", "high", 5))[1] == "training.learning_rate=0.001"
+    first = finish(plan, {}, lambda cell: 0.5)[0]
+    assert {cell.choice for cell in first if cell.bundle == "one"} == {"low-linear", "high-linear"}
+    assert {cell.choice for cell in first if cell.bundle == "two"} == {"high"}
+
+
 def test_unknown_choice(plan: Plan) -> None:
     """A choice with an axis too few was run with settings left out."""
     with pytest.raises(ValueError, match="zip"):
@@ -114,14 +123,15 @@ def test_files_of_cells_differ(tmp_path: Path) -> None:
 def test_plans_of_the_repository(path: Path) -> None:
     """A plan names what there is not, or a name that its cells cannot be taken apart by."""
     plan = Plan.load(path)
-    assert all("-" not in option for options in plan.choices.values() for option in options)
     for bundle in plan.bundles:
+        choices = plan.choices_of(bundle).values()
+        assert all("-" not in option for options in choices for option in options)
         rows = plan.rows(bundle)
         assert len(set(rows)) == len(rows)
         for row in rows:
             task = plan.method(row)[1]
             assert task is None or task in plan.tasks(bundle)
-            plan.settings(Cell(bundle, row, "-".join(next(iter(options)) for options in plan.choices.values()), 0))
+            plan.settings(Cell(bundle, row, "-".join(next(iter(options)) for options in choices), 0))
 
 
 # -- choices ----------------------------------------------------------------------------------------------------------
