@@ -5,8 +5,9 @@
     python scripts/report_quality.py model_cards/quality_cpu --readme README.md
 
 *The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
-is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds. ``data_seed`` fixes the samples
-and the carved validation rows for all of them; a seed rules the heads' weights, the order and the dropout.
+is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds.
+``data_seed`` fixes the samples and the carved validation rows for all of them; a seed rules the heads' weights, the
+order and the dropout.
 
 *Fair.* Every run of a bundle takes the same steps (a single task's as many epochs); none ends early. A method's choices
 are made for itself, one after the other, with the first seed, by the validation average of its best-average checkpoint:

@@ -545,6 +545,10 @@ def rows(**columns: Any) -> Dataset:
         ),
         ({"eval_dataset": {"polarity": [], "overlap": []}}, "found polarity: list, overlap: list"),
         (
+            {"train_dataset": {**some_rows(PAIR), "overlap": some_rows(PAIR)["overlap"].to_iterable_dataset()}},
+            "found polarity: Dataset, overlap: IterableDataset. Write the part of a stream",
+        ),
+        (
             {"eval_dataset": {**some_rows(PAIR), "overlap": some_rows(PAIR)["overlap"].select([])}},
             "`eval_dataset` of task 'overlap' must have rows; found none",
         ),

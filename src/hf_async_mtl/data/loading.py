@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.labels import is_missing
+from .streaming import materialise
 
 __all__ = ["DataSource", "expand_path", "load_splits", "sample"]
 
@@ -41,6 +42,7 @@ class DataSource:
         name: Its configuration.
         revision: Its revision.
         limit: Split -> at most so many rows.
+        stream: Read no more than the limits ask for, rather than all to draw from; see `materialise`.
     """
 
     splits: Mapping[str, Any]
@@ -48,6 +50,7 @@ class DataSource:
     name: str | None = None
     revision: str | None = None
     limit: Mapping[str, int] = field(default_factory=dict)
+    stream: bool = False
 
     @classmethod
     def from_section(cls, task: str, section: Any, limit: Any, folder: Path) -> DataSource:
@@ -65,10 +68,13 @@ class DataSource:
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`tasks.{task}.data` must name the splits of the task; found {section!r}.")
         hub_keys = {key: section[key] for key in ("hub", "name", "revision") if key in section}
-        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
+        stream = section.get("stream", False)
+        splits = {
+            key: value for key, value in section.items() if key not in (*hub_keys, "stream") and value is not None
+        }
         for split in splits:
             if split not in SPLITS and not re.fullmatch("validation_[a-z0-9_]+", str(split)):
-                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
+                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision", "stream"]
                 nearest = difflib.get_close_matches(str(split), known, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(
                     f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
@@ -85,7 +91,27 @@ class DataSource:
                 f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
             )
         located = {split: _locate(task, split, value, bool(hub_keys), folder) for split, value in splits.items()}
-        return cls(located, limit=_check_limit(task, limit, located), **hub_keys)
+        limit = _check_limit(task, limit, located)
+        _check_stream(task, stream, located, limit)
+        return cls(located, limit=limit, stream=stream, **hub_keys)
+
+
+def _check_stream(task: str, stream: Any, splits: Mapping[str, Any], limit: Mapping[str, int]) -> None:
+    if not isinstance(stream, bool):
+        raise ConfigurationError(f"`tasks.{task}.data.stream` must be true or false; found {stream!r}.")
+    if not stream:
+        return
+    if "train" not in limit:
+        raise ConfigurationError(
+            f"`tasks.{task}.data.stream` needs to know how many rows to keep, and `tasks.{task}.limit` has no `train`. "
+            "Give it a number of training rows that the disk has room for."
+        )
+    for split, place in splits.items():
+        if isinstance(place, Path) and place.is_dir():
+            raise ConfigurationError(
+                f"`tasks.{task}.data.{split}` is a folder of `save_to_disk`, which is not read as a stream, nor into "
+                "memory. Remove `stream`."
+            )
 
 
 def _check_limit(task: str, limit: Any, splits: Mapping[str, Any]) -> dict[str, int]:
@@ -164,7 +190,7 @@ def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> d
         ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.
     """
     loaded = {
-        split: _load(name, split, value, source)
+        split: _load(name, split, value, source, seed)
         for split, value in source.splits.items()
         if not isinstance(value, Mapping)
     }
@@ -209,17 +235,24 @@ def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tu
     )
 
 
-def _load(name: str, split: str, value: str | Path, source: DataSource) -> Dataset:
+def _load(name: str, split: str, value: str | Path, source: DataSource, seed: int) -> Dataset:
     if isinstance(value, Path):
-        return _load_folder(name, split, value) if value.is_dir() else _load_file(name, split, value)
+        return _load_folder(name, split, value) if value.is_dir() else _load_file(name, split, value, source, seed)
     try:
-        return load_dataset(source.hub, source.name, split=value, revision=source.revision)
-    except (DatasetNotFoundError, ConnectionError, ValueError, OSError) as error:
+        return _rows(source, split, seed, value, path=source.hub, name=source.name, revision=source.revision)
+    except (DatasetNotFoundError, DatasetGenerationError, ConnectionError, ValueError, OSError) as error:
         # A wrong id, configuration or split, or no way to the Hub: in all cases the user's next move.
         raise ConfigurationError(
             f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could "
             f"not be loaded: {' '.join(str(error).split())}"
         ) from error
+
+
+def _rows(source: DataSource, split: str, seed: int, place: str, **arguments: Any) -> Dataset:
+    """One split as `load_dataset(**arguments, split=place)` gives it, or the part of it that is kept of a stream."""
+    if source.stream:
+        return materialise(load_dataset_builder(**arguments), place, source.limit.get(split), seed)
+    return load_dataset(**arguments, split=place)
 
 
 def _load_folder(name: str, split: str, path: Path) -> Dataset:
@@ -241,15 +274,14 @@ def _load_folder(name: str, split: str, path: Path) -> Dataset:
     return loaded[split]
 
 
-def _load_file(name: str, split: str, path: Path) -> Dataset:
+def _load_file(name: str, split: str, path: Path, source: DataSource, seed: int) -> Dataset:
     if path.stat().st_size == 0:
         raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} is empty.")
     reader = _READERS[path.suffix]
     try:
         with _without_log():
-            return load_dataset(
-                reader, data_files={"rows": str(path)}, split="rows", **_READER_SETTINGS.get(reader, {})
-            )
+            files, settings = {"rows": str(path)}, _READER_SETTINGS.get(reader, {})
+            return _rows(source, split, seed, "rows", path=reader, data_files=files, **settings)
     except (DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
         if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..convergence.actions import ACTIONS
 from ..metrics import METRICS
@@ -55,6 +55,11 @@ def check_sets(
         if sets is None:
             continue
         if not isinstance(sets, Mapping) or not all(isinstance(rows, Dataset) for rows in sets.values()):
+            if isinstance(sets, Mapping) and any(isinstance(rows, IterableDataset) for rows in sets.values()):
+                raise ConfigurationError(
+                    f"`{split}` must have rows that can be counted and read in any order; found {_kinds(sets)}. Write "
+                    "the part of a stream to train on to disk: `Dataset.from_generator(stream.take(100_000).__iter__)`."
+                )
             raise ConfigurationError(
                 f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split of "
                 "each task."
