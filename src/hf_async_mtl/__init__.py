@@ -6,9 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from .model.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from .model.pipeline_multitask import PIPELINE_TASK, MultiTaskPipeline
 
 if TYPE_CHECKING:
     from .training.arguments import AsyncMTLTrainingArguments
@@ -23,6 +25,7 @@ __all__ = [
     "MultiTaskConfig",
     "MultiTaskModel",
     "MultiTaskOutput",
+    "MultiTaskPipeline",
     "TaskConfig",
 ]
 
@@ -31,6 +34,7 @@ AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
 # `save_pretrained` copies the modelling code beside the weights, so that `trust_remote_code` loads it without us.
 MultiTaskConfig.register_for_auto_class()
 MultiTaskModel.register_for_auto_class("AutoModel")
+PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, MultiTaskPipeline, pt_model=AutoModel, type="text")
 
 # Inference needs the model alone; what trains is imported when it is asked for.
 _LAZY = {

@@ -27,6 +27,7 @@ from .packing import (
     segment_tokens,
     sliding_block_mask,
 )
+from .views import SequenceView, TokenView
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput", "position_limit"]
 
@@ -193,6 +194,28 @@ class MultiTaskModel(PreTrainedModel):
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()
+
+    def as_sequence_classifier(self, task: str) -> SequenceView:
+        """One task as a model of one task, for code such as ``transformers.pipeline("text-classification", ...)``.
+
+        Args:
+            task: A task of classification, multi-label classification or regression.
+
+        Returns:
+            A view: it shares weights and mode with this model. ``logits`` are a tensor, and its configuration has
+            ``id2label`` and ``problem_type``.
+
+        Raises:
+            ConfigurationError: The task is not known, or is of another type.
+        """
+        return SequenceView(self, task)
+
+    def as_token_classifier(self, task: str) -> TokenView:
+        """The same for a task of token classification, and ``transformers.pipeline("token-classification", ...)``.
+
+        Labels are read at the first sub-word of a word: ask the pipeline for ``aggregation_strategy="first"``.
+        """
+        return TokenView(self, task)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
