@@ -15,7 +15,7 @@ from ..model.modeling_multitask import MultiTaskModel
 from ..training.external_teachers import UNLOADABLE
 from .config_file import RunConfig
 
-__all__ = ["evaluation_sets", "load_encoder", "load_tasks", "load_tokenizer"]
+__all__ = ["evaluation_sets", "load_encoder", "load_model", "load_tasks", "load_tokenizer"]
 
 
 def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
@@ -70,6 +70,17 @@ def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
             f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
         ) from error
     return tokenizer
+
+
+def load_model(source: str) -> tuple[MultiTaskModel, Any]:
+    """A trained model in evaluation mode, and its tokenizer."""
+    try:
+        model = MultiTaskModel.from_pretrained(source)
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
+        raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
+    return model.eval(), load_tokenizer(source, model.config.task_configs)
 
 
 def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:

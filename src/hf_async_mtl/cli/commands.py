@@ -10,33 +10,30 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from ..convergence.recording import TeacherError, nearest_existing
+from ..convergence.recording import TeacherError
 from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..model.configuration_multitask import ConfigurationError, check_task_names
-from ..model.modeling_multitask import MultiTaskModel
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
-from ..training.checkpoints import read_state, write_whole
-from ..training.external_teachers import UNLOADABLE
+from ..training.checkpoints import write_whole
 from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from .building import evaluation_sets, load_encoder, load_model, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
+from .folders import check_output_dir, removed_where_nothing_is_written
 from .interruption import CheckpointOnSignal, RunInterrupted
-from .predicting import answerable, predict_rows
+from .predict_command import add_predict
 
 __all__ = ["main"]
 
@@ -128,12 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
-    predict = commands.add_parser("predict", help="answer for the rows of a JSON lines file")
-    predict.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    predict.add_argument("--input", required=True, type=Path, metavar="FILE.jsonl")
-    predict.add_argument("--task", action="append", metavar="NAME", nargs="+", help="default: all that the rows fit")
-    predict.add_argument("--output", type=Path, metavar="FILE.jsonl", help="default: stdout")
-    predict.set_defaults(command=_predict)
+    add_predict(commands)
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
@@ -168,14 +160,14 @@ def _train(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     output_dir = args.output_dir or Path("runs/demo")
-    _check_output_dir(output_dir, args.resume)
+    check_output_dir(output_dir, args.resume)
     with tempfile.TemporaryDirectory() as scratch:
         # Generated anew each time, the same to the byte, so that a resumed run finds what it began with.
         _run(load_config(write_demo(Path(scratch))), output_dir, args.resume)
 
 
 def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
-    _check_output_dir(output_dir, resume)
+    check_output_dir(output_dir, resume)
     arguments = config.arguments(output_dir)
     checkpoint = newest_checkpoint(output_dir) if resume is True else resume
     splits, tasks = load_tasks(config)
@@ -187,7 +179,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         # For its errors, which are to come before training; the result is cached.
         encode(rows, name, tasks[name], tokenizer, tasks[name].max_length or model.config.max_length)
     interruption = CheckpointOnSignal()
-    with _removed_where_nothing_is_written(output_dir):
+    with removed_where_nothing_is_written(output_dir):
         trainer = AsyncMTLTrainer(
             model=model,
             args=arguments,
@@ -225,61 +217,18 @@ def _evaluate_sets(
     return metrics
 
 
-@contextmanager
-def _removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
-    """Take away the folders that a failed run has made and has left empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
 def _to_json(metrics: Mapping[str, Any]) -> str:
     """JSON knows no NaN; what is not defined is null."""
     finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in metrics.items()}
     return json.dumps(finite, indent=2, allow_nan=False)
 
 
-def _check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
-    existing = nearest_existing(output_dir)
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        reason = "cannot be written to" if existing.is_dir() else "is no folder"
-        raise ConfigurationError(
-            f"The output folder must be one that can be written to; {existing} {reason}. Choose another with "
-            "--output-dir."
-        )
-    if isinstance(resume, str) and read_state(Path(resume)) is None:
-        raise ConfigurationError(
-            f"`--resume` must name a whole checkpoint; {resume} has no trainer_state.json. Without a name it "
-            "takes the newest whole one of the output folder."
-        )
-    if not resume and output_dir.exists() and any(output_dir.iterdir()):
-        raise ConfigurationError(
-            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with "
-            "--resume."
-        )
-
-
-# -- evaluate, predict, report ----------------------------------------------------------------------------------------
-
-
-def _load_model(source: str) -> tuple[MultiTaskModel, Any]:
-    try:
-        model = MultiTaskModel.from_pretrained(source)
-    except ConfigurationError:
-        raise
-    except UNLOADABLE as error:
-        raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
-    return model.eval(), load_tokenizer(source, model.config.task_configs)
+# -- evaluate, report ----------------------------------------------------------------------------------------
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.set)
-    model, tokenizer = _load_model(args.model)
+    model, tokenizer = load_model(args.model)
     unknown = [name for name in config.tasks if name not in model.config.tasks]
     if unknown:
         raise ConfigurationError(
@@ -306,30 +255,6 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 _NO_METRICS = ("epoch", "_runtime", "_per_second", "_preparation_time")
-
-
-def _predict(args: argparse.Namespace) -> None:
-    model, tokenizer = _load_model(args.model)
-    if not args.input.is_file() or args.input.stat().st_size == 0:
-        raise ConfigurationError(f"`--input` must be a file of JSON lines; {args.input} is missing or empty.")
-    try:
-        rows = load_dataset("json", data_files={"rows": str(args.input)}, split="rows")
-    except (DatasetGenerationError, ValueError) as error:
-        # A ValueError where there are lines and no row.
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigurationError(f"{args.input} could not be read as JSON lines: {cause}") from error
-    chosen = [name for group in args.task or [] for name in group]
-    names = answerable(model.config.task_configs, rows, chosen or None)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    lines = (json.dumps(answers, ensure_ascii=False) for answers in predict_rows(model, tokenizer, rows, names))
-    if args.output is None:
-        for line in lines:
-            print(line)
-        return
-    # All answers first: a row that cannot be read must not cost what the file held before.
-    text = "".join(line + "\n" for line in lines)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(text, encoding="utf-8")
 
 
 def _report(args: argparse.Namespace) -> None:

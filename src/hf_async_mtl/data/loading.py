@@ -6,9 +6,10 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.labels import is_missing
 from .streaming import materialise
 
-__all__ = ["DataSource", "expand_path", "load_splits", "sample"]
+__all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
 
 SPLITS = ("train", "validation", "test")
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Ending of a file -> the reader of `datasets` for it."""
 # Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes.
 _READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
 # What the readers say of nothing: any of them, and Parquet's.
@@ -145,9 +147,9 @@ def _locate(task: str, split: str, value: Any, on_hub: bool, folder: Path) -> An
     path = folder / expand_path(key, value)
     if not path.exists():
         raise ConfigurationError(f"`{key}`: there is no file or folder {path}.")
-    if path.is_file() and path.suffix not in _READERS:
+    if path.is_file() and path.suffix not in READERS:
         raise ConfigurationError(
-            f"`{key}` must be a file of type {', '.join(_READERS)}, or a folder of `save_to_disk`; found {path.name}."
+            f"`{key}` must be a file of type {', '.join(READERS)}, or a folder of `save_to_disk`; found {path.name}."
         )
     return path
 
@@ -190,7 +192,7 @@ def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> d
         ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.
     """
     loaded = {
-        split: _load(name, split, value, source, seed)
+        split: load_split(name, split, value, source, seed)
         for split, value in source.splits.items()
         if not isinstance(value, Mapping)
     }
@@ -235,7 +237,19 @@ def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tu
     )
 
 
-def _load(name: str, split: str, value: str | Path, source: DataSource, seed: int) -> Dataset:
+def load_split(name: str, split: str, value: str | Path, source: DataSource, seed: int) -> Dataset:
+    """Load one split as it is.
+
+    Args:
+        name: The task's name, for messages.
+        split: What the split is to the task, for messages.
+        value: A path, or the name of a split of the Hub's dataset.
+        source: The dataset, where it is the Hub's; and what is kept of a stream.
+        seed: Of what is kept of a stream.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
     if isinstance(value, Path):
         return _load_folder(name, split, value) if value.is_dir() else _load_file(name, split, value, source, seed)
     try:
@@ -275,20 +289,34 @@ def _load_folder(name: str, split: str, path: Path) -> Dataset:
 
 
 def _load_file(name: str, split: str, path: Path, source: DataSource, seed: int) -> Dataset:
+    return _read(path, f"Task {name!r}: the {split} split", partial(_rows, source, split, seed, "rows"))
+
+
+def read_file(path: Path, what: str) -> Dataset:
+    """All rows of a file of one of the `READERS`.
+
+    Args:
+        path: The file.
+        what: What it is to the user, for messages.
+
+    Raises:
+        ConfigurationError: It has no rows, or cannot be read.
+    """
+    return _read(path, what, partial(load_dataset, split="rows"))
+
+
+def _read(path: Path, what: str, load: Callable[..., Dataset]) -> Dataset:
     if path.stat().st_size == 0:
-        raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} is empty.")
-    reader = _READERS[path.suffix]
+        raise ConfigurationError(f"{what} must have rows; {path} is empty.")
+    reader = READERS[path.suffix]
     try:
         with _without_log():
-            files, settings = {"rows": str(path)}, _READER_SETTINGS.get(reader, {})
-            return _rows(source, split, seed, "rows", path=reader, data_files=files, **settings)
+            return load(path=reader, data_files={"rows": str(path)}, **_READER_SETTINGS.get(reader, {}))
     except (DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
         if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):
-            raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; {path} has none.") from error
-        raise ConfigurationError(
-            f"Task {name!r}: {path} could not be read as {reader}: {cause.splitlines()[0]}"
-        ) from error
+            raise ConfigurationError(f"{what} must have rows; {path} has none.") from error
+        raise ConfigurationError(f"{what}: {path} could not be read as {reader}: {cause.splitlines()[0]}") from error
 
 
 @contextmanager
