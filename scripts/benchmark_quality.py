@@ -541,7 +541,7 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
         for key in answers.files:
             kind, name = key.split(".")
             task = tasks[name]
-            length = task.max_length or config.model["max_length"]
+            length = task.max_length or (config.model["max_length"] or 128)
             true = references(task, encode(splits[name]["test"], name, task, tokenizer, length))
             given = from_array(task, answers[key], true)
             metric = task.monitored

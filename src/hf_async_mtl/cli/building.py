@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..data.encoding import not_utf8
 from ..data.loading import load_splits
 from ..metrics import check_metric
-from ..model.configuration_multitask import ConfigurationError, TaskConfig, distinct
+from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, distinct
+from ..model.growing import adopt, kept_tasks
 from ..model.modeling_multitask import MultiTaskModel
 from ..training.external_teachers import UNLOADABLE
 from .config_file import RunConfig
 
-__all__ = ["evaluation_sets", "load_encoder", "load_model", "load_tasks", "load_tokenizer"]
+__all__ = ["evaluation_sets", "grown", "load_encoder", "load_model", "load_tasks", "load_tokenizer"]
+
+
+def grown(config: RunConfig) -> RunConfig:
+    """The configuration of a run that starts from a trained bundle; any other as it is.
+
+    A task that the bundle has takes over its labels, and is taught by the bundle from the first step, unless it has
+    another teacher, or none (null): then it learns from labels. An evaluation before the first step says what each
+    task can do by then.
+    """
+    try:
+        trained = AutoConfig.from_pretrained(config.encoder, trust_remote_code=False)
+    except UNLOADABLE:
+        # `load_encoder` says it, once the data has been looked at.
+        return config
+    if not isinstance(trained, MultiTaskConfig):
+        return config
+    known = trained.task_configs
+    kept = kept_tasks(known, config.tasks, config.model["new_heads"])
+    distillation = config.training["distillation"]
+    training = {
+        **config.training,
+        "distillation": {
+            **distillation,
+            "teachers": dict.fromkeys(kept, config.encoder) | distillation.get("teachers", {}),
+        },
+        "eval_on_start": config.training.get("eval_on_start", True),
+    }
+    tasks = config.tasks | {name: adopt(name, config.tasks[name], known[name]) for name in kept}
+    return dataclasses.replace(config, tasks=tasks, training=training)
 
 
 def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:

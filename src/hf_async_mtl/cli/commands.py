@@ -28,7 +28,7 @@ from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import write_whole
 from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import evaluation_sets, load_encoder, load_model, load_tasks, load_tokenizer
+from .building import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
 from .folders import check_output_dir, removed_where_nothing_is_written
@@ -154,7 +154,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = load_config(args.config, args.set)
+    config = grown(load_config(args.config, args.set))
     _run(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
 
 

@@ -23,7 +23,7 @@ __all__ = ["RunConfig", "load_config"]
 SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 _TOP_KEYS = ("encoder", "seed", "data_seed", "max_length", "pooling", "packing", "tasks", *SECTIONS, "training")
 _TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
-_TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence")
+_TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence", "head")
 # Given at the top of the file, where they also rule what the trainer does not know of.
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
 # NumPy takes no greater one.
@@ -39,10 +39,11 @@ class RunConfig:
         encoder: Hub id or absolute folder.
         seed: Of model, order and dropout.
         data_seed: Of samples and carves.
-        model: ``max_length``, ``pooling`` and ``packing``.
+        model: ``max_length``, ``pooling``, ``packing`` and ``new_heads``, as `MultiTaskModel.from_encoder` takes them.
         tasks: Name -> task, its labels not yet found.
         sources: Name -> where its data is.
-        training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``.
+        training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``. A teacher of a task may be
+            None, which says that it has none; see `hf_async_mtl.cli.building.grown`.
         output_dir: Absolute, or None.
     """
 
@@ -58,8 +59,13 @@ class RunConfig:
 
     def arguments(self, output_dir: str | Path, **overrides: Any) -> AsyncMTLTrainingArguments:
         """The training arguments of this run."""
+        training = {**self.training, **overrides}
+        teachers = training["distillation"].get("teachers")
+        if isinstance(teachers, dict):
+            named = {name: source for name, source in teachers.items() if source is not None}
+            training["distillation"] = {**training["distillation"], "teachers": named}
         try:
-            arguments = AsyncMTLTrainingArguments(str(output_dir), **{**self.training, **overrides})
+            arguments = AsyncMTLTrainingArguments(str(output_dir), **training)
         except ConfigurationError:
             raise
         except (ValueError, TypeError, ImportError) as error:
@@ -165,13 +171,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     folder = path.parent.resolve()
     seed = _whole_number("seed", config.get("seed", 42), maximum=_LARGEST_SEED)
-    tasks, sources, weights, convergence = {}, {}, {}, {}
+    tasks, sources, weights, convergence, new_heads = {}, {}, {}, {}, []
     for name, section in config["tasks"].items():
         section = _with_preset(name, section)
         tasks[name] = _task(name, section)
         sources[name] = DataSource.from_section(name, section["data"], section.get("limit"), folder)
         if "weight" in section:
             weights[name] = section["weight"]
+        if section.get("head", "kept") not in ("kept", "new"):
+            raise ConfigurationError(f"`tasks.{name}.head` must be kept or new; found {section['head']!r}.")
+        if section.get("head") == "new":
+            new_heads.append(name)
         if section.get("convergence") is not None:
             convergence[name] = section["convergence"]
     check_task_names(_metric_names(tasks, sources))
@@ -179,7 +189,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     teachers = training["distillation"].get("teachers")
     if isinstance(teachers, dict):
         training["distillation"]["teachers"] = {
-            name: _model_source(f"distillation.teachers.{name}", source, folder) for name, source in teachers.items()
+            name: None if source is None else _model_source(f"distillation.teachers.{name}", source, folder)
+            for name, source in teachers.items()
         }
     return RunConfig(
         name=path.stem,
@@ -187,9 +198,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         seed=seed,
         data_seed=_whole_number("data_seed", config.get("data_seed", seed), maximum=_LARGEST_SEED),
         model={
-            "max_length": _whole_number("max_length", config.get("max_length", 128), minimum=8),
-            "pooling": config.get("pooling", "cls"),
+            # Those of a trained bundle, where that is the encoder, are not known here.
+            "max_length": _whole_number("max_length", config["max_length"], minimum=8)
+            if "max_length" in config
+            else None,
+            "pooling": config.get("pooling"),
             "packing": config.get("packing", "auto"),
+            "new_heads": new_heads,
         },
         tasks=tasks,
         sources=sources,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .growing import adopt, kept_tasks
 from .heads import HEADS, Head
 from .packing import (
     Layout,
@@ -131,66 +132,84 @@ class MultiTaskModel(PreTrainedModel):
         encoder: str,
         tasks: Mapping[str, TaskConfig],
         *,
-        pooling: str = "cls",
+        pooling: str | None = None,
         packing: str = "auto",
-        max_length: int = 128,
+        max_length: int | None = None,
+        new_heads: Collection[str] = (),
         **kwargs: Any,
     ) -> MultiTaskModel:
-        """Put new heads on a pretrained encoder.
+        """Put new heads on a pretrained encoder, or on that of a trained bundle, which keeps those that it has.
 
         Args:
-            encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``.
+            encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``; or of a
+                `MultiTaskModel`. The heads of its tasks that are among ``tasks``, by their names, are taken over with
+                their labels or the scale of their targets; the others are dropped.
             tasks: Name -> resolved task.
-            pooling: ``cls``, ``mean`` or ``max``.
+            pooling: ``cls`` (the default), ``mean`` or ``max``. A trained bundle's heads know its own alone.
             packing: ``auto`` or ``off``.
-            max_length: The longest sequence, in tokens, where a task does not say.
+            max_length: The longest sequence, in tokens, where a task does not say: 128, or a trained bundle's own.
+            new_heads: Tasks that begin anew, though the trained bundle has them.
             **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise:
                 half-precision master weights lose small updates; train in ``bf16`` through the training arguments.
 
         Raises:
-            ConfigurationError: The encoder is no encoder, its checkpoint lacks weights, or it has fewer positions than
-                the longest sequence.
+            ConfigurationError: The encoder is no encoder, its checkpoint lacks weights, it has fewer positions than
+                the longest sequence, or a task does not fit the head of a trained bundle.
         """
         # Left open, Transformers asks the terminal whether to run the code of a stranger.
         kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
         hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
         encoder_config = AutoConfig.from_pretrained(encoder, **{k: v for k, v in kwargs.items() if k in hub_keys})
-        if isinstance(encoder_config, MultiTaskConfig):
-            raise ConfigurationError(
-                f"`encoder` must be a plain text encoder; {encoder!r} is a MultiTaskModel already. Load it with "
-                "`MultiTaskModel.from_pretrained`, or save its `encoder` alone and start from that."
-            )
+        trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
+        kept: list[str] = []
+        tasks = dict(tasks)
+        if trained is not None:
+            known = trained.task_configs
+            kept = kept_tasks(known, tasks, new_heads)
+            tasks |= {name: adopt(name, tasks[name], known[name]) for name in kept}
+            if kept and pooling not in (None, trained.pooling):
+                raise ConfigurationError(
+                    f"`pooling` must be {trained.pooling}, which the heads of {encoder!r} have learnt to read; found "
+                    f"{pooling!r}."
+                )
+            pooling, max_length = pooling or trained.pooling, max_length or trained.max_length
+            encoder_config = trained.encoder_config
         if not _is_text_encoder(encoder_config):
             raise ConfigurationError(
                 "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
                 f"{encoder!r} is of type {encoder_config.model_type!r}. Choose a model such as BERT or ModernBERT."
             )
         config = MultiTaskConfig(
-            encoder_config=encoder_config, tasks=dict(tasks), pooling=pooling, packing=packing, max_length=max_length
+            encoder_config=encoder_config,
+            tasks=tasks,
+            pooling=pooling or "cls",
+            packing=packing,
+            max_length=max_length or 128,
         )
         model = cls(config)
         limit = position_limit(model.encoder)
-        longest = max([max_length, *(task.max_length or 0 for task in tasks.values())])
+        longest = max([config.max_length, *(task.max_length or 0 for task in tasks.values())])
         if limit is not None and longest > limit:
             raise ConfigurationError(
                 f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
                 "it, or choose an encoder for longer texts."
             )
-        model_class = type(model.encoder)
-        loaded, info = model_class.from_pretrained(
-            encoder, output_loading_info=True, **_without_pooler(model_class), **kwargs
-        )
+        model_class: Any = cls if trained is not None else type(model.encoder)
+        pooler = {} if trained is not None else _without_pooler(model_class)
+        loaded, info = model_class.from_pretrained(encoder, output_loading_info=True, **pooler, **kwargs)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise ConfigurationError(
                 f"The checkpoint {encoder!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
                 f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
             )
+        for name in kept:
+            model.heads[name] = loaded.heads[name]
+        loaded = loaded.encoder if trained is not None else loaded
         # One configuration, not two: what changes the encoder's must stand in `config.json`.
         model.encoder, config.encoder_config = loaded, loaded.config
-        if Path(encoder).is_dir():
-            # `config.json` goes public; where a folder lay on this machine does not.
-            loaded.config._name_or_path = f"./{Path(encoder).resolve().name}"
+        # `config.json` goes public; where a folder lay on this machine does not.
+        loaded.config._name_or_path = f"./{Path(encoder).resolve().name}" if Path(encoder).is_dir() else encoder
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()

@@ -65,7 +65,8 @@ def final_table(report: Mapping[str, Any]) -> Table:
 
     Returns:
         One row a task: monitored metric, its value in the saved checkpoint, its best value in the run and the step
-        that reached it, the step at which the task converged, and the retention (final over best).
+        that reached it, the step at which the task converged, and the retention (final over best). Where the run was
+        evaluated before its first step, also the value at that time.
 
     Raises:
         ValueError: The run has not ended, so that nothing is final yet.
@@ -76,12 +77,16 @@ def final_table(report: Mapping[str, Any]) -> Table:
         )
     final = report["final"]
     title = [f"final checkpoint: step {final['step']}", f"average {_value(final['average'])}"]
-    table = _table(title, words=["task", "metric"], numbers=["final", "best", "at step", "converged", "retention"])
+    starts = {name: dict(task.get("history", ())).get(0) for name, task in report["tasks"].items()}
+    before = ["before"] if any(value is not None for value in starts.values()) else []
+    numbers = [*before, "final", "best", "at step", "converged", "retention"]
+    table = _table(title, words=["task", "metric"], numbers=numbers)
     for name, task in report["tasks"].items():
         end = final["tasks"][name]
         table.add_row(
             name,
             task["metric"],
+            *([_value(starts[name])] if before else []),
             Text(_value(end["value"]), style="bold"),
             _value(task["best"]),
             _step(task["best_step"]),
