@@ -1,0 +1,108 @@
+"""What do the tasks of a trained bundle lose when it gets one more? Taught by the bundle, and fine-tuned plainly.
+
+    python scripts/benchmark_growth.py [--seeds 0 1 2] [--work runs/growth] [--output model_cards/growth-glue.json]
+
+`scripts/configs/growth_old.yaml` trains three tasks; `growth_new.yaml` starts from that model and adds a fourth:
+
+* *taught*, as it is by default: the old tasks distil from the old model;
+* *labels*: all four learn from labels, for which the old ones' are needed;
+* *new task alone*: plain fine-tuning. The old heads stay as they are, on an encoder that moves.
+
+Seed, rows, steps and the choice of the checkpoint (the best validation average) are the same. All figures are those of
+the test sets, which no run looks at.
+
+A run that is there is not made again. The table is Markdown; its changes are percents of the metric before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).with_name("configs")
+OLD, NEW = ("mrpc", "stsb", "sst2"), "cola"
+NO_TEACHERS = f"distillation.teachers={json.dumps(dict.fromkeys(OLD))}"
+WAYS = {
+    "taught": [],
+    "labels": [NO_TEACHERS],
+    # So small that Adam's epsilon leaves nothing of it.
+    "new task alone": [NO_TEACHERS, *(f"tasks.{name}.weight=1.0e-12" for name in OLD)],
+}
+METRICS = {"mrpc": "f1", "stsb": "pearson", "sst2": "accuracy", "cola": "matthews_correlation"}
+
+
+def train(config: str, folder: Path, settings: Sequence[str], **variables: str) -> dict[str, float]:
+    """Make a run, or take the one that is there; its test metrics."""
+    results = folder / "all_results.json"
+    if not results.is_file():
+        command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "train", str(CONFIGS / config)]
+        command += ["--output-dir", str(folder), "--resume", *(part for s in settings for part in ("--set", s))]
+        with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+            subprocess.run(command, env={**os.environ, **variables}, stdout=log, stderr=log, check=True)
+    found = json.loads(results.read_text(encoding="utf-8"))
+    keys = {name: f"test_{name}_{metric}" for name, metric in METRICS.items()}
+    return {name: found[key] for name, key in keys.items() if key in found}
+
+
+def table(seeds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Seed -> way -> task -> metric, as a table of means over the seeds.
+
+    Examples:
+        >>> run = {"mrpc": 0.5, "stsb": 0.5, "sst2": 0.5}
+        >>> print(table({"0": {"before": run, "taught": {**run, "mrpc": 0.49, "cola": 0.2}}}))
+        | | before | taught |
+        | --- | ---: | ---: |
+        | mrpc (f1) | 50.00 | 49.00 (-2.0 %) |
+        | stsb (pearson) | 50.00 | 50.00 (+0.0 %) |
+        | sst2 (accuracy) | 50.00 | 50.00 (+0.0 %) |
+        | cola (matthews_correlation), new | | 20.00 |
+    """
+    ways = list(next(iter(seeds.values())))
+    lines = [f"| | {' | '.join(ways)} |", "| --- |" + " ---: |" * len(ways)]
+    for name, metric in METRICS.items():
+        cells = []
+        for way in ways:
+            values = [runs[way][name] for runs in seeds.values() if name in runs[way]]
+            if not values:
+                cells.append("")
+                continue
+            cell = f"{100 * statistics.fmean(values):.2f}"
+            if way != "before" and name in OLD:
+                changes = [100 * (runs[way][name] / runs["before"][name] - 1) for runs in seeds.values()]
+                cell += f" ({statistics.fmean(changes):+.1f} %)"
+            cells.append(cell)
+        label = f"{name} ({metric})" + (", new" if name == NEW else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/growth"))
+    parser.add_argument("--output", type=Path, default=Path("model_cards/growth-glue.json"))
+    args = parser.parse_args()
+    seeds: dict[str, Any] = {}
+    for seed in args.seeds:
+        folder = args.work / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = {"before": train("growth_old.yaml", folder / "old", [f"seed={seed}"])}
+        for way, settings in WAYS.items():
+            old = str((folder / "old").resolve())
+            runs[way] = train("growth_new.yaml", folder / way.replace(" ", "-"), [f"seed={seed}", *settings], OLD=old)
+        seeds[str(seed)] = runs
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
+    print(table(seeds))
+
+
+if __name__ == "__main__":
+    main()
