@@ -5,7 +5,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha1
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -36,6 +36,8 @@ def serving(
     """
     api, resolve = f"/api/{kind}s/{repository}", f"{'' if kind == 'model' else f'/{kind}s'}/{repository}/resolve/"
 
+    uploaded: dict[str, bytes] = {}
+
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -57,7 +59,8 @@ def serving(
 
         def do_POST(self) -> None:
             path, address = unquote(urlsplit(self.path).path), f"http://{self.headers['Host']}/{repository}"
-            lines = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            lines = [json.loads(line) for line in body.splitlines()]
             if commits is None or not self.headers.get("Authorization"):
                 self.answer(401, b"{}", {})
             elif path == "/api/repos/create":
@@ -65,17 +68,33 @@ def serving(
             elif path == "/api/validate-yaml":
                 self.answer_json({"errors": [], "warnings": []})
             elif path == f"{api}/preupload/main":
-                # Never by Git LFS or Xet, so that the commit has the content itself.
-                names = [file["path"] for file in lines[0]["files"]]
-                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-                self.answer_json({"files": modes})
+                # As the real one: weights by Git LFS, so that the commit has their hash; all else in the commit itself.
+                modes = [
+                    {"path": name, "uploadMode": "lfs" if name.endswith(".safetensors") else "regular"}
+                    for name in (file["path"] for file in lines[0]["files"])
+                ]
+                self.answer_json({"files": [{**mode, "shouldIgnore": False} for mode in modes]})
+            elif path == f"/{repository}.git/info/lfs/objects/batch":
+                objects = [
+                    {**item, "actions": {"upload": {"href": f"http://{self.headers['Host']}/lfs/{item['oid']}"}}}
+                    for item in lines[0]["objects"]
+                ]
+                self.answer_json({"transfer": "basic", "objects": objects})
             elif path == f"{api}/commit/main":
                 pushed = [line["value"] for line in lines if line["key"] == "file"]
                 content = {file["path"]: b64decode(file["content"]) for file in pushed}
+                content |= {
+                    line["value"]["path"]: uploaded[line["value"]["oid"]] for line in lines if line["key"] == "lfsFile"
+                }
                 commits.append(Commit(lines[0]["value"]["summary"], content))
                 self.answer_json({"commitUrl": f"{address}/commit/{COMMIT}", "commitOid": COMMIT})
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            uploaded[sha256(content).hexdigest()] = content
+            self.answer(200, b"", {})
 
         def answer_json(self, value: Any) -> None:
             self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bundles import bundle_config, write_bundle, write_config
+from commands_here import refused
 from fake_hub import Commit, serving
 from tiny import task_configs
 
@@ -22,6 +24,8 @@ REPOSITORY = "user/model"
 TOKEN = "hf_of_nobody"
 TASKS = ("polarity", "overlap")
 LAST = "End of training"
+UNUSED = {"__init__.py", "pipeline_multitask.py"}
+"""Modules that no modelling code needs."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Pushed:
 def python(folder: Path, address: str, *arguments: Any, **variables: str) -> str:
     """Run a process of its own that may ask the Hub at an address, and give its stdout."""
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    # The store behind Git LFS, which the server has; not the one behind Xet.
+    settings["HF_HUB_DISABLE_XET"] = "1"
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         env={**os.environ, **settings, "NO_PROXY": "127.0.0.1", **variables},
@@ -79,7 +85,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Pushed:
 
 def test_the_last_push_is_what_the_contract_names(pushed: Pushed) -> None:
     """A push before the results and the card, as upstream's `save_model` makes one, must not be the last."""
-    code = {path.name for path in Path(hf_async_mtl.model.__file__).parent.glob("*.py")} - {"__init__.py"}
+    code = {path.name for path in Path(hf_async_mtl.model.__file__).parent.glob("*.py")} - UNUSED
     promised = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     promised |= {
         "convergence.json",
@@ -153,3 +159,90 @@ def test_the_public_model_loads_as_its_card_says(pushed: Pushed, loaded: str) ->
 def test_the_card_does_not_make_its_reader_answer_questions(loaded: str) -> None:
     """A tokenizer reads the model's configuration, and asks whether to trust it: a script waits for an answer."""
     assert "[y/N]" not in loaded
+
+
+# -- on the way, and later --------------------------------------------------------------------------------------------
+
+
+def test_what_is_pushed_on_the_way_loads(pushed: Pushed, tmp_path: Path) -> None:
+    """Bug: until the run has ended the repository has weights and no code, and no card."""
+    first = next(commit for commit in pushed.commits if commit.summary.startswith("Training in progress"))
+    assert {path.name for path in Path(hf_async_mtl.model.__file__).parent.glob("*.py")} - set(first.files) == UNUSED
+    assert "had not ended when this card was written" in first.files["README.md"].decode()
+    for name, content in first.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    code = """
+import sys
+from transformers import AutoModel
+AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+    python(tmp_path, "http://127.0.0.1:9", "-c", code, tmp_path, PYTHONPATH="")
+
+
+def push(run: Path, commits: list[Commit], name: str = "else/where", token: str = TOKEN, *options: str) -> str:
+    """Push a folder with the command, to a server of its own; what it said."""
+    with serving("else/where", {}, "model", commits) as address:
+        command = ("-m", "hf_async_mtl.cli.commands", "push", run, name, *options)
+        return python(run.parent, address, *command, PYTHONPATH=str(ROOT / "src"), HF_TOKEN=token)
+
+
+@pytest.fixture(scope="module")
+def later(pushed: Pushed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Commit]]:
+    """The same run's folder, elsewhere and with odd things in it, pushed by hand under another name."""
+    folder = tmp_path_factory.mktemp("later") / "run"
+    shutil.copytree(pushed.run, folder)
+    (folder / "notes.doc").write_text("mine")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "events.out").write_text("mine")
+    commits: list[Commit] = []
+    assert push(folder, commits).strip().endswith("/else/where/commit/0000000000000000000000000000000000000001")
+    return folder, commits
+
+
+def test_a_run_is_pushed_later(pushed: Pushed, later: tuple[Path, list[Commit]]) -> None:
+    """Bug: what is pushed by hand lacks a file of what the trainer pushes, or has one more."""
+    folder, (commit,) = later
+    assert commit.files.keys() == pushed.final.keys()
+    same = [name for name in commit.files if name != "README.md"]
+    assert all(commit.files[name] == pushed.final[name] for name in same)
+    assert (folder / "README.md").read_bytes() == commit.files["README.md"]
+
+
+def test_the_card_has_the_name_of_the_repository(pushed: Pushed, later: tuple[Path, list[Commit]]) -> None:
+    """Bug: the first example of the public card loads a folder of the author's machine."""
+    card, before = later[1][0].files["README.md"].decode(), pushed.final["README.md"].decode()
+    assert 'from_pretrained("else/where"' in card
+    assert REPOSITORY not in card
+    assert card.replace("else/where", REPOSITORY).replace("where", "model") == before.replace("where", "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("else/where", "", "Who may write there logs in with `hf auth login`, or sets HF_TOKEN."),
+        ("user/of/three", TOKEN, "could not be pushed to 'user/of/three'"),
+    ],
+)
+def test_a_push_that_fails_says_why(later: tuple[Path, list[Commit]], name: str, token: str, message: str) -> None:
+    """Bug: a traceback of the client; or the card was written over, and nothing pushed."""
+    before = (later[0] / "README.md").read_bytes()
+    with pytest.raises(AssertionError) as caught:
+        push(later[0], [], name, token)
+    assert message in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert (later[0] / "README.md").read_bytes() == before
+
+
+def test_what_is_no_run_is_not_pushed(tmp_path: Path) -> None:
+    """Bug: an empty repository is made."""
+    assert "it has no convergence.json" in refused("push", tmp_path, "user/model")
+
+
+def test_a_card_is_rendered_again(pushed: Pushed, tmp_path: Path) -> None:
+    """Bug: what the card says of the run is lost once it is written."""
+    copy = tmp_path / "run"
+    shutil.copytree(pushed.run, copy)
+    (copy / "README.md").unlink()
+    subprocess.run([sys.executable, ROOT / "scripts" / "render_card.py", copy], check=True)
+    assert (copy / "README.md").read_bytes() == pushed.final["README.md"]

@@ -34,6 +34,7 @@ from .demo import write_demo
 from .folders import check_output_dir, removed_where_nothing_is_written
 from .interruption import CheckpointOnSignal, RunInterrupted
 from .predict_command import add_predict
+from .push_command import add_push
 
 __all__ = ["main"]
 
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
 
     add_predict(commands)
+    add_push(commands)
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
@@ -188,6 +190,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
             eval_dataset=evaluation_sets(splits),
             callbacks=[interruption],
         )
+        trainer.data_sources = {name: source.to_section() for name, source in config.sources.items()}
         with interruption.watching():
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Not a push yet: the figures and the card are still to be written.
@@ -197,11 +200,10 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         results |= _evaluate_sets(trainer, test, "test", tasks)
     if trainer.is_world_process_zero():
         write_whole(output_dir / "all_results.json", _to_json(results) + "\n")
-    datasets = sorted({source.hub for source in config.sources.values() if source.hub}) or None
     if arguments.push_to_hub:
-        trainer.push_to_hub(dataset=datasets)
+        trainer.push_to_hub()
     else:
-        trainer.create_model_card(dataset=datasets)
+        trainer.create_model_card()
     if trainer.is_world_process_zero():
         print(render(final_table(trainer.schedule.report()), sys.stdout))
         print(f"Model, card, plots and figures are in {output_dir}")

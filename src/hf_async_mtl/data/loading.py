@@ -54,6 +54,12 @@ class DataSource:
     limit: Mapping[str, int] = field(default_factory=dict)
     stream: bool = False
 
+    def to_section(self) -> dict[str, Any]:
+        """The section as a card publishes it: of the Hub's data all, of files nothing but what is carved."""
+        if self.hub is None:
+            return {split: value for split, value in self.splits.items() if isinstance(value, Mapping)}
+        return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
+
     @classmethod
     def from_section(cls, task: str, section: Any, limit: Any, folder: Path) -> DataSource:
         """Check a ``data`` section and its ``limit``.

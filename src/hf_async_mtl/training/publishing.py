@@ -10,6 +10,7 @@ from typing import Any
 from ..model.modeling_multitask import MultiTaskModel
 from ..report.card import RunCard
 from ..report.plots import draw
+from ..report.saved_card import save_card
 from .arguments import AsyncMTLTrainingArguments
 
 __all__ = ["publish"]
@@ -42,8 +43,9 @@ def publish(
     language: str | None = None,
     results: Mapping[str, float],
     metadata: Mapping[str, str | list[str] | None],
+    data: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write ``plots/`` and ``README.md`` into the output folder.
+    """Write ``plots/``, the facts of the card and ``README.md`` into the output folder.
 
     Args:
         model: The model of the run.
@@ -55,6 +57,7 @@ def publish(
         language: ISO code.
         results: Metrics of the model, for a run without an ``all_results.json``.
         metadata: Further keys of the card's metadata, added to those that are there.
+        data: Where the data of each task is from, as `RunCard` takes it.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
@@ -62,6 +65,7 @@ def publish(
         results = json.loads(written.read_text(encoding="utf-8"))
     draw(report, folder)
     card = RunCard(
+        data=data,
         model_name=model_name or folder.resolve().name,
         tasks=model.config.task_configs,
         report=report,
@@ -70,14 +74,8 @@ def publish(
         training=_settings_of_note(model, args),
         license=license,
         language=language,
-    ).to_model_card()
-    for key, value in metadata.items():
-        if value is None:
-            continue
-        known = getattr(card.data, key, None)
-        both = known + ([value] if isinstance(value, str) else value) if isinstance(known, list) else value
-        setattr(card.data, key, sorted(set(both)) if isinstance(both, list) else both)
-    card.save(folder / "README.md")
+    )
+    save_card(folder, card, {key: value for key, value in metadata.items() if value is not None})
 
 
 def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:

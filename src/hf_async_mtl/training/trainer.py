@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
 from ..convergence.actions import ACTIONS
@@ -213,6 +214,8 @@ class AsyncMTLTrainer(Trainer):
         self._put: Callable[[Tensor, Tensor], None] | None = None
         self._evaluated: EncodedTask | None = None
         self._answers: dict[str, list[Any]] = {}
+        # For the card: task -> its `data` section, of which what is the Hub's is published.
+        self.data_sources: dict[str, Mapping[str, Any]] = {}
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -721,6 +724,14 @@ class AsyncMTLTrainer(Trainer):
                 link_best(best, checkpoint)
         super()._save_checkpoint(model, trial)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push in the middle of a run, as upstream, the modelling code and a card too: without them nothing loads."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            for code in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(code, self.args.output_dir)
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random states of all processes before the Trainer's state makes the checkpoint whole."""
         super()._save_rng_state(output_dir)
@@ -780,6 +791,7 @@ class AsyncMTLTrainer(Trainer):
                 "pipeline_tag": tasks,
                 "dataset_args": dataset_args,
             },
+            data=self.data_sources,
         )
 
     def _final_results(self) -> dict[str, float]:
