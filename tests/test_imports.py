@@ -34,11 +34,12 @@ TABLE: dict[str, set[str]] = {
     "convergence.teacher_quality": {"model"},
     "data": {"data", "model"},
     "balancing": {"balancing", "model.configuration_multitask"},
+    "export": {"export", "data", "model"},
     "metrics": {"model.configuration_multitask"},
     "significance": {"metrics", "model.configuration_multitask"},
     "report": {"report", "convergence.schedule", "model.configuration_multitask"},
     "training": {"training", "report", "significance", "metrics", "balancing", "data", "convergence", "model"},
-    "cli": {"cli", "training", "report", "significance", "metrics", "data", "convergence", "model"},
+    "cli": {"cli", "export", "training", "report", "significance", "metrics", "data", "convergence", "model"},
     # Its trainer and arguments are imported when they are asked for.
     "": {"model", "training"},
 }

@@ -31,6 +31,7 @@ from ..training.trainer import AsyncMTLTrainer
 from .building import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
 from .config_file import RunConfig, load_config
 from .demo import write_demo
+from .export_command import add_export
 from .folders import check_output_dir, removed_where_nothing_is_written
 from .interruption import CheckpointOnSignal, RunInterrupted
 from .predict_command import add_predict
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_predict(commands)
     add_push(commands)
+    add_export(commands)
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")

@@ -25,7 +25,7 @@ from .losses import (
 )
 from .packing import Layout, Ragged
 
-__all__ = ["HEADS", "Head", "pool"]
+__all__ = ["HEADS", "Head", "MultipleChoiceHead", "pool"]
 
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
@@ -189,7 +189,8 @@ class MultipleChoiceHead(ClassificationHead):
     def forward(self, ragged: Ragged) -> Tensor:
         """Scores of the choices: ``[B, n]``."""
         scores = self.linear(self.dropout(pool(ragged, self.pooling))).squeeze(-1)
-        examples = len(ragged.layout.segments) - 1
+        # `len` would be a constant in an exported graph.
+        examples = ragged.layout.segments.shape[0] - 1
         # A plain call with one sequence a row scores each row by itself.
         return scores.view(examples, -1) if examples else scores.view(0, 1)
 
