@@ -23,7 +23,9 @@ from ..convergence.recording import TeacherError
 from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..model.configuration_multitask import ConfigurationError, check_task_names
+from ..report.page import make_page
 from ..report.plots import draw
+from ..report.saved_card import FACTS
 from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import write_whole
 from ..training.ranks import newest_checkpoint
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
+    report.add_argument("--html", action="store_true", help="write a page too, RUN_DIR/report.html")
     report.set_defaults(command=_report)
     return parser
 
@@ -274,6 +277,11 @@ def _report(args: argparse.Namespace) -> None:
     print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):
         print(plot)
+    if args.html:
+        facts = args.run / FACTS
+        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None
+        write_whole(args.run / "report.html", make_page(report, args.run.resolve().name, known))
+        print(args.run / "report.html")
 
 
 if __name__ == "__main__":

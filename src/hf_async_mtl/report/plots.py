@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -49,7 +49,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     return drawn
 
 
-def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:
+def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
     """Draw each task's validation curve as a PNG: small multiples over the same steps.
 
     A curve has the color of the phase that its task was in; each convergence is a dotted line. The teacher is a star
@@ -58,7 +58,7 @@ def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:
 
     Args:
         report: The content of `convergence.json`, of a finished or a running run.
-        path: The file to write; its folder is made.
+        path: The file to write; its folder is made. A binary file gets an SVG.
     """
     tasks = report["tasks"]
     columns = len(tasks) if len(tasks) <= 3 else 2 if len(tasks) == 4 else 3
@@ -87,12 +87,12 @@ def plot_curves(report: Mapping[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
-def plot_retention(report: Mapping[str, Any], path: str | Path) -> None:
+def plot_retention(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
     """Draw each task's retention (final over best value) as a PNG: a bar a task, in the order of the tasks.
 
     Args:
         report: The content of `convergence.json` of a run that has ended.
-        path: The file to write; its folder is made.
+        path: The file to write; its folder is made. A binary file gets an SVG.
 
     Raises:
         ValueError: The run has not ended, so that nothing is final yet.
@@ -125,7 +125,7 @@ def plot_retention(report: Mapping[str, Any], path: str | Path) -> None:
     _save(figure, path)
 
 
-def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path) -> None:
+def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
     """Draw the mean cosine between each two tasks' gradients as a PNG: blue where they agree, orange where not.
 
     Each pair has one cell; one that was never measured is grey. The colors end at the largest cosine there is, at least
@@ -133,7 +133,7 @@ def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path) -> None:
 
     Args:
         conflicts: ``tasks``, and ``cosines`` with a row and a column for each, None where not known.
-        path: The file to write; its folder is made.
+        path: The file to write; its folder is made. A binary file gets an SVG.
     """
     tasks = conflicts["tasks"]
     cosines = np.array(conflicts["cosines"], dtype=float)
@@ -219,7 +219,10 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _save(figure: Figure, path: str | Path | BinaryIO) -> None:
     FigureCanvasAgg(figure)  # not pyplot's choice of a backend, which may want a display
+    if not isinstance(path, str | Path):
+        figure.savefig(path, format="svg")
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

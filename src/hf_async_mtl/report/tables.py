@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["final_table", "progress_table", "render"]
+__all__ = ["final_table", "percent_text", "progress_table", "render", "step_text", "value_text"]
 
 PLAIN_WIDTH = 100  # columns where the output is no terminal
 MISSING = "-"
@@ -41,7 +41,7 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
     title = [f"step {report['step']}"]
     if epoch is not None:
         title.append(f"epoch {epoch:.2f}")
-    title.append(f"average {_value(report['average'])}")
+    title.append(f"average {value_text(report['average'])}")
     table = _table(title, words=["task", "phase", "metric"], numbers=["now", "best", "at step", "converged"])
     for name, task in report["tasks"].items():
         at_best = task["last"] is not None and task["last"] == task["best"]
@@ -49,10 +49,10 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
             name,
             Text(task["phase"], style=PHASE_STYLES.get(task["phase"], "")),
             task["metric"],
-            Text(_value(task["last"]), style="bold" if at_best else ""),
-            _value(task["best"]),
-            _step(task["best_step"]),
-            _step(task["converged_step"]),
+            Text(value_text(task["last"]), style="bold" if at_best else ""),
+            value_text(task["best"]),
+            step_text(task["best_step"]),
+            step_text(task["converged_step"]),
         )
     return table
 
@@ -76,7 +76,7 @@ def final_table(report: Mapping[str, Any]) -> Table:
             "A final table needs a run that has ended, and this report has no 'final': use progress_table meanwhile."
         )
     final = report["final"]
-    title = [f"final checkpoint: step {final['step']}", f"average {_value(final['average'])}"]
+    title = [f"final checkpoint: step {final['step']}", f"average {value_text(final['average'])}"]
     starts = {name: dict(task.get("history", ())).get(0) for name, task in report["tasks"].items()}
     before = ["before"] if any(value is not None for value in starts.values()) else []
     numbers = [*before, "final", "best", "at step", "converged", "retention"]
@@ -86,12 +86,12 @@ def final_table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             name,
             task["metric"],
-            *([_value(starts[name])] if before else []),
-            Text(_value(end["value"]), style="bold"),
-            _value(task["best"]),
-            _step(task["best_step"]),
-            _step(task["converged_step"]),
-            _percent(end["retention"]),
+            *([value_text(starts[name])] if before else []),
+            Text(value_text(end["value"]), style="bold"),
+            value_text(task["best"]),
+            step_text(task["best_step"]),
+            step_text(task["converged_step"]),
+            percent_text(end["retention"]),
         )
     return table
 
@@ -138,13 +138,13 @@ def _table(title: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -
     return table
 
 
-def _value(value: float | None) -> str:
+def value_text(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _percent(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f}%"
 
 
-def _step(step: int | None) -> str:
+def step_text(step: int | None) -> str:
     return MISSING if step is None else str(step)

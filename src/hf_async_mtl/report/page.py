@@ -1,0 +1,120 @@
+"""A run as one page: a file that needs no other, and reads on a phone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from .plots import plot_conflicts, plot_curves, plot_retention
+from .tables import percent_text, step_text, value_text
+
+__all__ = ["make_page"]
+
+TEMPLATE = Path(__file__).with_name("page_template.html")
+_EVENTS = {
+    "joined": "joined",
+    "converged": "converged",
+    "returned": "went back to its labels",
+    "teacher_renewed": "became its own teacher again",
+    "rolled_back": "took its best weights back",
+}
+Column = tuple[str, str]
+
+
+def make_page(report: Mapping[str, Any], title: str, facts: Mapping[str, Any] | None = None) -> str:
+    """The page of a finished or a running run.
+
+    Args:
+        report: The content of ``convergence.json``.
+        title: Of the page.
+        facts: The content of ``_card.json``, for the configuration and the versions; None while a run has none.
+
+    Returns:
+        HTML, with its style and its plots in it; it loads nothing.
+    """
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=False)
+    facts = facts or {}
+    final = report.get("final")
+    columns, rows = _tasks(report)
+    teachers = [
+        [name, *(value_text(quality.get(kind)) for kind in ("entropy", "calibration", "accuracy", "residual"))]
+        for name, task in report["tasks"].items()
+        if (quality := task.get("teacher_quality"))
+    ]
+    converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
+    return environment.get_template(TEMPLATE.name).render(
+        title=title,
+        status=f"The saved checkpoint is that of step {final['step']}." if final else "The run goes on.",
+        figures=[
+            ("average of the saved checkpoint" if final else "average now", value_text((final or report)["average"])),
+            ("tasks converged", f"{converged} of {len(report['tasks'])}"),
+            ("steps made", str(report["step"])),
+        ],
+        task_columns=columns,
+        task_rows=rows,
+        curves=[(name, _image(plot_curves, _alone(report, name))) for name in report["tasks"]],
+        event_columns=[("step", "number"), ("task", ""), ("what", ""), ("teacher of step", "number")],
+        event_rows=[
+            [
+                event["step"],
+                event["task"],
+                _EVENTS[event["event"]],
+                step_text(event.get("teacher_step")),
+            ]
+            for event in report["events"]
+        ],
+        retention=_image(plot_retention, report) if final else None,
+        conflicts=_image(plot_conflicts, report["conflicts"])
+        if report.get("conflicts") and len(report["tasks"]) > 1
+        else None,
+        teacher_columns=[
+            ("task", ""),
+            *((name, "number") for name in ("entropy", "calibration error", "accuracy", "residual")),
+        ],
+        teacher_rows=teachers,
+        setting_columns=[("setting", ""), ("value", "wrap")],
+        setting_rows=[[key, text] for key, text in _flat(facts.get("training", {}))],
+        versions=", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
+    )
+
+
+def _tasks(report: Mapping[str, Any]) -> tuple[list[Column], list[list[Any]]]:
+    """What matters most comes first: a phone shows the first columns. A task's cell has its metric below its name."""
+    final = report.get("final")
+    names = ["final", "retention"] if final else ["now"]
+    columns = [("task", ""), *((name, "number") for name in [*names, "best", "at step", "converged"]), ("phase", "")]
+    rows = []
+    for name, task in report["tasks"].items():
+        end = final["tasks"][name] if final else {"value": task["last"]}
+        kept = [percent_text(end["retention"])] if final else []
+        steps = [step_text(task["best_step"]), step_text(task["converged_step"])]
+        rows.append([(name, task["metric"]), value_text(end["value"]), *kept, value_text(task["best"]), *steps])
+        rows[-1].append(task["phase"])
+    return columns, rows
+
+
+def _alone(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The report of one task."""
+    return {**report, "tasks": {name: report["tasks"][name]}}
+
+
+def _image(plot: Any, content: Mapping[str, Any]) -> str:
+    file = io.BytesIO()
+    plot(content, file)
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
+    """Nested settings as dotted names and their values."""
+    found: list[tuple[str, str]] = []
+    for key, inner in settings.items():
+        if isinstance(inner, Mapping):
+            found += _flat(inner, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, str(inner)))
+    return found
