@@ -60,6 +60,10 @@ class Balancer:
         method: Its name in `METHODS`.
         tasks: The names of all tasks of the run; ids count from 0 in this order.
         seed: Of the methods that draw random numbers.
+
+    Attributes:
+        latest: Task -> its weight in the last batch, of the tasks that were balanced there; for the log. GradDrop has
+            none.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int) -> None:
@@ -67,6 +71,7 @@ class Balancer:
         self.tasks = list(tasks)
         self.seed = seed
         self.calls = 0
+        self.latest: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next call depends on, besides the configuration, as JSON values."""
@@ -103,6 +108,11 @@ class Balancer:
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take over what `_state` returned."""
 
+    def _note(self, weights: Tensor, task_ids: Sequence[int]) -> None:
+        """Count a call, and keep its weights."""
+        self.calls += 1
+        self.latest = {self.tasks[task]: weight for task, weight in zip(task_ids, weights.tolist(), strict=True)}
+
     def _scaled(self, own: Tensor, weighed: int, balanced: int) -> Tensor:
         """A method's own answer for ``weighed`` tasks, at the scale where equal weights are ``1 / balanced``."""
         return own / (METHODS[self.method].equal_weight(weighed) * balanced)
@@ -127,7 +137,7 @@ class LossBalancer(Balancer, ABC):
         if values.isfinite().all() and weighed.any():
             ids = [task for task, is_weighed in zip(task_ids, weighed.tolist(), strict=True) if is_weighed]
             weights[weighed] = self._scaled(self._weights(values[weighed], ids), len(ids), len(values))
-        self.calls += 1
+        self._note(weights, task_ids)
         return weights.to(losses)
 
     @abstractmethod
@@ -180,7 +190,7 @@ class WeightingBalancer(GradientBalancer):
             ids = [task for task, is_weighed in zip(task_ids, weighed.tolist(), strict=True) if is_weighed]
             own = self._weights(gramian[weighed][:, weighed], values[weighed], ids)
             weights[weighed] = self._scaled(own, len(ids), len(values))
-        self.calls += 1
+        self._note(weights, task_ids)
         return weights.to(jacobian)
 
     def direction(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:

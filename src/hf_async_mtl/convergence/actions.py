@@ -1,11 +1,12 @@
 """What becomes of a task that has converged: one entry each in `ACTIONS`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["ACTIONS", "Action", "Phase"]
+__all__ = ["ACTIONS", "PHASES", "Action", "Phase"]
 
 Phase = Literal["waiting", "learning", "distilling", "stopped"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
-from ..convergence.actions import ACTIONS
+from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
@@ -282,9 +282,12 @@ class AsyncMTLTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the training loss of each task beside the sum."""
+        """Log, with each task's training loss, phase (its place in `PHASES`) and balancing weight beside the sum."""
         if "loss" in logs:
             logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
+            logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
+            if self.batch_loss.balancer is not None:
+                logs |= {f"weight/{name}": weight for name, weight in self.batch_loss.balancer.latest.items()}
             if self.batch_loss.finite.skipped:
                 logs["skipped_steps"] = self.batch_loss.finite.skipped
         super().log(logs, start_time)
