@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config, write_data
+from bundles import bundle_config, write_bundle, write_config, write_data, write_rows
 from commands_here import done, refused
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoTokenizer
@@ -14,8 +14,10 @@ from transformers import AutoTokenizer
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.building import grown
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.unlabelled import is_unlabelled, with_placeholders
 
-OLD = ("polarity", "overlap", "colors")
+OLD = ("polarity", "overlap", "colors", "choice", "answer")
 NEW = "topics"
 
 
@@ -156,11 +158,11 @@ def test_a_task_may_learn_from_labels(trained: Path, tmp_path: Path) -> None:
     teachers = {"polarity": None, "colors": str(trained / "old")}
     config = load_config(config_of(trained, distillation={"teachers": teachers}))
     arguments = grown(config).arguments(tmp_path)
-    assert arguments.distillation_config.teachers == {"overlap": str(trained / "old"), "colors": str(trained / "old")}
+    assert arguments.distillation_config.teachers == dict.fromkeys(OLD[1:], str(trained / "old"))
     assert arguments.eval_on_start
     new = load_config(config_of(trained), ["tasks.polarity.head=new", "training.eval_on_start=false"])
     arguments = grown(new).arguments(tmp_path)
-    assert set(arguments.distillation_config.teachers) == {"overlap", "colors"}
+    assert set(arguments.distillation_config.teachers) == set(OLD[1:])
     assert not arguments.eval_on_start
 
 
@@ -206,3 +208,58 @@ def test_growing_in_python(trained: Path, tmp_path: Path) -> None:
     )
     trainer.train()
     assert trainer.schedule.phases == {"polarity": "distilling", NEW: "learning"}
+
+
+# -- without the old labels -------------------------------------------------------------------------------------------
+
+
+def without_labels(folder: Path) -> dict[str, Any]:
+    """What is changed in a configuration so that the old tasks train on rows without labels."""
+    changes = {}
+    for name in OLD:
+        task = task_configs()[name]
+        rows = raw_sets(24, 0)[name].remove_columns(task.label_columns)
+        changes[f"tasks.{name}.data.train"] = str(write_rows(folder / f"{name}.jsonl", rows))
+    return changes
+
+
+def test_old_tasks_need_no_labels(trained: Path, run: Path, tmp_path: Path) -> None:
+    """Bug: a label that means nothing finds its way into a loss, an order or a hash."""
+    changes = [part for key, value in without_labels(tmp_path).items() for part in ("--set", f"{key}={value}")]
+    done("train", config_of(trained), "--output-dir", tmp_path / "out", *changes)
+    with_labels, without = (MultiTaskModel.from_pretrained(folder).state_dict() for folder in (run, tmp_path / "out"))
+    assert all(torch.equal(with_labels[name], without[name]) for name in with_labels)
+    for name in OLD:
+        assert told(tmp_path / "out")["tasks"][name]["history"] == told(run)["tasks"][name]["history"]
+        # There is nothing to compare a teacher with.
+        assert told(tmp_path / "out")["tasks"][name].get("teacher_quality", {}).keys() <= {"entropy"}
+
+
+@pytest.mark.parametrize("name", list(task_configs()))
+def test_places_for_labels_are_valid(name: str) -> None:
+    """Bug: the place of a label is refused as a label, row by row."""
+    task, rows = task_configs()[name], raw_sets(8)[name]
+    bare = rows.remove_columns(task.label_columns)
+    assert is_unlabelled(bare, task)
+    assert not is_unlabelled(rows, task)
+    encoded = encode(with_placeholders(bare, task), name, task, tiny_tokenizer(), 24)
+    assert encoded.features == encode(rows, name, task, tiny_tokenizer(), 24).features
+    assert len(encoded) == 8
+
+
+def test_what_needs_labels_is_refused(trained: Path, tmp_path: Path) -> None:
+    """Bug: a task learns from labels that nobody gave."""
+    config = config_of(trained)
+    changes = [part for key, value in without_labels(tmp_path).items() for part in ("--set", f"{key}={value}")]
+    out = ["--output-dir", tmp_path / "out"]
+    for key, value in (("label_share", 0.5), ("ramp_steps", 5), ("annealing", "true"), ("keep_gradient_norm", "true")):
+        message = refused("train", config, *out, *changes, "--set", f"distillation.{key}={value}")
+        assert f"`distillation.{key}` looks at labels, and the training rows of polarity, overlap" in message
+    # A task without a teacher needs its labels as ever.
+    message = refused("train", config, *out, *changes, "--set", "distillation.teachers.polarity=null")
+    assert "reads the column 'label', and its train split has text" in message
+    # So does one whose labels nobody knows.
+    new = write_rows(tmp_path / "new.jsonl", [{"text": "a"}] * 4)
+    teacher = ["--set", f"distillation.teachers.{NEW}={trained / 'old'}", "--set", f"tasks.{NEW}.data.train={new}"]
+    assert "Training rows without labels do not say what the labels are" in refused("train", config, *out, *teacher)
+    assert not (tmp_path / "out").exists()

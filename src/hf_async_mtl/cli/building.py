@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..data.encoding import not_utf8
 from ..data.loading import load_splits
+from ..data.unlabelled import check_unlabelled, is_unlabelled
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, distinct
 from ..model.growing import adopt, kept_tasks
@@ -53,10 +54,16 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
     """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
     splits, tasks = {}, {}
     for name, task in config.tasks.items():
-        splits[name] = load_splits(name, task, config.sources[name], config.data_seed)
+        taught = (config.training["distillation"].get("teachers") or {}).get(name) is not None
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, taught=taught)
+        train = splits[name]["train"]
         try:
-            tasks[name] = task.resolve(splits[name]["train"])
-            _check_classes(tasks[name], splits[name]["train"])
+            if is_unlabelled(train, task):
+                check_unlabelled(task)
+                tasks[name] = task
+            else:
+                tasks[name] = task.resolve(train)
+                _check_classes(tasks[name], train)
             for metric in tasks[name].metrics or ():
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:

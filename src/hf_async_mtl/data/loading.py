@@ -20,6 +20,7 @@ from datasets.utils import logging
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.labels import is_missing
 from .streaming import materialise
+from .unlabelled import is_unlabelled
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
 
@@ -181,7 +182,9 @@ def sample(rows: Dataset, count: int, seed: int, split: str) -> Dataset:
     return rows.select(sorted(random.Random(f"{seed}-{split}").sample(range(len(rows)), count)))
 
 
-def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> dict[str, Dataset]:
+def load_splits(
+    name: str, task: TaskConfig, source: DataSource, seed: int, *, taught: bool = False
+) -> dict[str, Dataset]:
     """Load the raw splits of a task.
 
     Args:
@@ -189,6 +192,7 @@ def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> d
         task: The task; its columns must be there.
         source: Where the splits are.
         seed: Of the carve and of the samples (``data_seed``).
+        taught: Whether the task has a teacher from outside: then its training rows may be without labels.
 
     Returns:
         Split -> rows, in the order train, validation, further validation sets, test. A test split whose labels are all
@@ -212,7 +216,8 @@ def load_splits(name: str, task: TaskConfig, source: DataSource, seed: int) -> d
         rows = loaded[split]
         if len(rows) == 0:
             raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; found none.")
-        for column in [*task.text_columns, *task.label_columns]:
+        needs_labels = not (taught and split == "train" and is_unlabelled(rows, task))
+        for column in [*task.text_columns, *(task.label_columns if needs_labels else ())]:
             if column not in rows.column_names:
                 nearest = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..convergence.actions import ACTIONS
 from ..metrics import METRICS
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
-from .arguments import AsyncMTLTrainingArguments, ScheduleConfig
+from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleConfig
 
 __all__ = [
     "check_best_metric",
@@ -19,6 +19,7 @@ __all__ = [
     "check_sharding",
     "check_task_settings",
     "check_tokenizer",
+    "check_unlabelled_tasks",
     "join_order",
     "task_of",
 ]
@@ -115,6 +116,18 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
             raise ConfigurationError(
                 f"`on_convergence: {action}` of task {name!r} cannot be used with DeepSpeed, whose optimizer keeps "
                 "weights of its own. Use distill, stop or stop_and_go."
+            )
+
+
+def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -> None:
+    """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
+    if not names:
+        return
+    for key in ("label_share", "ramp_steps", "annealing", "keep_gradient_norm"):
+        if getattr(config, key):
+            raise ConfigurationError(
+                f"`distillation.{key}` looks at labels, and the training rows of {', '.join(names)} have none. Set it "
+                f"to {'false' if isinstance(getattr(config, key), bool) else 0}, or give the rows their labels."
             )
 
 

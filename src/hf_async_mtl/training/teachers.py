@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..convergence.recording import LogitsWriter, check_room
 from ..convergence.teacher import RecordedLogits, TeacherStore, fingerprint
-from ..convergence.teacher_quality import degenerate_warning, is_degenerate, quality_of
+from ..convergence.teacher_quality import TeacherQuality, degenerate_warning, is_degenerate, quality_of
 from ..data.decoding import unit_counts
 from ..data.mixing import EncodedTask
 from ..model.configuration_multitask import TaskConfig
@@ -47,16 +47,24 @@ class Teachers:
         folder: Where the files are; see `TeacherStore`.
         config: How tasks learn from them.
         train: Task -> its training examples.
+        unlabelled: The tasks whose examples have no labels to compare a teacher with.
 
     Attributes:
         examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
         quality: Task -> what its teacher's logits say, of those that were recorded.
     """
 
-    def __init__(self, folder: Path, config: DistillationConfig, train: Mapping[str, EncodedTask]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DistillationConfig,
+        train: Mapping[str, EncodedTask],
+        unlabelled: Collection[str] = (),
+    ) -> None:
         self.store = TeacherStore(folder)
         self.config = config
         self.train = dict(train)
+        self.unlabelled = set(unlabelled)
         self.examples: dict[str, str] = {}
         self.quality: dict[str, dict[str, float | None]] = {}
         self._opened: dict[str, RecordedLogits] = {}
@@ -112,6 +120,8 @@ class Teachers:
         places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _JUDGED), dtype=np.int64))
         logits = recorded.lookup(torch.from_numpy(places))
         quality = quality_of(train.task.type, logits / temperature, train.rows[places]["labels"])
+        if task in self.unlabelled:
+            quality = TeacherQuality(entropy=quality.entropy)
         self.quality[task] = {key: value for key, value in asdict(quality).items() if value is not None}
         if is_degenerate(quality):
             logger.warning(degenerate_warning(task, quality))

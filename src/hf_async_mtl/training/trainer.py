@@ -25,6 +25,7 @@ from ..data.collating import MultiTaskCollator
 from ..data.decoding import is_constant, predictions, references
 from ..data.encoding import count_truncated, encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
+from ..data.unlabelled import is_unlabelled, with_placeholders
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -45,6 +46,7 @@ from .checks import (
     check_sharding,
     check_task_settings,
     check_tokenizer,
+    check_unlabelled_tasks,
     join_order,
     task_of,
 )
@@ -151,6 +153,15 @@ class AsyncMTLTrainer(Trainer):
         check_sets(self.tasks, train_dataset, eval_dataset)
         check_task_settings(self.tasks, args)
         self.args = args
+        unlabelled = [
+            name
+            for name, rows in (train_dataset or {}).items()
+            if name in args.distillation_config.teachers and is_unlabelled(rows, self.tasks[name])
+        ]
+        check_unlabelled_tasks(unlabelled, args.distillation_config)
+        if train_dataset is not None:
+            places = {name: with_placeholders(train_dataset[name], self.tasks[name]) for name in unlabelled}
+            train_dataset = {**train_dataset, **places}
         encoded_train = None if train_dataset is None else self._encode(train_dataset)
         encoded_eval = None if eval_dataset is None else self._encode(eval_dataset)
         for task in self.tasks.values():
@@ -198,7 +209,7 @@ class AsyncMTLTrainer(Trainer):
         self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
         self.label_names = ["labels"]
         self._untrained_schedule = self.schedule.state_dict()
-        self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train)
+        self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train, unlabelled)
         self._raw_train = {name: rows for name, rows in (train_dataset or {}).items() if name in distillation.teachers}
         self.batch_loss = BatchLoss(
             model, args, self.schedule, self.teachers, self.accelerator, draws=sum(sizes.values())
