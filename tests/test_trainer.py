@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from datasets import Dataset
 from runs import ALL, ScriptedTrainer, different, log_of, some_rows, tiny_model, tiny_trainer, weights
-from tiny import tiny_tokenizer
+from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
@@ -119,6 +120,52 @@ def test_a_trainer_evaluates_without_sets_of_its_own(tmp_path: Path) -> None:
         trainer.evaluate({"polarity_hard": some_rows({"polarity": 6})["polarity"]})
     with pytest.raises(ConfigurationError, match="`train_dataset` and `eval_dataset`"):
         trainer.train()
+
+
+# -- metrics of the user's own ----------------------------------------------------------------------------------------
+
+
+def test_a_function_sees_the_logits_and_labels_of_its_task(tmp_path: Path) -> None:
+    """Bug: a function is called with another task's examples, in another order, or with padding that it cannot tell."""
+    seen: dict[str, EvalPrediction] = {}
+
+    def function(name: str) -> Callable[[EvalPrediction], dict[str, float]]:
+        def own(prediction: EvalPrediction) -> dict[str, float]:
+            seen[name] = prediction
+            return {"own": float(len(prediction.label_ids))}
+
+        return own
+
+    names = list(task_configs())
+    evaluation = {**raw_sets(6, 1), "polarity_again": raw_sets(4, 2)["polarity"]}
+    trainer = AsyncMTLTrainer(
+        model=tiny_model(names),
+        args=AsyncMTLTrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            per_device_eval_batch_size=4,
+            metric_for_best_model="topics_own",
+        ),
+        processing_class=tiny_tokenizer(),
+        train_dataset=raw_sets(6),
+        eval_dataset=evaluation,
+        compute_metrics={name: function(name) for name in names},
+    )
+    metrics = trainer.evaluate({name: rows for name, rows in evaluation.items() if name in names})
+    assert all(metrics[f"eval_{name}_own"] == 6 for name in names)
+    polarity, overlap, colors, topics = (seen[name] for name in ("polarity", "overlap", "colors", "topics"))
+    rows = raw_sets(6, 1)
+    assert polarity.label_ids.tolist() == [["neg", "pos"].index(label) for label in rows["polarity"]["label"]]
+    right = (polarity.predictions.argmax(-1) == polarity.label_ids).mean()
+    assert metrics["eval_polarity_accuracy"] == pytest.approx(right)
+    assert overlap.label_ids.tolist() == rows["overlap"]["score"]
+    assert topics.label_ids.shape == topics.predictions.shape == (6, 3)
+    assert colors.label_ids.shape == colors.predictions.shape[:2]
+    assert [sum(row != -100) for row in colors.label_ids] == [len(tokens) for tokens in rows["colors"]["tokens"]]
+    assert seen["answer"].label_ids == [answers["text"] for answers in rows["answer"]["answers"]]
+    assert trainer.evaluate({"polarity": rows["polarity"].select([0])})["eval_polarity_own"] == 1
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------
@@ -528,7 +575,12 @@ def rows(**columns: Any) -> Dataset:
         ({"model": None}, "`model` must be a MultiTaskModel; found NoneType"),
         ({"processing_class": None}, "`processing_class` must be the encoder's tokenizer; found None"),
         ({"data_collator": list}, "`data_collator` has no effect here"),
-        ({"compute_metrics": len}, "`compute_metrics` has no effect here"),
+        (
+            {"compute_metrics": len},
+            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction, for",
+        ),
+        ({"compute_metrics": {"polarity": "f1"}}, "found dict. Write {name: function}"),
+        ({"compute_metrics": {"colors": len}}, "`compute_metrics` must name tasks (polarity, overlap); found 'colors'"),
         ({"compute_loss_func": len}, "`compute_loss_func` has no effect here"),
         ({"model_init": len}, "`model_init` has no effect here"),
         ({"preprocess_logits_for_metrics": len}, "`preprocess_logits_for_metrics` has no effect here"),

@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..model.configuration_multitask import TaskConfig
 from ..model.losses import IGNORE
 
-__all__ = ["is_constant", "predictions", "references", "token_counts", "unit_counts"]
+__all__ = ["is_constant", "label_array", "predictions", "references", "token_counts", "unit_counts"]
 
 MAX_ANSWER_TOKENS = 30
 """The longest answer that is read out of a context, in tokens; as in the scripts of BERT and Transformers."""
@@ -88,6 +88,28 @@ def references(task: TaskConfig, rows: Dataset) -> list[Any]:
     if task.type == "multilabel":
         return [[int(label) for label in labels] for labels in rows["labels"]]
     return list(rows["labels"])
+
+
+def label_array(task: TaskConfig, rows: Dataset, units: int) -> Any:
+    """The targets of an encoded split as functions of an `EvalPrediction` know them.
+
+    Args:
+        task: The resolved task.
+        rows: The split.
+        units: The tokens of the longest example; tokens are padded to it.
+
+    Returns:
+        ``[N]``; ``[N, C]`` for multilabel; ``[N, units]`` for token classification, -100 where there is no label;
+        for question answering the list of each example's answers.
+    """
+    if task.type == "question_answering":
+        return references(task, rows)
+    if task.type != "token_classification":
+        return np.asarray(rows["labels"])
+    padded = np.full((len(rows), units), IGNORE)
+    for place, labels in enumerate(rows["labels"]):
+        padded[place, : len(labels)] = labels
+    return padded
 
 
 def best_span(logits: np.ndarray, row: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
+from transformers import EvalPrediction
 
 from ..convergence.actions import ACTIONS
 from ..metrics import METRICS
@@ -15,6 +16,7 @@ from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleCo
 
 __all__ = [
     "check_best_metric",
+    "check_own_metrics",
     "check_sets",
     "check_sharding",
     "check_task_settings",
@@ -179,12 +181,28 @@ def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str,
     return list(config.order)
 
 
-def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None) -> None:
+def check_own_metrics(functions: Any, tasks: Collection[str]) -> dict[str, Callable[[EvalPrediction], dict]]:
+    """Check what the trainer is given as ``compute_metrics``: one function a task, of some tasks or of none."""
+    if functions is None:
+        return {}
+    if not isinstance(functions, Mapping) or not all(callable(function) for function in functions.values()):
+        raise ConfigurationError(
+            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction, for each task has its own "
+            f"labels; found {type(functions).__name__}. Write {{name: function}}."
+        )
+    for name in functions:
+        if name not in tasks:
+            raise ConfigurationError(f"`compute_metrics` must name tasks ({', '.join(tasks)}); found {name!r}.")
+    return dict(functions)
+
+
+def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None, own: Collection[str] = ()) -> None:
     """Check that ``metric_for_best_model`` is one that an evaluation gives.
 
     Args:
         sets: Name of an evaluation set -> its task.
         metric: As given.
+        own: The tasks that have metrics of the user's, whose names are not known here.
     """
     if metric is None:
         return
@@ -194,7 +212,7 @@ def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None) -> Non
         fitting = [key for key in task.metrics or () if key not in METRICS or METRICS[key].greater_is_better]
         known += [f"{name}_{key}" for key in (*fitting, "loss")]
     found = metric.removeprefix("eval_")
-    if found not in known:
+    if found not in known and not any(found.startswith(f"{name}_") for name in own):
         raise ConfigurationError(
             f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
         )

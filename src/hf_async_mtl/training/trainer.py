@@ -22,7 +22,7 @@ from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
 from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 from ..data.collating import MultiTaskCollator
-from ..data.decoding import is_constant, predictions, references
+from ..data.decoding import is_constant, label_array, predictions, references
 from ..data.encoding import count_truncated, encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..data.unlabelled import is_unlabelled, with_placeholders
@@ -42,6 +42,7 @@ from .checkpoints import (
 )
 from .checks import (
     check_best_metric,
+    check_own_metrics,
     check_sets,
     check_sharding,
     check_task_settings,
@@ -94,7 +95,9 @@ class AsyncMTLTrainer(Trainer):
     Differs from its parent in what it takes: ``model`` is a `MultiTaskModel`; ``args`` are `AsyncMTLTrainingArguments`;
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
-    tokenizer. The rest is as upstream.
+    tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
+    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics.
+    The rest is as upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
@@ -135,11 +138,11 @@ class AsyncMTLTrainer(Trainer):
             "data_collator": data_collator,
             "model_init": model_init,
             "compute_loss_func": compute_loss_func,
-            "compute_metrics": compute_metrics,
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }.items():
             if value is not None:
                 raise ConfigurationError(f"`{name}` has no effect here: the tasks say it. Remove the argument.")
+        self._own_metrics = check_own_metrics(compute_metrics, model.config.task_configs)
         if processing_class is None:
             raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
         args = AsyncMTLTrainingArguments("tmp_trainer") if args is None else args
@@ -169,7 +172,8 @@ class AsyncMTLTrainer(Trainer):
                 check_metric(metric, task)
         self._tell_truncated(encoded_train or {}, encoded_eval or {})
         if encoded_eval is not None:
-            check_best_metric({name: rows.task for name, rows in encoded_eval.items()}, args.metric_for_best_model)
+            sets = {name: rows.task for name, rows in encoded_eval.items()}
+            check_best_metric(sets, args.metric_for_best_model, self._own_metrics)
         distillation = args.distillation_config
         sizes = {name: len(rows) for name, rows in (encoded_train or {}).items()}
         self.schedule = ConvergenceSchedule(
@@ -369,6 +373,10 @@ class AsyncMTLTrainer(Trainer):
         if evaluated is self.eval_dataset.get(evaluated.name):
             self._answers[evaluated.name] = answers
         metrics = compute(task.metrics, task.type, answers, references(task, evaluated.rows), task.labels)
+        if evaluated.name in self._own_metrics:
+            logits = np.asarray(prediction.predictions)[order]
+            labels = label_array(task, evaluated.rows, logits.shape[-2] if logits.ndim > 2 else 0)
+            metrics = {**metrics, **self._own_metrics[evaluated.name](EvalPrediction(logits, labels))}
         return {"loss": float(np.mean(losses[order], dtype=np.float64)), **metrics}
 
     def evaluate(
