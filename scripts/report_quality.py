@@ -529,7 +529,7 @@ variance that is theirs). {one_seed}
 *The best baseline* is the one with the best mean on test among all methods that do not distill, which is to its
 advantage. *Controls* are other weights of the same runs: the mean of the weights of the tasks' best evaluations, and an
 exponential moving average (EMA). *Yardsticks* are no one model: a model for each task (their training seconds are added
-up), or each task at its own best evaluation."""
+up), or each task at its own best evaluation. The seconds are of a machine that may have had other work."""
 
 
 def _environments(bundles: Sequence[Bundle]) -> str:

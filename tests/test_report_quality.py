@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import report_quality as rq  # noqa: E402
 
 TASKS = {"cola": "matthews_correlation", "sst2": "accuracy"}
-COMMITTED = ROOT / "model_cards" / "quality_cpu"
+COMMITTED = sorted((ROOT / "model_cards").glob("quality_*"))
 
 
 def cell(
@@ -329,17 +329,16 @@ def test_mean_curve() -> None:
     assert math.isnan(points[20])
 
 
-@pytest.mark.skipif(not any(COMMITTED.glob("*/*/*.json")), reason="there are no cells")
-def test_the_committed_tables_are_those_of_the_committed_cells() -> None:
-    """A figure in a README is not what its cells say."""
-    bundles = rq.read_bundles(COMMITTED)
-    card = COMMITTED / "README.md"
-    if card.is_file():
-        # Which method was drawn is read back: it may have been asked for.
-        text = card.read_text(encoding="utf-8")
-        plots = {b.name: m for b in bundles for m in b.methods if f"{m} beside sum](curves-{b.name}.png)" in text}
-        assert text == rq.report(bundles, COMMITTED.name, plots)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if "<!-- quality:" not in readme:
-        pytest.skip("the README has no place for the tables")
-    assert readme == rq.renew(readme, bundles)
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_the_committed_tables_are_those_of_the_committed_cells(folder: Path) -> None:
+    """A figure on a page, or in the README, is not what its cells say."""
+    bundles = rq.read_bundles(folder)
+    assert bundles
+    # Which method was drawn is read back: it may have been asked for.
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    plots = {b.name: m for b in bundles for m in b.methods if f"{m} beside sum](curves-{b.name}.png)" in text}
+    assert text == rq.report(bundles, folder.name, plots)
+    if folder.name == "quality_cpu":
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert all(f"<!-- quality:{bundle.name} -->" in readme for bundle in bundles)
+        assert readme == rq.renew(readme, bundles)
