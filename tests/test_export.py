@@ -124,6 +124,13 @@ def test_metrics_of_the_graph_are_those_of_the_model(run: Path, tmp_path: Path) 
     assert onnx.TensorProto.INT8 in weights
 
 
+def test_a_bundle_in_half_precision(run: Path, tmp_path: Path) -> None:
+    """Bug: the other engine has no such numbers, and says so in words of its own."""
+    MultiTaskModel.from_pretrained(run / "run", dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
+    assert "model.onnx" in done("export", tmp_path / "half", "--onnx", "--output", tmp_path / "out")
+
+
 def test_without_rows_there_is_no_table(run: Path, tmp_path: Path) -> None:
     """Bug: a table with one file has a column of changes, or one is drawn of nothing."""
     said = done("export", run / "run", "--onnx", "--output", tmp_path)
@@ -143,6 +150,7 @@ def test_what_cannot_be_exported_is_told(
     monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
     with pytest.raises(ConfigurationError, match="must answer as the model does; logits of task 'polarity' differ"):
         export_onnx(model_of(tmp_path, "cls"), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_tokenizer_goes_with_the_graph(run: Path, tmp_path: Path) -> None:

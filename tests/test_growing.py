@@ -182,8 +182,19 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
     labels = ["--set", "tasks.polarity.labels=[bad, good]"]
     assert "has the labels neg, pos, in that order; found bad, good" in refused("train", config, *out, *labels)
     assert "must be kept or new; found 'old'" in refused("train", config, *out, "--set", "tasks.polarity.head=old")
+    message = refused("train", config, *out, "--set", "distillation.teachers.polarty=null")
+    assert "`distillation.teachers` must name tasks (polarity, overlap" in message
+    assert "must be a mapping: task" in refused("train", config, *out, "--set", "distillation.teachers=old")
     assert "`pooling` must be mean" in refused("train", config, *out, "--set", "pooling=max")
     assert not (trained / "refused").exists()
+
+
+def test_no_path_of_a_bundle_goes_public(trained: Path, tmp_path: Path) -> None:
+    """Bug: the arguments that upstream pickles and pushes tell where the teacher lay on this machine."""
+    arguments = grown(load_config(config_of(trained))).arguments(tmp_path)
+    torch.save(arguments, tmp_path / "arguments.bin")
+    assert str(trained).encode() not in (tmp_path / "arguments.bin").read_bytes()
+    assert arguments.distillation_config.teachers["polarity"] == str(trained / "old")
 
 
 def test_growing_in_python(trained: Path, tmp_path: Path) -> None:
@@ -229,6 +240,14 @@ def test_old_tasks_need_no_labels(trained: Path, run: Path, tmp_path: Path) -> N
     done("train", config_of(trained), "--output-dir", tmp_path / "out", *changes)
     with_labels, without = (MultiTaskModel.from_pretrained(folder).state_dict() for folder in (run, tmp_path / "out"))
     assert all(torch.equal(with_labels[name], without[name]) for name in with_labels)
+    # Neither does who evaluates, unless that is on those rows.
+    results = json.loads(done("evaluate", run, config_of(trained), *changes))
+    assert {f"test_{name}_loss" for name in OLD} <= results.keys()
+    assert set(json.loads(done("evaluate", run, config_of(trained), *changes, "--split", "train"))) == {
+        f"train_{NEW}_loss",
+        f"train_{NEW}_micro_f1",
+        "train_average",
+    }
     for name in OLD:
         assert told(tmp_path / "out")["tasks"][name]["history"] == told(run)["tasks"][name]["history"]
         # There is nothing to compare a teacher with.
@@ -263,3 +282,9 @@ def test_what_needs_labels_is_refused(trained: Path, tmp_path: Path) -> None:
     teacher = ["--set", f"distillation.teachers.{NEW}={trained / 'old'}", "--set", f"tasks.{NEW}.data.train={new}"]
     assert "Training rows without labels do not say what the labels are" in refused("train", config, *out, *teacher)
     assert not (tmp_path / "out").exists()
+    blank = write_rows(tmp_path / "blank.jsonl", [{"question": "is it", "context": " "}])
+    message = refused("train", config, *out, *changes, "--set", f"tasks.answer.data.train={blank}")
+    assert "Column 'context': a context must be a text with an answer in it" in message
+    empty = write_rows(tmp_path / "empty.jsonl", [{"tokens": ["a"]}, {"tokens": None}])
+    message = refused("train", config, *out, *changes, "--set", f"tasks.colors.data.train={empty}")
+    assert "column 'tokens', row 1: the text must be a list of words" in message

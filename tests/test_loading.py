@@ -435,6 +435,15 @@ def test_a_configuration_of_a_hub_id_needs_the_id(data):
     assert "Add the Hub id" in refused(data, name="rte")
 
 
+def test_a_card_is_told_of_the_hub_alone(tmp_path):
+    """Bug: a folder of this machine that stands where a Hub id may is published."""
+    section = {"hub": "user/pairs", "train": "train", "validation": {"from_train": 0.1}}
+    assert DataSource.from_section("pairs", section, None, tmp_path).to_section() == section
+    assert DataSource.from_section("pairs", {**section, "hub": str(tmp_path)}, None, tmp_path).to_section() == {
+        "validation": {"from_train": 0.1}
+    }
+
+
 @pytest.mark.parametrize("key", ["hub", "name", "revision"])
 def test_a_hub_key_must_be_a_string(data, key):
     """YAML makes a number of a revision such as 2024, and the failure would come deep inside a client."""

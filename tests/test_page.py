@@ -20,6 +20,7 @@ FACTS = {
         "learning_rate": 5e-05,
         "convergence": {"patience": 3, "tasks": {"rte": {"patience": 5}}},
         "mixing": {},
+        "distillation": {"teachers": {"rte": "/home/me/secret/teacher"}},
     },
     "versions": {"torch": "2.13.0"},
 }
@@ -70,6 +71,8 @@ def test_the_page_says_what_the_run_did() -> None:
     assert "Retention of each task" in page.images
     assert {"convergence.tasks.rte.patience", "5", "learning_rate", "5e-05", "torch 2.13.0"} <= set(page.texts)
     assert "mixing" not in page.texts
+    assert "teacher" in page.texts
+    assert not any("secret" in text for text in page.texts)
 
 
 def test_the_page_loads_nothing() -> None:

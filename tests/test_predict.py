@@ -98,6 +98,23 @@ def test_answers_come_as_rows_are_read(model: Path) -> None:
     assert len(calls) <= 6
 
 
+def test_what_answers_are_written_to(model: Path, tmp_path: Path) -> None:
+    """Bug: an hour of answers is lost to a folder of that name, and a link or a pipe becomes a file."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    said = done("predict", model, "--input", rows)
+    (tmp_path / "folder").mkdir()
+    message = refused("predict", model, "--input", rows, "--output", tmp_path / "folder")
+    assert "must be a file; " in message
+    assert list((tmp_path / "folder").iterdir()) == []
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "target.jsonl")
+    (tmp_path / "target.jsonl").write_text("before")
+    done("predict", model, "--input", rows, "--output", tmp_path / "link.jsonl")
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert (tmp_path / "target.jsonl").read_text(encoding="utf-8") == said
+    done("predict", model, "--input", rows, "--output", "/dev/null")
+    assert not Path("/dev/null").is_file()
+
+
 def test_a_file_of_an_unknown_type_is_refused(model: Path, tmp_path: Path) -> None:
     """Bug: a table of another program is read as JSON, and the error speaks of line 1."""
     path = tmp_path / "rows.xlsx"

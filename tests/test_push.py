@@ -193,8 +193,10 @@ def later(pushed: Pushed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("later") / "run"
     shutil.copytree(pushed.run, folder)
     (folder / "notes.doc").write_text("mine")
-    (folder / "runs").mkdir()
-    (folder / "runs" / "events.out").write_text("mine")
+    # What trackers and other commands leave in a run's folder.
+    for name in ("wandb/files/wandb-metadata.json", "onnx/tokenizer.json", "answers.json", "runs/events.out", "a/x.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
     commits: list[Commit] = []
     assert push(folder, commits).strip().endswith("/else/where/commit/0000000000000000000000000000000000000001")
     return folder, commits
@@ -206,7 +208,8 @@ def test_a_run_is_pushed_later(pushed: Pushed, later: tuple[Path, list[Commit]])
     assert commit.files.keys() == pushed.final.keys()
     same = [name for name in commit.files if name != "README.md"]
     assert all(commit.files[name] == pushed.final[name] for name in same)
-    assert (folder / "README.md").read_bytes() == commit.files["README.md"]
+    # The run's own card is left as it is.
+    assert (folder / "README.md").read_bytes() == pushed.final["README.md"]
 
 
 def test_the_card_has_the_name_of_the_repository(pushed: Pushed, later: tuple[Path, list[Commit]]) -> None:
@@ -232,6 +235,16 @@ def test_a_push_that_fails_says_why(later: tuple[Path, list[Commit]], name: str,
     assert message in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert (later[0] / "README.md").read_bytes() == before
+
+
+def test_a_card_that_its_author_has_changed_is_pushed_as_it_is(pushed: Pushed, tmp_path: Path) -> None:
+    """Bug: limits and thanks that somebody wrote are gone."""
+    shutil.copytree(pushed.run, tmp_path / "run")
+    with (tmp_path / "run" / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\nThanks to all annotators.\n")
+    commits: list[Commit] = []
+    push(tmp_path / "run", commits)
+    assert commits[0].files["README.md"] == (tmp_path / "run" / "README.md").read_bytes()
 
 
 def test_what_is_no_run_is_not_pushed(tmp_path: Path) -> None:

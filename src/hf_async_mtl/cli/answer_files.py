@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..model.configuration_multitask import TaskConfig
+from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from .folders import removed_where_nothing_is_written
 
 __all__ = ["to_csv", "to_json_lines", "writing"]
@@ -36,6 +36,14 @@ def writing(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
+    if path.is_dir():
+        raise ConfigurationError(f"`--output` must be a file; {path} is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to, not replaced.
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with removed_where_nothing_is_written(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

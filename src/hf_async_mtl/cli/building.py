@@ -42,7 +42,7 @@ def grown(config: RunConfig) -> RunConfig:
         **config.training,
         "distillation": {
             **distillation,
-            "teachers": dict.fromkeys(kept, config.encoder) | distillation.get("teachers", {}),
+            "teachers": dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {}),
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }

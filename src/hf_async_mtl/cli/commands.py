@@ -22,6 +22,7 @@ from transformers import set_seed
 from ..convergence.recording import TeacherError
 from ..data.encoding import encode
 from ..data.loading import load_splits
+from ..data.unlabelled import is_unlabelled
 from ..model.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
@@ -244,10 +245,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     sets: dict[str, Dataset] = {}
     for name in config.tasks:
         task = model.config.task_configs[name]
-        splits = load_splits(name, task, config.sources[name], config.data_seed)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
         if args.split == "validation":
             sets.update(evaluation_sets({name: splits}))
-        elif args.split in splits:
+        elif args.split in splits and not is_unlabelled(splits[args.split], task):
             sets[name] = splits[args.split]
     if not sets:
         raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")

@@ -187,7 +187,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     check_task_names(_metric_names(tasks, sources))
     training = _training(config, weights, convergence)
     teachers = training["distillation"].get("teachers")
-    if isinstance(teachers, dict):
+    if teachers is not None:
+        if not isinstance(teachers, dict):
+            raise ConfigurationError(
+                f"`distillation.teachers` must be a mapping: task -> folder or Hub id; found {teachers!r}."
+            )
+        for name in teachers:
+            if name not in tasks:
+                raise ConfigurationError(
+                    f"`distillation.teachers` must name tasks ({', '.join(tasks)}); found {name!r}."
+                )
         training["distillation"]["teachers"] = {
             name: None if source is None else _model_source(f"distillation.teachers.{name}", source, folder)
             for name, source in teachers.items()

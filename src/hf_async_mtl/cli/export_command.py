@@ -43,13 +43,16 @@ def _export(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.model)
     sets = {} if args.evaluate is None else _rows(model, tokenizer, args.evaluate, args.split)
     files = [args.output / "model.onnx"]
-    export_onnx(model, files[0])
+    # A bundle that was stored in half precision too: few engines compute in it.
+    export_onnx(model.float(), files[0])
     if args.int8:
         files.append(args.output / "model.int8.onnx")
         quantize(*files)
     tokenizer.save_pretrained(args.output)
     for file in files:
-        print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+        # A large graph has its weights beside it.
+        size = sum(part.stat().st_size for part in args.output.glob(f"{file.name}*"))
+        print(f"{file}: {size / 2**20:.1f} MiB")
     if sets:
         print(render(_table(files, sets, tokenizer.pad_token_id), sys.stdout))
 
@@ -60,7 +63,7 @@ def _rows(model: MultiTaskModel, tokenizer: object, path: Path, split: str) -> d
     for index, (name, task) in enumerate(model.config.task_configs.items()):
         if name not in config.sources:
             continue
-        splits = load_splits(name, task, config.sources[name], config.data_seed)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
         if split in splits:
             rows = encode(splits[split], name, task, tokenizer, task.max_length or model.config.max_length)
             found[name] = EncodedTask(name, index, task, rows)

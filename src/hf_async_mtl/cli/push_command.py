@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from ..model.configuration_multitask import ConfigurationError
@@ -14,8 +15,20 @@ from ..report.saved_card import render_card
 __all__ = ["add_push"]
 
 # By name, so that what a user or another program leaves in the folder stays here.
-_PUBLIC = ["*.json", "*.safetensors", "*.py", "*.txt", "*.model", "README.md", "plots/*.png"]
-_PRIVATE = ["_*", "checkpoint-*", "*/*.safetensors", "trainer_state.json"]
+_FILES = (
+    "config.json",
+    "convergence.json",
+    "all_results.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "model.safetensors.index.json",
+)
+_KINDS = ("*.safetensors", "*.py", "*.model", "plots/*.png")
 
 
 def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,20 +42,21 @@ def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _push(args: argparse.Namespace) -> None:
-    card = render_card(args.run, args.repository)
+    paths = {path for pattern in (*_FILES, *_KINDS) for path in args.run.glob(pattern) if path.is_file()}
+    operations = [CommitOperationAdd(path.relative_to(args.run).as_posix(), path) for path in sorted(paths)]
+    operations.append(CommitOperationAdd("README.md", _card(args.run, args.repository)))
     if not any(args.run.glob("*.safetensors")):
         raise ConfigurationError(f"{args.run} has no weights yet: push a run that has ended.")
     api = HfApi()
     try:
         api.create_repo(args.repository, private=args.private or None, exist_ok=True)
-        card.save(args.run / "README.md")
-        commit = api.upload_folder(
-            repo_id=args.repository,
-            folder_path=args.run,
-            revision=args.revision,
+        if args.revision is not None:
+            api.create_branch(args.repository, branch=args.revision, exist_ok=True)
+        commit = api.create_commit(
+            args.repository,
+            operations,
             commit_message=f"Upload {args.repository.split('/')[-1]}",
-            allow_patterns=_PUBLIC,
-            ignore_patterns=_PRIVATE,
+            revision=args.revision,
         )
     except (HFValidationError, LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigurationError(
@@ -50,3 +64,17 @@ def _push(args: argparse.Namespace) -> None:
             "there logs in with `hf auth login`, or sets HF_TOKEN."
         ) from error
     print(commit.commit_url)
+
+
+def _card(run: Path, name: str) -> bytes:
+    """The card under the repository's name; one that its author has changed, as it is."""
+    file = run / "README.md"
+    if file.is_file() and file.read_bytes() != _bytes_of(render_card(run)):
+        return file.read_bytes()
+    return _bytes_of(render_card(run, name))
+
+
+def _bytes_of(card: ModelCard) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        card.save(Path(folder, "README.md"))
+        return Path(folder, "README.md").read_bytes()

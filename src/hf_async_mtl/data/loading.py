@@ -57,7 +57,7 @@ class DataSource:
 
     def to_section(self) -> dict[str, Any]:
         """The section as a card publishes it: of the Hub's data all, of files nothing but what is carved."""
-        if self.hub is None:
+        if self.hub is None or Path(self.hub).exists():
             return {split: value for split, value in self.splits.items() if isinstance(value, Mapping)}
         return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
 

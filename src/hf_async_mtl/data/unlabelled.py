@@ -58,10 +58,15 @@ def _add_placeholder(row: Mapping[str, Any], task: Mapping[str, Any]) -> dict[st
     if kind == "question_answering":
         # An answer has to stand in its context.
         context = row[task["text"][1]]
+        if not isinstance(context, str) or not context.strip():
+            raise ConfigurationError(
+                f"Column {task['text'][1]!r}: a context must be a text with an answer in it; found {context!r}."
+            )
         start = len(context) - len(context.lstrip())
         return {label: {"text": [context[start : start + 1]], "answer_start": [start]}}
     if kind == "token_classification":
-        return {label: [task["labels"][0]] * len(row[task["text"][0]])}
+        # What is no list of words is told with its row, when it is tokenized.
+        return {label: [task["labels"][0]] * len(row[task["text"][0]] or ())}
     if kind == "multilabel":
         return {label: [task["labels"][0]]}
     if kind == "regression":

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from .card import is_absolute, last_name
 from .plots import plot_conflicts, plot_curves, plot_retention
 from .tables import percent_text, step_text, value_text
 
@@ -116,5 +117,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, 
         if isinstance(inner, Mapping):
             found += _flat(inner, f"{prefix}{key}.")
         else:
-            found.append((prefix + key, str(inner)))
+            found.append((prefix + key, ", ".join(map(_shown, inner)) if isinstance(inner, list) else _shown(inner)))
     return found
+
+
+def _shown(setting: Any) -> str:
+    # A page is passed on; where a folder lies on this machine is not.
+    return last_name(setting) if isinstance(setting, str) and is_absolute(setting) else str(setting)

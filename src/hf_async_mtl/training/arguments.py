@@ -261,7 +261,15 @@ class AsyncMTLTrainingArguments(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.
-        return {**self.__dict__, "hub_token": None, "output_dir": Path(self.output_dir or "").name}
+        sources = self.distillation_config.teachers
+        teachers = {name: Path(x).name if Path(x).is_absolute() else x for name, x in sources.items()}
+        return {
+            **self.__dict__,
+            "hub_token": None,
+            "output_dir": Path(self.output_dir or "").name,
+            "distillation": {**self.section("distillation"), "teachers": teachers},
+            "distillation_config": dataclasses.replace(self.distillation_config, teachers=teachers),
+        }
 
     def _refuse_without_effect(self) -> None:
         for item in dataclasses.fields(self):

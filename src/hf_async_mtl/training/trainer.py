@@ -25,7 +25,7 @@ from ..data.collating import MultiTaskCollator
 from ..data.decoding import is_constant, label_array, predictions, references
 from ..data.encoding import count_truncated, encode
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
-from ..data.unlabelled import is_unlabelled, with_placeholders
+from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -162,6 +162,8 @@ class AsyncMTLTrainer(Trainer):
             if name in args.distillation_config.teachers and is_unlabelled(rows, self.tasks[name])
         ]
         check_unlabelled_tasks(unlabelled, args.distillation_config)
+        for name in unlabelled:
+            check_unlabelled(self.tasks[name])
         if train_dataset is not None:
             places = {name: with_placeholders(train_dataset[name], self.tasks[name]) for name in unlabelled}
             train_dataset = {**train_dataset, **places}
@@ -302,7 +304,8 @@ class AsyncMTLTrainer(Trainer):
             logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
             logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
             if self.batch_loss.balancer is not None:
-                logs |= {f"weight/{name}": weight for name, weight in self.batch_loss.balancer.latest.items()}
+                latest, phases = self.batch_loss.balancer.latest, self.schedule.phases
+                logs |= {f"weight/{name}": weight for name, weight in latest.items() if phases[name] == "learning"}
             if self.batch_loss.finite.skipped:
                 logs["skipped_steps"] = self.batch_loss.finite.skipped
         super().log(logs, start_time)
