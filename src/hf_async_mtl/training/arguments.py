@@ -185,7 +185,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         balancing: The fields of `BalancingConfig`.
         schedule: The fields of `ScheduleConfig`.
         conflict_steps: Every so many optimizer steps the cosines between the tasks' gradients are measured, over the
-            parameters of the last shared layer; 0: never. At 50 it costs about 1 % of the time.
+            parameters of the last shared layer; 0: never. At 50 it costs 1 to 2 % of the time.
         on_nonfinite: What becomes of a step with a loss or a gradient that is NaN or infinite. ``stop``: the run ends
             before the weights are touched, and names the task and the examples. ``skip``: the step is left out and
             counted; the learning rate's schedule goes on. Not with DeepSpeed, which makes the step itself.
