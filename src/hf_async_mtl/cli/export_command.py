@@ -54,7 +54,7 @@ def _export(args: argparse.Namespace) -> None:
         size = sum(part.stat().st_size for part in args.output.glob(f"{file.name}*"))
         print(f"{file}: {size / 2**20:.1f} MiB")
     if sets:
-        print(render(_table(files, sets, tokenizer.pad_token_id), sys.stdout))
+        print(render(_table(files, sets, tokenizer), sys.stdout))
 
 
 def _rows(model: MultiTaskModel, tokenizer: object, path: Path, split: str) -> dict[str, EncodedTask]:
@@ -72,7 +72,7 @@ def _rows(model: MultiTaskModel, tokenizer: object, path: Path, split: str) -> d
     return found
 
 
-def _table(files: list[Path], sets: dict[str, EncodedTask], pad_token_id: int) -> Table:
+def _table(files: list[Path], sets: dict[str, EncodedTask], tokenizer: object) -> Table:
     sessions = [open_session(file) for file in files]
     table = Table(box=None, header_style="bold")
     table.add_column("task")
@@ -82,15 +82,15 @@ def _table(files: list[Path], sets: dict[str, EncodedTask], pad_token_id: int) -
     if len(files) == 2:
         table.add_column("change", justify="right")
     for name, rows in sets.items():
-        values = [_value(session, rows, pad_token_id) for session in sessions]
+        values = [_value(session, rows, tokenizer) for session in sessions]
         change = [f"{values[1] - values[0]:+.4f}"] if len(files) == 2 else []
         table.add_row(name, rows.task.monitored, *(f"{value:.4f}" for value in values), *change)
     return table
 
 
-def _value(session: object, rows: EncodedTask, pad_token_id: int) -> float:
+def _value(session: object, rows: EncodedTask, tokenizer: object) -> float:
     task = rows.task
-    logits: object = onnx_logits(session, rows, pad_token_id)
+    logits: object = onnx_logits(session, rows, tokenizer)
     if task.type not in ("token_classification", "question_answering"):
         logits = np.stack(logits)  # type: ignore[call-overload]
     answers = predictions(task, logits, rows.rows)  # type: ignore[arg-type]

@@ -90,58 +90,48 @@ class TaskView(PreTrainedModel):
             "it once it is loaded."
         )
 
-    def _logits(self, inputs: dict[str, Tensor | None]) -> Tensor:
-        output = self.bundle(**inputs, tasks=[self.name])
-        assert output.logits is not None
-        logits: Tensor = output.logits[self.name]
-        return logits
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Any:
+        """The task's logits, in the output that Transformers has for such a task; the class says their shape."""
+        output = self.bundle(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            tasks=[self.name],
+        )
+        return self._output(output.logits[self.name])
+
+    def _output(self, logits: Tensor) -> Any:
+        raise NotImplementedError
 
 
 class SequenceView(TaskView):
-    """A task of classification, multi-label classification or regression, as ``AutoModelForSequenceClassification``."""
+    """A task of classification, multi-label classification or regression, as ``AutoModelForSequenceClassification``.
+
+    Its logits are ``[B, C]``; of a regression ``[B, 1]``, in the units of its data.
+    """
 
     types = ("classification", "multilabel", "regression")
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Logits ``[B, C]``; of a regression ``[B, 1]``, in the units of its data."""
-        logits = self._logits(
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-            }
-        )
-        return SequenceClassifierOutput(logits=logits.view(len(input_ids), -1))
+    def _output(self, logits: Tensor) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=logits.view(len(logits), -1))
 
 
 class TokenView(TaskView):
-    """A task of token classification, as ``AutoModelForTokenClassification``."""
+    """A task of token classification, as ``AutoModelForTokenClassification``.
+
+    Its logits are ``[B, L, C]``. Those of a word are at its first sub-word; the rest were never trained.
+    """
 
     types = ("token_classification",)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> TokenClassifierOutput:
-        """Logits ``[B, L, C]``. Those of a word are at its first sub-word; the rest were never trained."""
-        logits = self._logits(
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-            }
-        )
+    def _output(self, logits: Tensor) -> TokenClassifierOutput:
         return TokenClassifierOutput(logits=logits)
 
 
