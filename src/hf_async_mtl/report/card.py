@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 if TYPE_CHECKING:
     from hf_async_mtl.model.configuration_multitask import TaskConfig
 
-__all__ = ["RunCard", "installed_versions", "is_absolute", "last_name"]
+__all__ = ["RunCard", "installed_versions", "without_folder"]
 
 MISSING = "–"  # noqa: RUF001, an en dash, where a value is null, NaN or was never measured
 TAGS = ["hf_async_mtl", "multi-task", "knowledge-distillation"]
@@ -97,9 +97,9 @@ class RunCard:
         card: ModelCard = ModelCard.from_template(
             self.metadata(),
             template_path=str(TEMPLATE),
-            title=last_name(self.model_name),
-            model_id=last_name(self.model_name) if is_absolute(self.model_name) else self.model_name,
-            encoder=last_name(self.encoder) if self.base_model is None else self.encoder,
+            title=_last_name(self.model_name),
+            model_id=without_folder(self.model_name),
+            encoder=_last_name(self.encoder) if self.base_model is None else self.encoder,
             encoder_url=None if self.base_model is None else f"https://huggingface.co/{self.base_model}",
             task_count=len(self.tasks),
             tasks_table=self._tasks_table(),
@@ -126,7 +126,7 @@ class RunCard:
     def metadata(self) -> ModelCardData:
         """The YAML block, its model index with the test results, or the validation results of a task without any."""
         return ModelCardData(
-            model_name=last_name(self.model_name),
+            model_name=_last_name(self.model_name),
             base_model=self.base_model,
             datasets=sorted({data["hub"] for data in self.data.values() if "hub" in data}) or None,
             language=self.language,
@@ -301,16 +301,21 @@ def _setting(value: object) -> str:
         return MISSING
     if isinstance(value, float):
         return f"{value:g}" if math.isfinite(value) else MISSING
-    if isinstance(value, Path) or (isinstance(value, str) and is_absolute(value)):
-        return _code(last_name(str(value)))
+    if isinstance(value, Path) or (isinstance(value, str) and _is_absolute(value)):
+        return _code(_last_name(str(value)))
     return _code(value) if isinstance(value, str) else str(value)
 
 
-def is_absolute(text: str) -> bool:
+def without_folder(text: str) -> str:
+    """The last name of an absolute path, as where it lies is nobody else's; any other text as it is."""
+    return _last_name(text) if _is_absolute(text) else text
+
+
+def _is_absolute(text: str) -> bool:
     return bool(re.match(r"[/\\~]|[A-Za-z]:[/\\]|file:", text))
 
 
-def last_name(path: str) -> str:
+def _last_name(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from .card import is_absolute, last_name
+from .card import without_folder
 from .plots import plot_conflicts, plot_curves, plot_retention
 from .tables import percent_text, step_text, value_text
 
@@ -123,4 +123,4 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, 
 
 def _shown(setting: Any) -> str:
     # A page is passed on; where a folder lies on this machine is not.
-    return last_name(setting) if isinstance(setting, str) and is_absolute(setting) else str(setting)
+    return without_folder(str(setting))

@@ -17,6 +17,7 @@ from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..model.configuration_multitask import ConfigurationError
+from ..report.card import without_folder
 from .finite import ON_NONFINITE
 
 __all__ = [
@@ -262,7 +263,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.
         sources = self.distillation_config.teachers
-        teachers = {name: Path(x).name if Path(x).is_absolute() else x for name, x in sources.items()}
+        teachers = {name: without_folder(source) for name, source in sources.items()}
         return {
             **self.__dict__,
             "hub_token": None,
