@@ -181,7 +181,8 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
     out = ["--output-dir", trained / "refused"]
     labels = ["--set", "tasks.polarity.labels=[bad, good]"]
     assert "has the labels neg, pos, in that order; found bad, good" in refused("train", config, *out, *labels)
-    assert "must be kept or new; found 'old'" in refused("train", config, *out, "--set", "tasks.polarity.head=old")
+    head = ["--set", "tasks.polarity.head=old"]
+    assert "must be one of kept, new, frozen; found 'old'" in refused("train", config, *out, *head)
     message = refused("train", config, *out, "--set", "distillation.teachers.polarty=null")
     assert "`distillation.teachers` must name tasks (polarity, overlap" in message
     assert "must be a mapping: task" in refused("train", config, *out, "--set", "distillation.teachers=old")

@@ -122,12 +122,17 @@ def load_model(source: str) -> tuple[MultiTaskModel, Any]:
 
 
 def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
-    """New heads on the configured encoder."""
+    """New heads on the configured encoder, with what is to stay as it is frozen."""
     try:
-        return MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
+        model = MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
     except ConfigurationError:
         raise
     except UNLOADABLE as error:
         raise ConfigurationError(
             f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
         ) from error
+    if config.freeze is not None:
+        model.freeze_encoder(None if config.freeze == "encoder" else int(config.freeze))
+    for name in config.frozen_heads:
+        model.heads[name].requires_grad_(False)
+    return model

@@ -21,9 +21,11 @@ from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
 __all__ = ["RunConfig", "load_config"]
 
 SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
-_TOP_KEYS = ("encoder", "seed", "data_seed", "max_length", "pooling", "packing", "tasks", *SECTIONS, "training")
+_MODEL_KEYS = ("encoder", "max_length", "pooling", "packing", "freeze")
+_TOP_KEYS = (*_MODEL_KEYS, "seed", "data_seed", "tasks", *SECTIONS, "training")
 _TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
 _TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence", "head")
+_HEADS = ("kept", "new", "frozen")
 # Given at the top of the file, where they also rule what the trainer does not know of.
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
 # NumPy takes no greater one.
@@ -40,6 +42,8 @@ class RunConfig:
         seed: Of model, order and dropout.
         data_seed: Of samples and carves.
         model: ``max_length``, ``pooling``, ``packing`` and ``new_heads``, as `MultiTaskModel.from_encoder` takes them.
+        freeze: ``encoder``, or the number of its first layers that stay as they are; None: all learns.
+        frozen_heads: Tasks whose heads stay as they are.
         tasks: Name -> task, its labels not yet found.
         sources: Name -> where its data is.
         training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``. A teacher of a task may be
@@ -52,6 +56,8 @@ class RunConfig:
     seed: int
     data_seed: int
     model: dict[str, Any]
+    freeze: int | str | None
+    frozen_heads: list[str]
     tasks: dict[str, TaskConfig]
     sources: dict[str, DataSource]
     training: dict[str, Any]
@@ -171,17 +177,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     folder = path.parent.resolve()
     seed = _whole_number("seed", config.get("seed", 42), maximum=_LARGEST_SEED)
-    tasks, sources, weights, convergence, new_heads = {}, {}, {}, {}, []
+    tasks, sources, weights, convergence = {}, {}, {}, {}
+    heads: dict[str, str] = {}
     for name, section in config["tasks"].items():
         section = _with_preset(name, section)
         tasks[name] = _task(name, section)
         sources[name] = DataSource.from_section(name, section["data"], section.get("limit"), folder)
         if "weight" in section:
             weights[name] = section["weight"]
-        if section.get("head", "kept") not in ("kept", "new"):
-            raise ConfigurationError(f"`tasks.{name}.head` must be kept or new; found {section['head']!r}.")
-        if section.get("head") == "new":
-            new_heads.append(name)
+        heads[name] = section.get("head", "kept")
+        if heads[name] not in _HEADS:
+            raise ConfigurationError(f"`tasks.{name}.head` must be one of {', '.join(_HEADS)}; found {heads[name]!r}.")
         if section.get("convergence") is not None:
             convergence[name] = section["convergence"]
     check_task_names(_metric_names(tasks, sources))
@@ -213,8 +219,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             else None,
             "pooling": config.get("pooling"),
             "packing": config.get("packing", "auto"),
-            "new_heads": new_heads,
+            "new_heads": [name for name, head in heads.items() if head == "new"],
         },
+        freeze=_freeze(config.get("freeze")),
+        frozen_heads=[name for name, head in heads.items() if head == "frozen"],
         tasks=tasks,
         sources=sources,
         output_dir=_output_dir(training.pop("output_dir", None), folder),
@@ -228,6 +236,14 @@ def _whole_number(key: str, value: Any, minimum: int = 0, maximum: int | None = 
         wanted = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ConfigurationError(f"`{key}` must be a whole number {wanted}; found {value!r}.")
     return value
+
+
+def _freeze(value: Any) -> int | str | None:
+    if value is None or value == "encoder":
+        return value
+    if isinstance(value, str):
+        raise ConfigurationError(f"`freeze` must be `encoder`, or a number of its first layers; found {value!r}.")
+    return _whole_number("freeze", value, minimum=1)
 
 
 def _output_dir(value: str | None, folder: Path) -> Path | None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .freezing import freeze
 from .growing import adopt, kept_tasks
 from .heads import HEADS, Head
 from .packing import (
@@ -213,6 +214,19 @@ class MultiTaskModel(PreTrainedModel):
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()
+
+    def freeze_encoder(self, layers: int | None = None) -> None:
+        """Let the encoder stay as it is in training, or its embeddings and first layers.
+
+        Dropout goes on in what is frozen. A model that is saved and loaded is not frozen.
+
+        Args:
+            layers: So many of its first layers; None: the whole encoder.
+
+        Raises:
+            ConfigurationError: The encoder does not have so many layers.
+        """
+        freeze(self.encoder, layers)
 
     def as_sequence_classifier(self, task: str) -> SequenceView:
         """One task as a model of one task, for code such as ``transformers.pipeline("text-classification", ...)``.

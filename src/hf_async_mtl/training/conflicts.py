@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..convergence.criteria import check_keys
 from ..model.configuration_multitask import ConfigurationError
+from ..model.freezing import encoder_layers
 
 __all__ = ["ConflictMonitor", "cosines", "last_shared_layer"]
 
@@ -51,8 +52,7 @@ def cosines(gradients: Tensor) -> Tensor:
 def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
     """The parameters of the encoder's last layer that learns.
 
-    The layers are the `nn.ModuleList` of blocks of one type that holds the most parameters, which finds them in any
-    encoder. ALBERT has one layer, which it runs several times: a gradient there goes through the whole encoder.
+    ALBERT has one layer, which it runs several times: a gradient there goes through the whole encoder.
 
     Args:
         encoder: A text encoder.
@@ -64,18 +64,12 @@ def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
     Raises:
         ConfigurationError: The encoder has no list of layers.
     """
-    stacks = [
-        module
-        for module in encoder.modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
-    ]
-    if not stacks:
+    layers = encoder_layers(encoder)
+    if not layers:
         raise ConfigurationError(
             f"An encoder must keep its layers in an `nn.ModuleList` for gradients to be compared at the last of them; "
             f"{type(encoder).__name__} has none. Set `training.conflict_steps: 0`, and balance over the encoder."
         )
-    # Of several, the first: an outer list comes before those inside it.
-    layers = max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
     learning = ([p for p in layer.parameters() if p.requires_grad] for layer in reversed(layers))
     return next(filter(None, learning), [])
 

@@ -28,6 +28,7 @@ from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric, compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..model.freezing import check_learns
 from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..significance import paired_standard_error
 from .arguments import AsyncMTLTrainingArguments
@@ -154,6 +155,8 @@ class AsyncMTLTrainer(Trainer):
         self._tokenizer = processing_class
         self._max_length = model.config.max_length
         check_sets(self.tasks, train_dataset, eval_dataset)
+        if train_dataset is not None:
+            check_learns(model.encoder, model.heads)
         check_task_settings(self.tasks, args)
         self.args = args
         unlabelled = [
