@@ -1,12 +1,16 @@
 """A Hub on the loopback, with one repository: just enough of its interface to load from it, and to push to it."""
 
 import json
+import os
+import subprocess
+import sys
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -131,3 +135,22 @@ def serving(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def python(folder: Path, address: str, *arguments: Any, **variables: str) -> str:
+    """Run a process of its own that may ask the Hub at an address, and give its stdout."""
+    settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    # The store behind Git LFS, which the server has; not the one behind Xet.
+    settings["HF_HUB_DISABLE_XET"] = "1"
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **settings, "NO_PROXY": "127.0.0.1", **variables},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -121,7 +121,7 @@ def test_every_key_of_the_example_arrives(example, tmp_path):
         42,
         42,
     )
-    assert config.model == {"max_length": 128, "pooling": "cls", "packing": "off", "new_heads": []}
+    assert config.model == {"max_length": 128, "pooling": "cls", "packing": "off", "lora": None, "new_heads": []}
     assert list(config.tasks) == ["mrpc", "match", "rte"]
     match = config.tasks["match"]
     assert (match.type, match.text, match.label, match.metrics, match.max_length) == (
@@ -158,7 +158,7 @@ def test_defaults_are_those_of_the_contract(folder):
     args = config.arguments(folder / "out")
     assert (config.seed, config.data_seed) == (42, 42)
     # 128 and cls; `from_encoder` says it, for a trained bundle has its own.
-    assert config.model == {"max_length": None, "pooling": None, "packing": "auto", "new_heads": []}
+    assert config.model == {"max_length": None, "pooling": None, "packing": "auto", "lora": None, "new_heads": []}
     assert config.output_dir is None
     own = args.convergence_of("polarity")
     assert (own.criterion, own.patience, own.min_delta, own.min_steps, own.on_convergence) == (

@@ -1,19 +1,17 @@
 """A run that is pushed to the Hub: what becomes public, and what must not."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from bundles import bundle_config, write_bundle, write_config
 from commands_here import refused
-from fake_hub import Commit, serving
+from fake_hub import Commit, python, serving
 from tiny import task_configs
 
 import hf_async_mtl.model
@@ -39,25 +37,6 @@ class Pushed:
     def final(self) -> dict[str, bytes]:
         """What the last push has brought; a large one may come in parts."""
         return {k: v for commit in self.commits if commit.summary.startswith(LAST) for k, v in commit.files.items()}
-
-
-def python(folder: Path, address: str, *arguments: Any, **variables: str) -> str:
-    """Run a process of its own that may ask the Hub at an address, and give its stdout."""
-    settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-    # The store behind Git LFS, which the server has; not the one behind Xet.
-    settings["HF_HUB_DISABLE_XET"] = "1"
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env={**os.environ, **settings, "NO_PROXY": "127.0.0.1", **variables},
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data.loading import DataSource, expand_path
+from ..model.adapters import check_lora
 from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from ..model.presets import PRESETS
 from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
@@ -21,7 +22,7 @@ from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
 __all__ = ["RunConfig", "load_config"]
 
 SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
-_MODEL_KEYS = ("encoder", "max_length", "pooling", "packing", "freeze")
+_MODEL_KEYS = ("encoder", "max_length", "pooling", "packing", "freeze", "lora")
 _TOP_KEYS = (*_MODEL_KEYS, "seed", "data_seed", "tasks", *SECTIONS, "training")
 _TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
 _TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence", "head")
@@ -41,7 +42,8 @@ class RunConfig:
         encoder: Hub id or absolute folder.
         seed: Of model, order and dropout.
         data_seed: Of samples and carves.
-        model: ``max_length``, ``pooling``, ``packing`` and ``new_heads``, as `MultiTaskModel.from_encoder` takes them.
+        model: ``max_length``, ``pooling``, ``packing``, ``lora`` and ``new_heads``, as `MultiTaskModel.from_encoder`
+            takes them.
         freeze: ``encoder``, or the number of its first layers that stay as they are; None: all learns.
         frozen_heads: Tasks whose heads stay as they are.
         tasks: Name -> task, its labels not yet found.
@@ -191,6 +193,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if section.get("convergence") is not None:
             convergence[name] = section["convergence"]
     check_task_names(_metric_names(tasks, sources))
+    if config.get("lora") is not None and config.get("freeze") is not None:
+        raise ConfigurationError(
+            "`freeze` and `lora` exclude each other: beside low-rank layers the whole encoder is frozen. Remove one of "
+            "them; `lora.layers_to_transform` says which layers learn."
+        )
     training = _training(config, weights, convergence)
     teachers = training["distillation"].get("teachers")
     if teachers is not None:
@@ -219,6 +226,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             else None,
             "pooling": config.get("pooling"),
             "packing": config.get("packing", "auto"),
+            "lora": None if config.get("lora") is None else check_lora(config["lora"]),
             "new_heads": [name for name, head in heads.items() if head == "new"],
         },
         freeze=_freeze(config.get("freeze")),

@@ -42,6 +42,9 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _export(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args.model)
     sets = {} if args.evaluate is None else _rows(model, tokenizer, args.evaluate, args.split)
+    if model.config.lora is not None:
+        # An engine has no use for two layers where one gives the same.
+        model.merge_adapter()
     files = [args.output / "model.onnx"]
     # A bundle that was stored in half precision too: few engines compute in it.
     export_onnx(model.float(), files[0])

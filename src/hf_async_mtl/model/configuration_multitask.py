@@ -342,6 +342,9 @@ class MultiTaskConfig(PreTrainedConfig):
         max_length: The longest sequence, in tokens, where a task does not say.
         task_order: The names of the tasks in the order of their ids; found from ``tasks``. It is a field of its own
             because ``config.json`` is written with sorted keys.
+        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.model.adapters.add_lora`.
+        lora_base: ``user/model@revision``, where the encoder's own weights are from, if they are the Hub's.
+        lora_only: The encoder's own weights are not saved, and are read from there.
     """
 
     model_type = "hf_async_mtl"
@@ -353,6 +356,9 @@ class MultiTaskConfig(PreTrainedConfig):
     packing: str = "auto"
     max_length: int = 128
     task_order: list[str] | None = None
+    lora: dict[str, Any] | None = None
+    lora_base: str | None = None
+    lora_only: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, Mapping):

@@ -29,7 +29,12 @@ def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
     if not stacks:
         return []
     # Of several, the first: an outer list comes before those inside it.
-    return list(max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters())))
+    largest: nn.ModuleList = max(stacks, key=_size)
+    return list(largest)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def freeze(encoder: nn.Module, layers: int | None = None) -> None:

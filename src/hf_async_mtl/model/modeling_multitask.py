@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
+from transformers.utils.hub import extract_commit_hash
 
+from .adapters import add_lora, is_adapter, merge_lora
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from .freezing import freeze
 from .growing import adopt, kept_tasks
@@ -32,6 +34,9 @@ from .packing import (
 from .views import SequenceView, TokenView
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput", "position_limit"]
+
+# Arguments of `from_pretrained` that say how the Hub is read.
+_HUB_KEYS = ("token", "cache_dir", "local_files_only")
 
 # What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
 _UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
@@ -88,6 +93,15 @@ def _without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if has_pooler else {}
 
 
+def _check_whole(source: str, info: Mapping[str, Any]) -> None:
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigurationError(
+            f"The checkpoint {source!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
+            f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
+        )
+
+
 class MultiTaskModel(PreTrainedModel):
     """A text encoder with one head a task.
 
@@ -126,6 +140,38 @@ class MultiTaskModel(PreTrainedModel):
         self._packs: bool | None = None
         self._encoder_inputs = set(inspect.signature(self.encoder.forward).parameters)
         self.post_init()
+        if config.lora is not None:
+            # Afterwards: they are drawn as peft draws them, so that an encoder answers as before.
+            config.lora = add_lora(self.encoder, config.lora)
+        if config.lora_only:
+            self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As upstream; of a model that was saved without its encoder's own weights, these are read from the Hub."""
+        found = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        if model.config.lora_only:
+            model._read_base({key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+        if model.config.lora is not None:
+            # Loading makes new parameters, all of which learn.
+            for name, parameter in model.encoder.named_parameters():
+                parameter.requires_grad_(is_adapter(name))
+        return found
+
+    def _read_base(self, hub: Mapping[str, Any]) -> None:
+        """Replace the encoder, of which only the low-rank layers are known, by the whole one."""
+        name, _, revision = self.config.lora_base.partition("@")
+        model_class: Any = type(self.encoder)
+        encoder, info = model_class.from_pretrained(
+            name, revision=revision, dtype=self.dtype, output_loading_info=True, **_without_pooler(model_class), **hub
+        )
+        _check_whole(name, info)
+        add_lora(encoder, self.config.lora)
+        learnt = {name: tensor for name, tensor in self.encoder.state_dict().items() if is_adapter(name)}
+        encoder.load_state_dict(learnt, strict=False)
+        self.encoder, self.config.encoder_config = encoder.to(self.device).eval(), encoder.config
+        self.config.lora_only = False
 
     @classmethod
     def from_encoder(
@@ -137,6 +183,7 @@ class MultiTaskModel(PreTrainedModel):
         packing: str = "auto",
         max_length: int | None = None,
         new_heads: Collection[str] = (),
+        lora: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> MultiTaskModel:
         """Put new heads on a pretrained encoder, or on that of a trained bundle, which keeps those that it has.
@@ -150,6 +197,8 @@ class MultiTaskModel(PreTrainedModel):
             packing: ``auto`` or ``off``.
             max_length: The longest sequence, in tokens, where a task does not say: 128, or a trained bundle's own.
             new_heads: Tasks that begin anew, though the trained bundle has them.
+            lora: Fields of `peft.LoraConfig`: the encoder learns through low-rank layers beside its own, which are
+                frozen; see `hf_async_mtl.model.adapters.add_lora`. Those that a trained bundle has are merged first.
             **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise:
                 half-precision master weights lose small updates; train in ``bf16`` through the training arguments.
 
@@ -159,8 +208,8 @@ class MultiTaskModel(PreTrainedModel):
         """
         # Left open, Transformers asks the terminal whether to run the code of a stranger.
         kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
-        hub_keys = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "trust_remote_code")
-        encoder_config = AutoConfig.from_pretrained(encoder, **{k: v for k, v in kwargs.items() if k in hub_keys})
+        hub = {key: kwargs[key] for key in (*_HUB_KEYS, "revision", "subfolder", "trust_remote_code") if key in kwargs}
+        encoder_config = AutoConfig.from_pretrained(encoder, **hub)
         trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
         kept: list[str] = []
         tasks = dict(tasks)
@@ -198,22 +247,56 @@ class MultiTaskModel(PreTrainedModel):
         model_class: Any = cls if trained is not None else type(model.encoder)
         pooler = {} if trained is not None else _without_pooler(model_class)
         loaded, info = model_class.from_pretrained(encoder, output_loading_info=True, **pooler, **kwargs)
-        if info["missing_keys"]:
-            some = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigurationError(
-                f"The checkpoint {encoder!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
-                f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
-            )
+        _check_whole(encoder, info)
+        if trained is not None and loaded.config.lora is not None:
+            loaded.merge_adapter()
         for name in kept:
             model.heads[name] = loaded.heads[name]
         loaded = loaded.encoder if trained is not None else loaded
         # One configuration, not two: what changes the encoder's must stand in `config.json`.
         model.encoder, config.encoder_config = loaded, loaded.config
         # `config.json` goes public; where a folder lay on this machine does not.
-        loaded.config._name_or_path = f"./{Path(encoder).resolve().name}" if Path(encoder).is_dir() else encoder
+        is_folder = Path(encoder).is_dir()
+        loaded.config._name_or_path = f"./{Path(encoder).resolve().name}" if is_folder else encoder
+        if lora is not None:
+            config.lora = add_lora(loaded, lora)
+            if trained is None and not is_folder:
+                commit = extract_commit_hash(cached_file(encoder, CONFIG_NAME, **hub), None)
+                config.lora_base = f"{encoder}@{commit}"
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()
+
+    def merge_adapter(self) -> None:
+        """Add what low-rank layers have learnt to the encoder's own weights, in place: a model as without them.
+
+        Raises:
+            ConfigurationError: The model has no such layers.
+        """
+        if self.config.lora is None:
+            raise ConfigurationError("The model has no low-rank layers to merge: it was made without `lora`.")
+        merge_lora(self.encoder)
+        self.config.lora = self.config.lora_base = None
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Save the low-rank layers and the heads, and not the encoder's own weights, which are read from the Hub.
+
+        Raises:
+            ConfigurationError: The model has no such layers, or its encoder is not one of the Hub's.
+        """
+        if self.config.lora_base is None:
+            reason = "has no low-rank layers" if self.config.lora is None else "began with an encoder from a folder"
+            raise ConfigurationError(
+                f"A model is saved without its encoder where it has low-rank layers on one of the Hub's; this one "
+                f"{reason}. Save it whole, or merged."
+            )
+        weights = self.state_dict()
+        kept = {name: weights[name] for name in weights if not name.startswith("encoder.") or is_adapter(name)}
+        self.config.lora_only = True
+        try:
+            self.save_pretrained(folder, state_dict=kept)
+        finally:
+            self.config.lora_only = False
 
     def freeze_encoder(self, layers: int | None = None) -> None:
         """Let the encoder stay as it is in training, or its embeddings and first layers.

@@ -87,5 +87,6 @@ def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) ->
         "max_length": model.config.max_length,
         "pooling": model.config.pooling,
         "packed": model.packs,
+        **({} if model.config.lora is None else {"lora": model.config.lora}),
         **{key: value for key, value in sections.items() if value},
     }

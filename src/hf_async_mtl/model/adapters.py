@@ -1,0 +1,102 @@
+"""LoRA on an encoder, through peft: the layers are peft's own, in place, and the heads stay whole.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), arXiv:2106.09685, equation 3: a frozen weight W
+answers as W + (alpha / r) B A, of which A and B learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from .configuration_multitask import ConfigurationError
+
+__all__ = ["LORA_KEYS", "add_lora", "check_lora", "is_adapter", "merge_lora"]
+
+LORA_KEYS = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "layers_to_transform",
+    "use_rslora",
+    "use_dora",
+)
+"""The fields of `peft.LoraConfig` that are taken: those that leave the encoder's own weights as they are."""
+
+
+def check_lora(settings: Any) -> dict[str, Any]:
+    """Check a ``lora`` section, as far as peft does not.
+
+    Raises:
+        ConfigurationError: It is no mapping, a key is not among `LORA_KEYS`, or a switch is no switch.
+    """
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"`lora` must be a mapping, such as {{r: 8, lora_alpha: 16}}; found {settings!r}.")
+    for key, value in settings.items():
+        if key not in LORA_KEYS:
+            raise ConfigurationError(f"`lora` has no key `{key}`. It takes {', '.join(LORA_KEYS)}.")
+        if key.startswith("use_") and not isinstance(value, bool):
+            raise ConfigurationError(f"`lora.{key}` must be true or false; found {value!r}.")
+    return dict(settings)
+
+
+def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put low-rank layers beside an encoder's linear ones. They learn; all that the encoder had is frozen.
+
+    Args:
+        encoder: A text encoder, changed in place. It answers as before until the layers have learnt.
+        settings: Fields of `peft.LoraConfig`, of `LORA_KEYS`. Where ``target_modules`` is not among them: what peft
+            knows for this encoder (queries and values, for BERT), or else all linear layers.
+
+    Returns:
+        The settings, with the target modules that were found.
+
+    Raises:
+        ConfigurationError: peft is not installed, or refuses a value.
+    """
+    checked = check_lora(settings)
+    # Loading a model's code from the Hub asks everybody for what is imported outside a `try`.
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    except ImportError as error:
+        raise ConfigurationError(
+            "A model with `lora` needs peft, which is not installed. Run `pip install 'hf-async-mtl[lora]'`."
+        ) from error
+    try:
+        config: Any = LoraConfig(**checked)
+        if config.target_modules is None:
+            config.target_modules = KNOWN.get(encoder.config.model_type, "all-linear")
+        inject_adapter_in_model(config, encoder)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"`lora` does not fit: {error}") from error
+    found = config.target_modules
+    return {**checked, "target_modules": found if isinstance(found, str) else sorted(found)}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight of this name in an encoder is one of its low-rank layers'."""
+    return ".lora_" in name
+
+
+def merge_lora(encoder: nn.Module) -> None:
+    """Add what the low-rank layers have learnt to the weights beside them, and take the layers away.
+
+    Raises:
+        ValueError: The sum is not finite.
+    """
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ConfigurationError("Merging needs peft. Run `pip install 'hf-async-mtl[lora]'`.") from error
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+    # Else peft takes new layers for a second set of them.
+    del encoder.peft_config
+    encoder.requires_grad_(True)
