@@ -18,31 +18,43 @@ from ..model.modeling_multitask import MultiTaskModel
 from ..training.external_teachers import UNLOADABLE
 from .config_file import RunConfig
 
-__all__ = ["evaluation_sets", "grown", "load_encoder", "load_model", "load_tasks", "load_tokenizer"]
+__all__ = [
+    "evaluation_sets",
+    "grown",
+    "load_encoder",
+    "load_model",
+    "load_shared_tokenizer",
+    "load_tasks",
+    "load_tokenizer",
+]
 
 
 def grown(config: RunConfig) -> RunConfig:
-    """The configuration of a run that starts from a trained bundle; any other as it is.
+    """The configuration of a run that starts from a trained bundle, or several; any other as it is.
 
-    A task that the bundle has takes over its labels, and is taught by the bundle from the first step, unless it has
+    A task that a bundle has takes over its labels, and is taught by that bundle from the first step, unless it has
     another teacher, or none (null): then it learns from labels. An evaluation before the first step says what each
     task can do by then.
     """
-    try:
-        trained = AutoConfig.from_pretrained(config.encoder, trust_remote_code=False)
-    except UNLOADABLE:
-        # `load_encoder` says it, once the data has been looked at.
-        return config
-    if not isinstance(trained, MultiTaskConfig):
-        return config
-    known = trained.task_configs
+    known: dict[str, TaskConfig] = {}
+    owners: dict[str, str] = {}
+    for source in _sources(config):
+        try:
+            trained = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except UNLOADABLE:
+            # `load_encoder` says it, once the data has been looked at.
+            return config
+        if not isinstance(trained, MultiTaskConfig):
+            return config
+        known |= trained.task_configs
+        owners |= dict.fromkeys(trained.task_configs, source)
     kept = kept_tasks(known, config.tasks, config.model["new_heads"])
     distillation = config.training["distillation"]
     training = {
         **config.training,
         "distillation": {
             **distillation,
-            "teachers": dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {}),
+            "teachers": {name: owners[name] for name in kept} | (distillation.get("teachers") or {}),
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }
@@ -93,6 +105,23 @@ def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]
         for split, rows in sets.items()
         if split.startswith("validation")
     }
+
+
+def _sources(config: RunConfig) -> list[str]:
+    return [config.encoder] if isinstance(config.encoder, str) else config.encoder
+
+
+def load_shared_tokenizer(config: RunConfig, tasks: dict[str, TaskConfig]) -> Any:
+    """The tokenizer of a run's encoder; of bundles that are merged, that which all of them have."""
+    first, *others = _sources(config)
+    tokenizer = load_tokenizer(first, tasks)
+    for other in others:
+        if load_tokenizer(other, tasks).get_vocab() != tokenizer.get_vocab():
+            raise ConfigurationError(
+                f"Models that are merged must have one vocabulary; {other!r} has another than {first!r}. Name one of "
+                "them as a teacher instead."
+            )
+    return tokenizer
 
 
 def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:

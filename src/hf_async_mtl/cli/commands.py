@@ -31,7 +31,7 @@ from ..report.tables import final_table, progress_table, render
 from ..training.checkpoints import write_whole
 from ..training.ranks import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
+from .building import evaluation_sets, grown, load_encoder, load_model, load_shared_tokenizer, load_tasks
 from .config_file import RunConfig, load_config
 from .demo import write_demo
 from .export_command import add_export
@@ -179,7 +179,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     arguments = config.arguments(output_dir)
     checkpoint = newest_checkpoint(output_dir) if resume is True else resume
     splits, tasks = load_tasks(config)
-    tokenizer = load_tokenizer(config.encoder, tasks)
+    tokenizer = load_shared_tokenizer(config, tasks)
     set_seed(config.seed)
     model = load_encoder(config, tasks)
     test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}

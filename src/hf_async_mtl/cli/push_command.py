@@ -52,7 +52,7 @@ def _push(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = _files(args.run)
         if args.adapter_only or args.merge:
-            files = {name: path for name, path in files.items() if not name.startswith("model.safetensors")}
+            files = {name: path for name, path in files.items() if ".safetensors" not in name}
             files |= _files(_other_weights(args.run, Path(scratch), args.merge))
         _upload(args, [*(CommitOperationAdd(name, path) for name, path in sorted(files.items())), card])
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_multitask import ConfigurationError
-from ..model.modeling_multitask import MultiTaskModel, position_limit
+from ..model.encoders import position_limit
+from ..model.modeling_multitask import MultiTaskModel
 from .dense import DenseBundle
 
 __all__ = ["TOLERANCE", "export_onnx", "open_session", "quantize"]

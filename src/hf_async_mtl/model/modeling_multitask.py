@@ -10,15 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .adapters import add_lora, is_adapter, merge_lora
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .encoders import (
+    build_encoder,
+    check_whole,
+    head_dropout,
+    is_text_encoder,
+    position_limit,
+    public_name,
+    without_pooler,
+)
 from .freezing import freeze
 from .growing import adopt, kept_tasks
 from .heads import HEADS, Head
+from .merging import average, merged_config
 from .packing import (
     Layout,
     Ragged,
@@ -33,7 +43,7 @@ from .packing import (
 )
 from .views import SequenceView, TokenView
 
-__all__ = ["MultiTaskModel", "MultiTaskOutput", "position_limit"]
+__all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
 # Arguments of `from_pretrained` that say how the Hub is read.
 _HUB_KEYS = ("token", "cache_dir", "local_files_only")
@@ -60,46 +70,6 @@ class MultiTaskOutput(ModelOutput):
     logits: dict[str, Tensor] | None = None
     losses: dict[str, Tensor] | None = None
     layouts: dict[str, Layout] | None = None
-
-
-def _head_dropout(config: Any) -> float:
-    names = ("classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "seq_classif_dropout", "dropout")
-    return next((float(p) for p in (getattr(config, name, None) for name in names) if p is not None), 0.1)
-
-
-def _is_text_encoder(config: Any) -> bool:
-    if config.is_encoder_decoder or type(config) not in AutoModel._model_mapping:
-        return False
-    inputs = inspect.signature(AutoModel._model_mapping[type(config)].forward).parameters
-    return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
-
-
-def position_limit(encoder: nn.Module) -> int | None:
-    """The longest sequence that an encoder has positions for; None where its positions are relative."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding's.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
-
-
-def _build_encoder(config: Any) -> PreTrainedModel:
-    return AutoModel.from_config(config, **_without_pooler(AutoModel._model_mapping[type(config)]))
-
-
-def _without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
-    """Arguments for an encoder's class. A pooling layer that nothing reads gets no gradient, and DDP waits for one."""
-    has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if has_pooler else {}
-
-
-def _check_whole(source: str, info: Mapping[str, Any]) -> None:
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConfigurationError(
-            f"The checkpoint {source!r} must hold all weights of its encoder; {len(info['missing_keys'])} are "
-            f"missing ({some}, ...). They would be random. Was it saved with another head? Save its encoder alone."
-        )
 
 
 class MultiTaskModel(PreTrainedModel):
@@ -131,8 +101,8 @@ class MultiTaskModel(PreTrainedModel):
                 f"{'no encoder' if config.encoder_config is None else 'no tasks'}. Start from a plain encoder with "
                 "`MultiTaskModel.from_encoder(name, tasks)`."
             )
-        self.encoder = _build_encoder(config.encoder_config)
-        width, dropout = config.encoder_config.hidden_size, _head_dropout(config.encoder_config)
+        self.encoder = build_encoder(config.encoder_config)
+        width, dropout = config.encoder_config.hidden_size, head_dropout(config.encoder_config)
         self.heads = nn.ModuleDict(
             {name: HEADS[task.type](width, task, dropout, config.pooling) for name, task in config.task_configs.items()}
         )
@@ -164,9 +134,9 @@ class MultiTaskModel(PreTrainedModel):
         name, _, revision = self.config.lora_base.partition("@")
         model_class: Any = type(self.encoder)
         encoder, info = model_class.from_pretrained(
-            name, revision=revision, dtype=self.dtype, output_loading_info=True, **_without_pooler(model_class), **hub
+            name, revision=revision, dtype=self.dtype, output_loading_info=True, **without_pooler(model_class), **hub
         )
-        _check_whole(name, info)
+        check_whole(name, info)
         add_lora(encoder, self.config.lora)
         learnt = {name: tensor for name, tensor in self.encoder.state_dict().items() if is_adapter(name)}
         encoder.load_state_dict(learnt, strict=False)
@@ -176,7 +146,7 @@ class MultiTaskModel(PreTrainedModel):
     @classmethod
     def from_encoder(
         cls,
-        encoder: str,
+        encoder: str | Sequence[str],
         tasks: Mapping[str, TaskConfig],
         *,
         pooling: str | None = None,
@@ -191,7 +161,8 @@ class MultiTaskModel(PreTrainedModel):
         Args:
             encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``; or of a
                 `MultiTaskModel`. The heads of its tasks that are among ``tasks``, by their names, are taken over with
-                their labels or the scale of their targets; the others are dropped.
+                their labels or the scale of their targets; the others are dropped. Of several such models the
+                encoders' mean is taken; see `hf_async_mtl.model.merging`.
             tasks: Name -> resolved task.
             pooling: ``cls`` (the default), ``mean`` or ``max``. A trained bundle's heads know its own alone.
             packing: ``auto`` or ``off``.
@@ -209,7 +180,9 @@ class MultiTaskModel(PreTrainedModel):
         # Left open, Transformers asks the terminal whether to run the code of a stranger.
         kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "revision", "subfolder", "trust_remote_code") if key in kwargs}
-        encoder_config = AutoConfig.from_pretrained(encoder, **hub)
+        sources = [encoder] if isinstance(encoder, str) else list(encoder)
+        configs = {source: AutoConfig.from_pretrained(source, **hub) for source in sources}
+        encoder_config = merged_config(configs) if len(sources) > 1 else configs[sources[0]]
         trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
         kept: list[str] = []
         tasks = dict(tasks)
@@ -224,7 +197,7 @@ class MultiTaskModel(PreTrainedModel):
                 )
             pooling, max_length = pooling or trained.pooling, max_length or trained.max_length
             encoder_config = trained.encoder_config
-        if not _is_text_encoder(encoder_config):
+        if not is_text_encoder(encoder_config):
             raise ConfigurationError(
                 "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
                 f"{encoder!r} is of type {encoder_config.model_type!r}. Choose a model such as BERT or ModernBERT."
@@ -244,25 +217,29 @@ class MultiTaskModel(PreTrainedModel):
                 f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
                 "it, or choose an encoder for longer texts."
             )
-        model_class: Any = cls if trained is not None else type(model.encoder)
-        pooler = {} if trained is not None else _without_pooler(model_class)
-        loaded, info = model_class.from_pretrained(encoder, output_loading_info=True, **pooler, **kwargs)
-        _check_whole(encoder, info)
-        if trained is not None and loaded.config.lora is not None:
-            loaded.merge_adapter()
-        for name in kept:
-            model.heads[name] = loaded.heads[name]
-        loaded = loaded.encoder if trained is not None else loaded
+        model_class: Any = type(model.encoder) if trained is None else cls
+        pooler = without_pooler(model_class) if trained is None else {}
+        found = []
+        for source in sources:
+            loaded, info = model_class.from_pretrained(source, output_loading_info=True, **pooler, **kwargs)
+            check_whole(source, info)
+            if trained is not None and loaded.config.lora is not None:
+                loaded.merge_adapter()
+            found.append(loaded)
+        if trained is not None:
+            for name in kept:
+                model.heads[name] = next(bundle.heads[name] for bundle in found if name in bundle.heads)
+            loaded = average([bundle.encoder for bundle in found])
         # One configuration, not two: what changes the encoder's must stand in `config.json`.
         model.encoder, config.encoder_config = loaded, loaded.config
-        # `config.json` goes public; where a folder lay on this machine does not.
-        is_folder = Path(encoder).is_dir()
-        loaded.config._name_or_path = f"./{Path(encoder).resolve().name}" if is_folder else encoder
+        # The mean of several models began where they did.
+        if len(sources) == 1:
+            loaded.config._name_or_path = public_name(sources[0])
         if lora is not None:
             config.lora = add_lora(loaded, lora)
-            if trained is None and not is_folder:
-                commit = extract_commit_hash(cached_file(encoder, CONFIG_NAME, **hub), None)
-                config.lora_base = f"{encoder}@{commit}"
+            if trained is None and not Path(sources[0]).is_dir():
+                commit = extract_commit_hash(cached_file(sources[0], CONFIG_NAME, **hub), None)
+                config.lora_base = f"{sources[0]}@{commit}"
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()

@@ -17,8 +17,9 @@ from transformers.utils import logging
 from ..data.decoding import token_counts
 from ..data.encoding import encode
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from ..model.encoders import position_limit
 from ..model.heads import HEADS
-from ..model.modeling_multitask import MultiTaskModel, position_limit
+from ..model.modeling_multitask import MultiTaskModel
 
 __all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teacher"]
 
