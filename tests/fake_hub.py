@@ -137,13 +137,23 @@ def serving(
         thread.join()
 
 
-def python(folder: Path, address: str, *arguments: Any, **variables: str) -> str:
-    """Run a process of its own that may ask the Hub at an address, and give its stdout."""
+def python(
+    folder: Path, address: str, *arguments: Any, executable: Path | str = sys.executable, **variables: str
+) -> str:
+    """Run a process of its own that may ask the Hub at an address, and give its stdout.
+
+    Args:
+        folder: Where it runs, and keeps what it has read.
+        address: Of the Hub.
+        *arguments: Of Python.
+        executable: Which Python: that of these tests, where absent.
+        **variables: Of its environment.
+    """
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
     # The store behind Git LFS, which the server has; not the one behind Xet.
     settings["HF_HUB_DISABLE_XET"] = "1"
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [executable, *map(str, arguments)],
         env={**os.environ, **settings, "NO_PROXY": "127.0.0.1", **variables},
         cwd=folder,
         stdin=subprocess.DEVNULL,

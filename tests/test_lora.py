@@ -10,6 +10,7 @@ from bundles import bundle_config, write_bundle, write_config
 from commands_here import done, refused
 from fake_hub import Commit, python, serving
 from families import FAMILIES, packed, random_examples, tiny_model
+from other_environment import without_package
 from safetensors.torch import load_file
 from tiny import task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, pipeline
@@ -174,6 +175,7 @@ def test_an_adapter_alone_is_pushed(tmp_path: Path) -> None:
         with serving("user/model", {}, "model", commits) as address:
             python(tmp_path, address, *command, option, PYTHONPATH=str(ROOT / "src"), HF_TOKEN="hf_of_nobody")
     model = MultiTaskModel.from_pretrained(tmp_path / "run")
+    reader = without_package(tmp_path / "venv")
     (expected,) = [answers(model)["polarity"][:1].tolist()]
     for commit, name in zip(commits, ("adapter", "merged"), strict=True):
         for file, content in commit.files.items():
@@ -181,7 +183,8 @@ def test_an_adapter_alone_is_pushed(tmp_path: Path) -> None:
             (tmp_path / name / file).write_bytes(content)
         # The encoder is in the reader's cache; there is no server to ask.
         offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-        lora_only, found = json.loads(python(tmp_path, "http://127.0.0.1:9", "-c", READ, name, **offline))
+        said = python(tmp_path, "http://127.0.0.1:9", "-c", READ, name, executable=reader, **offline)
+        lora_only, found = json.loads(said)
         assert lora_only is False
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
     adapter = load_file(tmp_path / "adapter" / "model.safetensors")

@@ -12,6 +12,7 @@ import torch
 from bundles import bundle_config, write_bundle, write_config
 from commands_here import refused
 from fake_hub import Commit, python, serving
+from other_environment import without_package
 from tiny import task_configs
 
 import hf_async_mtl.model
@@ -117,10 +118,12 @@ print(json.dumps([type(model).__module__.split(".")[0], "hf_async_mtl" in sys.mo
 
 @pytest.fixture(scope="module")
 def loaded(pushed: Pushed, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What a reader of the public card sees who runs its first example."""
+    """What a reader of the public card sees who runs its first example, without this package."""
     example = pushed.final["README.md"].decode().split("```python\n")[1].split("```")[0]
+    folder = tmp_path_factory.mktemp("reader")
+    reader = without_package(folder / "venv")
     with serving(REPOSITORY, pushed.final, "model") as address:
-        return python(tmp_path_factory.mktemp("reader"), address, "-c", example + SAY, PYTHONPATH="")
+        return python(folder, address, "-c", example + SAY, executable=reader, PYTHONPATH="")
 
 
 def test_the_public_model_loads_as_its_card_says(pushed: Pushed, loaded: str) -> None:
@@ -156,7 +159,8 @@ import sys
 from transformers import AutoModel
 AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 """
-    python(tmp_path, "http://127.0.0.1:9", "-c", code, tmp_path, PYTHONPATH="")
+    reader = without_package(tmp_path / "venv")
+    python(tmp_path, "http://127.0.0.1:9", "-c", code, tmp_path, executable=reader, PYTHONPATH="")
 
 
 def push(run: Path, commits: list[Commit], name: str = "else/where", token: str = TOKEN, *options: str) -> str:
