@@ -1,11 +1,11 @@
-"""A Hub on the loopback, with one repository: just enough of its interface to load from it, and to push to it."""
+"""A Hub on the loopback: just enough of its interface to load from it, and to push to it."""
 
 import json
 import os
 import subprocess
 import sys
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1, sha256
@@ -26,20 +26,64 @@ class Commit:
     files: Mapping[str, bytes]
 
 
+@dataclass(frozen=True)
+class Repository:
+    """What a Hub has under one name.
+
+    Args:
+        name: Such as ``user/name``.
+        files: Path -> content.
+        kind: ``dataset`` or ``model``.
+    """
+
+    name: str
+    files: Mapping[str, bytes]
+    kind: str = "dataset"
+
+    @property
+    def api(self) -> str:
+        return f"/api/{self.kind}s/{self.name}"
+
+    @property
+    def resolve(self) -> str:
+        return f"{'' if self.kind == 'model' else f'/{self.kind}s'}/{self.name}/resolve/"
+
+    def has(self, path: str) -> bool:
+        """Whether an address is one of this repository's."""
+        return path == self.api or path.startswith((f"{self.api}/", self.resolve, f"/{self.name}.git/"))
+
+    def children(self, folder: str) -> list[dict[str, Any]]:
+        """What the Hub says of a folder's files and folders."""
+        start = f"{folder}/" if folder else ""
+        names = [name.removeprefix(start) for name in self.files if name.startswith(start)]
+        folders = {name.split("/")[0] for name in names if "/" in name}
+        return [
+            *({"type": "directory", "path": start + name, "oid": COMMIT} for name in sorted(folders)),
+            *(self._entry(start + name) for name in names if "/" not in name),
+        ]
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        content = self.files[name]
+        return {"type": "file", "path": name, "size": len(content), "oid": sha1(content).hexdigest()}
+
+
 @contextmanager
 def serving(
     repository: str, files: Mapping[str, bytes], kind: str = "dataset", commits: list[Commit] | None = None
 ) -> Iterator[str]:
-    """Serve a repository, and give the address for ``HF_ENDPOINT``.
+    """Serve one repository, and give the address for ``HF_ENDPOINT``; the rest as `serving_all`."""
+    with serving_all([Repository(repository, files, kind)], commits) as address:
+        yield address
+
+
+@contextmanager
+def serving_all(repositories: Sequence[Repository], commits: list[Commit] | None = None) -> Iterator[str]:
+    """Serve some repositories, and give the address for ``HF_ENDPOINT``.
 
     Args:
-        repository: Its id, such as ``user/name``.
-        files: Path -> content.
-        kind: ``dataset`` or ``model``.
-        commits: Where given, who sends a token may push; each commit is appended, and `files` stay as they are.
+        repositories: What is there.
+        commits: Where given, who sends a token may push; each commit is appended, and what is served stays as it is.
     """
-    api, resolve = f"/api/{kind}s/{repository}", f"{'' if kind == 'model' else f'/{kind}s'}/{repository}/resolve/"
-
     uploaded: dict[str, bytes] = {}
 
     class Hub(BaseHTTPRequestHandler):
@@ -47,24 +91,32 @@ def serving(
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
+            found = next((each for each in repositories if each.has(path)), None)
+            if found is None:
+                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+                return
+            api, files = found.api, found.files
             if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-                self.answer_json({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
+                self.answer_json({"id": found.name, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
             elif path.startswith(f"{api}/tree/"):
-                folder = "/".join(path.removeprefix(f"{api}/tree/").split("/")[1:])
-                self.answer_json(children(folder))
-            elif path.startswith(resolve) and path.removeprefix(resolve).split("/", 1)[1] in files:
-                content = files[path.removeprefix(resolve).split("/", 1)[1]]
+                self.answer_json(found.children("/".join(path.removeprefix(f"{api}/tree/").split("/")[1:])))
+            elif path.startswith(found.resolve) and path.removeprefix(found.resolve).split("/", 1)[1] in files:
+                content = files[path.removeprefix(found.resolve).split("/", 1)[1]]
                 self.answer(200, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{sha1(content).hexdigest()}"'})
             else:
-                self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound" if repository in path else "RepoNotFound"})
+                self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
         def do_HEAD(self) -> None:
             self.do_GET()
 
         def do_POST(self) -> None:
-            path, address = unquote(urlsplit(self.path).path), f"http://{self.headers['Host']}/{repository}"
+            path = unquote(urlsplit(self.path).path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
             lines = [json.loads(line) for line in body.splitlines()]
+            created = "/".join(filter(None, (lines[0].get("organization"), lines[0].get("name"))))
+            # A new repository's name is in the request; any other's, in its address.
+            found = next((each for each in repositories if each.has(path) or each.name == created), repositories[0])
+            api, address = found.api, f"http://{self.headers['Host']}/{found.name}"
             if commits is None or not self.headers.get("Authorization"):
                 self.answer(401, b"{}", {})
             elif path == "/api/repos/create":
@@ -78,7 +130,7 @@ def serving(
                     for name in (file["path"] for file in lines[0]["files"])
                 ]
                 self.answer_json({"files": [{**mode, "shouldIgnore": False} for mode in modes]})
-            elif path == f"/{repository}.git/info/lfs/objects/batch":
+            elif path == f"/{found.name}.git/info/lfs/objects/batch":
                 objects = [
                     {**item, "actions": {"upload": {"href": f"http://{self.headers['Host']}/lfs/{item['oid']}"}}}
                     for item in lines[0]["objects"]
@@ -113,18 +165,6 @@ def serving(
 
         def log_message(self, *args: Any) -> None:
             """Say nothing on stderr."""
-
-    def entry(name: str) -> dict[str, Any]:
-        return {"type": "file", "path": name, "size": len(files[name]), "oid": sha1(files[name]).hexdigest()}
-
-    def children(folder: str) -> list[dict[str, Any]]:
-        start = f"{folder}/" if folder else ""
-        names = [name.removeprefix(start) for name in files if name.startswith(start)]
-        folders = {name.split("/")[0] for name in names if "/" in name}
-        return [
-            *({"type": "directory", "path": start + name, "oid": COMMIT} for name in sorted(folders)),
-            *(entry(start + name) for name in names if "/" not in name),
-        ]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = Thread(target=server.serve_forever, daemon=True)
