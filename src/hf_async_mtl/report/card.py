@@ -15,6 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
+from .card_examples import example_of, words
+
 if TYPE_CHECKING:
     from hf_async_mtl.model.configuration_multitask import TaskConfig
 
@@ -26,6 +28,11 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 PACKAGES = ("hf_async_mtl", "torch", "transformers", "datasets", "accelerate", "tokenizers")
 LABELS_SHOWN = 8
 
+_MIXING = {
+    "proportional": "An epoch has each training row of each task once.",
+    "temperature": "Small tasks were drawn more often than their share of the rows (a temperature, below).",
+    "uniform": "All tasks were drawn equally often, whatever their size.",
+}
 # The Hub's own names. It has no task for a regression on text: its text-classification pipeline serves it.
 _HUB_TASKS = {
     "classification": "text-classification",
@@ -60,6 +67,7 @@ class RunCard:
             relative folder that does not exist from here is taken for a Hub id: give an absolute one.
         training: Settings of note, by name; values may be nested. Absolute paths in them are cut to their last name.
         data: The tasks' `data` sections. Only a Hub dataset (`hub`, `name`) is published.
+        rows: Task -> `train` and `validation` -> how many rows it had there.
         license: The model's licence as the Hub names it.
         language: The language or languages of the data, as ISO codes.
         versions: The packages of note and their versions.
@@ -82,6 +90,7 @@ class RunCard:
     encoder: str
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     license: str | None = None
     language: str | list[str] | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
@@ -107,6 +116,11 @@ class RunCard:
             convergence_table=self._convergence_table(),
             teachers_table=self._teachers_table(),
             has_conflicts="conflicts" in self.report and len(self.tasks) > 1,
+            examples="\n\n".join(
+                "\n".join([f"# {name}", *example_of(name, task)]) for name, task in self.tasks.items()
+            ),
+            data_table=self._data_table(),
+            mixing=_MIXING[(self.training.get("mixing") or {}).get("strategy", "proportional")],
             training_table=_markdown_table(
                 ["Setting", "Value"], [[_code(name), _setting(value)] for name, value in self.training.items()]
             ),
@@ -181,7 +195,7 @@ class RunCard:
         """A task that a plain call of the tokenizer can feed, and the arguments of that call."""
         for name, task in self.tasks.items():
             if task.type in ("classification", "multilabel", "regression") and isinstance(task.text, list):
-                return name, ", ".join(f'["{_words(column)} ..."]' for column in task.text)
+                return name, ", ".join(f'["{words(column)} ..."]' for column in task.text)
         return None, ""
 
     def _tasks_table(self) -> str:
@@ -189,6 +203,14 @@ class RunCard:
         for name, task in self.tasks.items():
             rows.append([_code(name), task.type.replace("_", " "), _inputs(task), _labels(task)])
         return _markdown_table(["Task", "Type", "Inputs", "Labels"], rows)
+
+    def _data_table(self) -> str:
+        rows = []
+        for name in self.tasks:
+            data, counts = self.data.get(name, {}), self.rows.get(name, {})
+            source = ", ".join(_code(data[key]) for key in ("hub", "name") if key in data) if "hub" in data else MISSING
+            rows.append([_code(name), source, *(_step(counts.get(split)) for split in ("train", "validation"))])
+        return _markdown_table(["Task", "Dataset of the Hub", "Training rows", "Validation rows"], rows, numbers_from=2)
 
     def _results_table(self) -> str:
         final = self.report.get("final", {"average": None, "tasks": {}})
@@ -317,10 +339,6 @@ def _is_absolute(text: str) -> bool:
 
 def _last_name(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def _words(column: str) -> str:
-    return re.sub(r"\W+", " ", column).strip()
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -16,7 +16,7 @@ __all__ = ["FACTS", "render_card", "save_card"]
 
 FACTS = "_card.json"
 """Stays here: what begins with an underscore is not pushed."""
-_OF_THE_CARD = ("model_name", "encoder", "training", "data", "license", "language", "versions")
+_OF_THE_CARD = ("model_name", "encoder", "training", "data", "rows", "license", "language", "versions")
 Metadata = Mapping[str, str | list[str]]
 
 
@@ -58,7 +58,9 @@ def render_card(folder: Path, model_name: str | None = None) -> ModelCard:
             )
     facts = _read(folder / FACTS)
     results = folder / "all_results.json"
-    known = {name: facts[name] for name in _OF_THE_CARD} | ({"model_name": model_name} if model_name else {})
+    known = {name: facts[name] for name in _OF_THE_CARD if name in facts} | (
+        {"model_name": model_name} if model_name else {}
+    )
     card = RunCard(
         tasks={name: TaskConfig(**task) for name, task in facts["tasks"].items()},
         report=_read(folder / "convergence.json"),

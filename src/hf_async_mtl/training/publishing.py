@@ -44,6 +44,7 @@ def publish(
     results: Mapping[str, float],
     metadata: Mapping[str, str | list[str] | None],
     data: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, int]],
 ) -> None:
     """Write ``plots/``, the facts of the card and ``README.md`` into the output folder.
 
@@ -58,6 +59,7 @@ def publish(
         results: Metrics of the model, for a run without an ``all_results.json``.
         metadata: Further keys of the card's metadata, added to those that are there.
         data: Where the data of each task is from, as `RunCard` takes it.
+        rows: How many rows each task had, as `RunCard` takes them.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
@@ -66,6 +68,7 @@ def publish(
     draw(report, folder)
     card = RunCard(
         data=data,
+        rows=rows,
         model_name=model_name or folder.resolve().name,
         tasks=model.config.task_configs,
         report=report,

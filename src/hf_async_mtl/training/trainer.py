@@ -803,6 +803,7 @@ class AsyncMTLTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
+        splits = {"train": self.encoded_train, "validation": self.eval_dataset}
         publish(
             self.model,
             self.args,
@@ -820,6 +821,9 @@ class AsyncMTLTrainer(Trainer):
                 "dataset_args": dataset_args,
             },
             data=self.data_sources,
+            rows={
+                name: {split: len(sets[name]) for split, sets in splits.items() if name in sets} for name in self.tasks
+            },
         )
 
     def _final_results(self) -> dict[str, float]:

@@ -1,0 +1,70 @@
+"""How each task of a model is asked in code, for its card: a few lines a task that run as they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_async_mtl.model.configuration_multitask import TaskConfig
+
+__all__ = ["example_of", "words"]
+
+_LABELS = 'labels = model.config.tasks["{name}"]["labels"]'
+_ANSWERS = {
+    "classification": [_LABELS, "[labels[row.argmax()] for row in logits]"],
+    "multilabel": [
+        _LABELS,
+        "[[label for label, score in zip(labels, row.sigmoid()) if score > 0.5] for row in logits]",
+    ],
+    "regression": ["logits.tolist()"],
+    "token_classification": [
+        _LABELS,
+        "[labels[token.argmax()] for token in logits[0]]  # a word's is its first token's",
+    ],
+    "multiple_choice": ["logits.argmax(-1).tolist()  # the place of the choice"],
+    "question_answering": [
+        "first, last = logits[0].argmax(0).tolist()  # of the tokens of the answer",
+        'tokenizer.decode(inputs["input_ids"][0, first : last + 1])',
+    ],
+}
+
+
+def words(column: str) -> str:
+    """A column's name as it can stand in a text.
+
+    Examples:
+        >>> words('the "left"')
+        'the left'
+    """
+    return " ".join(re.findall(r"\w+", column))
+
+
+def example_of(name: str, task: TaskConfig) -> list[str]:
+    """The lines that ask one task, where ``tokenizer``, ``model`` and ``torch`` are there.
+
+    Args:
+        name: Of the task.
+        task: Its configuration.
+    """
+    return [
+        f"inputs = {_inputs(task)}",
+        "with torch.no_grad():",
+        f'    logits = model(**inputs, tasks=["{name}"]).logits["{name}"]',
+        *(line.replace("{name}", name) for line in _ANSWERS[task.type]),
+    ]
+
+
+def _inputs(task: TaskConfig) -> str:
+    ends = 'return_tensors="pt", padding=True, truncation=True'
+    if isinstance(task.text, Mapping):
+        count = len(task.text["choices"])
+        prompt = " ".join(words(column) for column in task.text["prompt"])
+        choices = ", ".join(f'"{words(column)} ..."' for column in task.text["choices"])
+        pairs = f'tokenizer(["{prompt} ..."] * {count}, [{choices}], {ends})'
+        return f"{{key: value.unsqueeze(0) for key, value in {pairs}.items()}}"
+    if task.type == "token_classification":
+        return f'tokenizer([["some", "words"]], is_split_into_words=True, {ends})'
+    texts = ", ".join(f'["{words(column)} ..."]' for column in task.text)
+    return f"tokenizer({texts}, {ends})"
