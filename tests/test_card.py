@@ -18,6 +18,7 @@ from hf_async_mtl import MultiTaskModel
 from hf_async_mtl.model.configuration_multitask import TaskConfig
 from hf_async_mtl.report.card import MISSING, RunCard, installed_versions
 from hf_async_mtl.report.card_examples import example_of
+from hf_async_mtl.report.saved_card import render_card
 
 TASKS = {
     "match": TaskConfig(
@@ -316,3 +317,10 @@ def test_versions_are_of_installed_packages_only() -> None:
     versions = installed_versions()
     assert {"torch", "transformers"} <= set(versions)
     assert f"torch {versions['torch']}" in str(make_card().to_model_card())
+
+
+@pytest.mark.parametrize("facts", (Path(__file__).parents[1] / "model_cards").glob("*/_card.json"))
+def test_the_committed_cards_are_rendered(facts: Path, tmp_path: Path) -> None:
+    """Bug: the template has changed, and the cards of this repository show what it was."""
+    render_card(facts.parent).save(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_bytes() == (facts.parent / "README.md").read_bytes()
