@@ -319,8 +319,10 @@ def test_versions_are_of_installed_packages_only() -> None:
     assert f"torch {versions['torch']}" in str(make_card().to_model_card())
 
 
-@pytest.mark.parametrize("facts", (Path(__file__).parents[1] / "model_cards").glob("*/_card.json"))
-def test_the_committed_cards_are_rendered(facts: Path, tmp_path: Path) -> None:
+def test_the_committed_cards_are_rendered(tmp_path: Path) -> None:
     """Bug: the template has changed, and the cards of this repository show what it was."""
-    render_card(facts.parent).save(tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_bytes() == (facts.parent / "README.md").read_bytes()
+    folders = [facts.parent for facts in (Path(__file__).parents[1] / "model_cards").glob("*/_card.json")]
+    assert folders
+    for folder in folders:
+        render_card(folder).save(tmp_path / "README.md")
+        assert (tmp_path / "README.md").read_bytes() == (folder / "README.md").read_bytes(), folder.name
