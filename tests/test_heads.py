@@ -15,6 +15,7 @@ from hf_async_mtl.model.configuration_multitask import DEFAULT_METRICS, TaskConf
 from hf_async_mtl.model.heads import HEADS, Head, pool
 from hf_async_mtl.model.packing import Layout, Ragged
 from hf_async_mtl.report.card import _HUB_TASKS
+from hf_async_mtl.report.card_examples import _ANSWERS
 
 WIDTH = 8
 # Three examples; all types but multiple choice and question answering read the first segment alone.
@@ -263,5 +264,5 @@ def test_dropout_is_in_training_alone() -> None:
 
 def test_every_table_of_types_knows_every_head() -> None:
     """A new head trained for a day, and failed with a KeyError when its card was written."""
-    for table in (DEFAULT_METRICS, _LABEL_FEATURES, _INPUTS, _HUB_TASKS):
+    for table in (DEFAULT_METRICS, _LABEL_FEATURES, _INPUTS, _HUB_TASKS, _ANSWERS):
         assert table.keys() == HEADS.keys()
