@@ -312,6 +312,12 @@ def test_each_tasks_example_runs(name: str, model_and_tokenizer: tuple[Any, Any]
         assert len(answer) == 1
 
 
+def test_a_card_names_what_its_layers_need() -> None:
+    """Bug: a reader of a model with low-rank layers meets an ImportError that the card had not spoken of."""
+    assert "pip install peft" in str(make_card(training={"lora": {"r": 4}}).to_model_card())
+    assert "peft" not in str(make_card().to_model_card())
+
+
 def test_versions_are_of_installed_packages_only() -> None:
     """Bug: a source tree that is not installed cannot write a card."""
     versions = installed_versions()

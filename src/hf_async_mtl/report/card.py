@@ -132,6 +132,7 @@ class RunCard:
             last_step=self.report["step"],
             has_test=any(_is_number(self.results.get(f"test_{key}")) for key in self._metric_keys()),
             has_regression=any(task.type == "regression" for task in self.tasks.values()),
+            has_lora="lora" in self.training,
             example_task=example_task,
             example_inputs=example_inputs,
         )
