@@ -120,6 +120,17 @@ def test_a_run_goes_on_with_other_processes(one: Path, two: Path, caplog: pytest
     assert_same_weights(two, one / "fewer")
 
 
+@pytest.mark.parametrize("name", ["lora", "freeze"])
+def test_processes_with_frozen_weights(tmp_path: Path, name: str) -> None:
+    """Bug: a process waits for the gradient of a weight that has none, or each draws low-rank layers of its own."""
+    config = write_exact_bundle(tmp_path, ["polarity", "overlap"])
+    frozen = ["--set", "lora={r: 4, lora_alpha: 8}" if name == "lora" else "freeze=1"]
+    alone = ["train", str(config), "--output-dir", str(tmp_path / "one"), "--set", BATCH.format(12), *frozen]
+    assert main(alone) == 0
+    run(TRAIN, config, "--output-dir", tmp_path / "two", "--set", BATCH.format(6), *frozen)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
 def test_fsdp2_trains_as_one_process(one: Path) -> None:
     """Bug: a snapshot, a teacher or a checkpoint holds one rank's shards; or the card's code is torch's own."""
     run(FSDP, one / "bundle.yaml", "--output-dir", one / "sharded", "--set", BATCH.format(6), config="fsdp2")
