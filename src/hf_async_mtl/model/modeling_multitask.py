@@ -217,19 +217,9 @@ class MultiTaskModel(PreTrainedModel):
                 f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
                 "it, or choose an encoder for longer texts."
             )
-        model_class: Any = type(model.encoder) if trained is None else cls
-        pooler = without_pooler(model_class) if trained is None else {}
-        found = []
-        for source in sources:
-            loaded, info = model_class.from_pretrained(source, output_loading_info=True, **pooler, **kwargs)
-            check_whole(source, info)
-            if trained is not None and loaded.config.lora is not None:
-                loaded.merge_adapter()
-            found.append(loaded)
-        if trained is not None:
-            for name in kept:
-                model.heads[name] = next(bundle.heads[name] for bundle in found if name in bundle.heads)
-            loaded = average([bundle.encoder for bundle in found])
+        loaded, heads = cls._load(sources, type(model.encoder) if trained is None else None, kwargs)
+        for name in kept:
+            model.heads[name] = heads[name]
         # One configuration, not two: what changes the encoder's must stand in `config.json`.
         model.encoder, config.encoder_config = loaded, loaded.config
         # The mean of several models began where they did.
@@ -243,6 +233,25 @@ class MultiTaskModel(PreTrainedModel):
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()
+
+    @classmethod
+    def _load(
+        cls, sources: Sequence[str], encoder_class: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[PreTrainedModel, dict[str, nn.Module]]:
+        """The encoder of a checkpoint of that class; without a class, that of trained bundles, and their heads."""
+        model_class, pooler = (cls, {}) if encoder_class is None else (encoder_class, without_pooler(encoder_class))
+        found = []
+        for source in sources:
+            loaded, info = model_class.from_pretrained(source, output_loading_info=True, **pooler, **kwargs)
+            check_whole(source, info)
+            found.append(loaded)
+        if encoder_class is not None:
+            return found[0], {}
+        for bundle in found:
+            if bundle.config.lora is not None:
+                bundle.merge_adapter()
+        heads = {name: head for bundle in found for name, head in bundle.heads.items()}
+        return average([bundle.encoder for bundle in found]), heads
 
     def merge_adapter(self) -> None:
         """Add what low-rank layers have learnt to the encoder's own weights, in place: a model as without them.
