@@ -122,8 +122,8 @@ def test_a_converged_task_leaves_the_balanced_set(method: str, tmp_path: Path) -
 
     begin = trainer.batch_loss.begin
 
-    def beginning() -> None:
-        begin()
+    def beginning(*args: Any) -> None:
+        begin(*args)
         trainer.batch_loss.balancer.__class__ = Seen
 
     trainer.batch_loss.begin = beginning  # type: ignore[method-assign]

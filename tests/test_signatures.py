@@ -50,6 +50,7 @@ def test_methods_with_upstream_names_are_overrides() -> None:
         "_get_grad_norm",
         "_get_num_items_in_batch",
         "_get_train_sampler",
+        "_hp_search_setup",
         "_load_callback_state",
         "_run_epoch",
         "_save_checkpoint",

@@ -582,7 +582,7 @@ def rows(**columns: Any) -> Dataset:
         ({"compute_metrics": {"polarity": "f1"}}, "found dict. Write {name: function}"),
         ({"compute_metrics": {"colors": len}}, "`compute_metrics` must name tasks (polarity, overlap); found 'colors'"),
         ({"compute_loss_func": len}, "`compute_loss_func` has no effect here"),
-        ({"model_init": len}, "`model_init` has no effect here"),
+        ({"model_init": len}, "a `model_init` that makes one for each run; found both"),
         ({"preprocess_logits_for_metrics": len}, "`preprocess_logits_for_metrics` has no effect here"),
         (
             {"train_dataset": some_rows({"polarity": 4})},

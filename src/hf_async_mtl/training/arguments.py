@@ -7,6 +7,7 @@ import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,13 @@ def _check(section: str, ok: bool, requirement: str, found: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _with(path: str, section: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of a section with one key set, at whatever depth."""
+    _check(path, section is None or isinstance(section, Mapping), "a section, for a key in it to be set", section)
+    own, (key, *deeper) = dict(section or {}), keys
+    return {**own, key: _with(f"{path}.{key}", own.get(key), deeper, value) if deeper else value}
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,10 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             # There is no memory to pin for; torch warns at every loader.
             self.dataloader_pin_memory = False
+        self._check_own()
+
+    def _check_own(self) -> None:
+        """Check our fields, and make the sections that are read as objects."""
         self.convergence_of("")
         self.final_evaluations  # noqa: B018 - checks the value before training starts
         self.distillation_config = settings("distillation", DistillationConfig, self.section("distillation"))
@@ -259,6 +271,42 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             raise ConfigurationError(
                 "`training.on_nonfinite: skip` cannot be used with DeepSpeed, which makes the step itself. Use stop."
             )
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set fields in place, for the trainer's next run: all of them, or none where one does not fit.
+
+        What was derived from a field when the arguments were made stays as it was: ``save_steps`` from ``eval_steps``,
+        for one.
+
+        Args:
+            values: Name of a field, or ``section.key`` -> value; what `BestRun.hyperparameters` is.
+
+        Raises:
+            ConfigurationError: A field or a key is not known, or a value of ours is out of range.
+
+        Examples:
+            >>> args = AsyncMTLTrainingArguments("out", convergence={"min_steps": 9}, use_cpu=True)
+            >>> args.update({"learning_rate": 3e-5, "convergence.patience": 5, "balancing.weights.rte": 2.0})
+            >>> args.learning_rate, args.convergence, args.balancing
+            (3e-05, {'min_steps': 9, 'patience': 5}, {'weights': {'rte': 2.0}})
+        """
+        before = dict(self.__dict__)
+        names = [item.name for item in dataclasses.fields(self)]
+        try:
+            for path, value in values.items():
+                name, *keys = path.split(".")
+                check_keys("", [name], names)
+                old = getattr(self, name)
+                if keys:
+                    value = _with(name, old, keys, value)
+                elif isinstance(old, Enum):
+                    value = type(old)(value)
+                setattr(self, name, value)
+            self._refuse_without_effect()
+            self._check_own()
+        except (ConfigurationError, ValueError):
+            self.__dict__ = before
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.

@@ -53,13 +53,31 @@ class BatchLoss:
         accelerator: Accelerator,
         draws: int,
     ) -> None:
-        self.model, self.args, self.schedule, self.teachers = model, args, schedule, teachers
-        self.accelerator = accelerator
-        self._calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
+        self.args, self.teachers = args, teachers
+        self._draws = draws
         self.sums = TaskLosses(list(schedule.tasks))
+        self.begin(model, schedule, accelerator)
+
+    def begin(self, model: MultiTaskModel, schedule: ConvergenceSchedule, accelerator: Accelerator) -> None:
+        """Begin a run, without what an earlier one has left.
+
+        Args:
+            model: As it was given or made, not wrapped.
+            schedule: The phases.
+            accelerator: Of the trainer.
+
+        Raises:
+            ConfigurationError: The balancing method has no parameters to work on.
+        """
+        self.model, self.schedule, self.accelerator = model, schedule, accelerator
+        tasks, args = list(schedule.tasks), self.args
+        calls_per_epoch = max(1, -(-self._draws // max(1, args.per_device_train_batch_size * args.world_size)))
+        self.balancer = make_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
+        self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
+        self._measured_at = -1
         self.finite = FiniteCheck(args.on_nonfinite)
-        self.begin()
-        looks_there = self.balances_gradients and self.args.balancing_config.over == "last_layer"
+        self.sums.reset()
+        looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"
         self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
         if self.balances_gradients and not any(p.requires_grad for p in model.encoder.parameters()):
             raise ConfigurationError(
@@ -71,15 +89,6 @@ class BatchLoss:
                 f"`balancing.method: {args.balancing_config.method}` over the last layer needs a layer that learns; "
                 "all are frozen. Set `balancing.over: encoder`, or use `balancing.method: sum`."
             )
-
-    def begin(self) -> None:
-        """Begin anew, without what an earlier run has left."""
-        tasks, args = list(self.schedule.tasks), self.args
-        self.balancer = make_balancer(args.balancing_config, tasks, args.seed, self._calls_per_epoch)
-        self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
-        self._measured_at = -1
-        self.finite = FiniteCheck(args.on_nonfinite)
-        self.sums.reset()
 
     @property
     def balances_gradients(self) -> bool:

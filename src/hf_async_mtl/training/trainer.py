@@ -13,14 +13,22 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import (
+    BestRun,
+    HPSearchBackend,
+    HubStrategy,
+    SaveStrategy,
+    TrainOutput,
+    default_hp_space_optuna,
+)
 from transformers.utils import logging
 
 from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
-from ..convergence.schedule import ConvergenceSchedule, Event, TaskSpec
+from ..convergence.schedule import Event
+from ..convergence.teacher import TeacherStore
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import is_constant, label_array, predictions, references
 from ..data.encoding import count_truncated, encode
@@ -44,15 +52,17 @@ from .checkpoints import (
 from .checks import (
     check_best_metric,
     check_own_metrics,
+    check_same_teachers,
     check_sets,
     check_sharding,
     check_task_settings,
     check_tokenizer,
     check_unlabelled_tasks,
-    join_order,
+    checked_model,
     task_of,
 )
 from .external_teachers import load_external_teacher
+from .phases import new_schedule
 from .publishing import publish
 from .ranks import (
     agreed,
@@ -62,6 +72,7 @@ from .ranks import (
     share_rng_states,
 )
 from .resuming import check_checkpoint, placement
+from .searching import average, check_model_init, check_new_model, check_search, run_name, trial_settings
 from .teachers import Teachers
 from .weights import load_weights, present_weights, savable, whole_weights
 
@@ -97,8 +108,8 @@ class AsyncMTLTrainer(Trainer):
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
     tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
-    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics.
-    The rest is as upstream.
+    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics;
+    ``model_init`` makes models of the same tasks. The rest is as upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
@@ -109,6 +120,8 @@ class AsyncMTLTrainer(Trainer):
 
     model: MultiTaskModel
     args: AsyncMTLTrainingArguments
+    model_init: Callable[..., PreTrainedModel] | None
+    _space: Callable[[Any], Mapping[str, Any]]
 
     def __init__(
         self,
@@ -130,14 +143,18 @@ class AsyncMTLTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        if not isinstance(model, MultiTaskModel):
-            raise ConfigurationError(
-                f"`model` must be a MultiTaskModel; found {type(model).__name__}. Make one with "
-                "`MultiTaskModel.from_encoder(name, tasks)`."
-            )
+        args = AsyncMTLTrainingArguments("tmp_trainer") if args is None else args
+        if not isinstance(args, AsyncMTLTrainingArguments):
+            raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
+        if model_init is not None:
+            check_model_init(model, optimizers)
+            self.model_init = model_init
+            # As in `train`, which makes another.
+            set_seed(args.seed)
+            model = super().call_model_init()
+        model = checked_model(model, "`model` must be" if model_init is None else "`model_init` must return")
         for name, value in {
             "data_collator": data_collator,
-            "model_init": model_init,
             "compute_loss_func": compute_loss_func,
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }.items():
@@ -146,9 +163,6 @@ class AsyncMTLTrainer(Trainer):
         self._own_metrics = check_own_metrics(compute_metrics, model.config.task_configs)
         if processing_class is None:
             raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
-        args = AsyncMTLTrainingArguments("tmp_trainer") if args is None else args
-        if not isinstance(args, AsyncMTLTrainingArguments):
-            raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
 
         check_tokenizer(processing_class, model.config.encoder_config.vocab_size)
         self.tasks: dict[str, TaskConfig] = model.config.task_configs
@@ -179,22 +193,8 @@ class AsyncMTLTrainer(Trainer):
         if encoded_eval is not None:
             sets = {name: rows.task for name, rows in encoded_eval.items()}
             check_best_metric(sets, args.metric_for_best_model, self._own_metrics)
-        distillation = args.distillation_config
-        sizes = {name: len(rows) for name, rows in (encoded_train or {}).items()}
-        self.schedule = ConvergenceSchedule(
-            {
-                name: TaskSpec(
-                    task.type,
-                    task.monitored,
-                    args.convergence_of(name),
-                    distilled_from_start=name in distillation.teachers,
-                    snapshots=distillation.snapshots,
-                )
-                for name, task in self.tasks.items()
-            },
-            args.final_evaluations,
-            join_order(args.schedule_config, list(self.tasks), sizes),
-        )
+        self._sizes = {name: len(rows) for name, rows in (encoded_train or {}).items()}
+        self.schedule = new_schedule(self.tasks, args, self._sizes)
         model.probe_packing()
         row_length = max(task.max_length or self._max_length for task in self.tasks.values())
         tokenizer: Any = processing_class
@@ -215,13 +215,15 @@ class AsyncMTLTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         check_sharding(self.accelerator)
+        self.model_init = model_init
         self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
         self.label_names = ["labels"]
-        self._untrained_schedule = self.schedule.state_dict()
-        self.teachers = Teachers(Path(args.output_dir) / TEACHERS_FOLDER, distillation, self.encoded_train, unlabelled)
+        self._run_dir = Path(args.output_dir)
+        distillation = args.distillation_config
+        self.teachers = Teachers(self._run_dir / TEACHERS_FOLDER, distillation, self.encoded_train, unlabelled)
         self._raw_train = {name: rows for name, rows in (train_dataset or {}).items() if name in distillation.teachers}
         self.batch_loss = BatchLoss(
-            model, args, self.schedule, self.teachers, self.accelerator, draws=sum(sizes.values())
+            model, args, self.schedule, self.teachers, self.accelerator, draws=sum(self._sizes.values())
         )
         self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back, self._may_update)
         self.add_callback(self._convergence)
@@ -449,11 +451,17 @@ class AsyncMTLTrainer(Trainer):
     ) -> dict[str, float]:
         """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
         # All compute the same, but for the last digit where machines differ; what follows must not hang on it.
-        metrics = agreed(super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler))
+        metrics = agreed(super()._evaluate(None, ignore_keys_for_eval, skip_scheduler))
+        # `eval_on_start` of a resumed run: the phases know of it.
+        if not skip_scheduler or self.state.global_step == 0:
+            self._observe(metrics)
+        # Last, for it may end the trial: what was evaluated is then in its report.
+        self._report_to_hp_search(trial, self.state.global_step, metrics)
+        return metrics
+
+    def _observe(self, metrics: dict[str, float]) -> None:
+        """Move the phases by an evaluation, and do what follows from it."""
         step = self.state.global_step
-        if skip_scheduler and step > 0:
-            # `eval_on_start` of a resumed run, of which the phases know.
-            return metrics
         standard_errors, constant = agreed((self._standard_errors(), self._constant_tasks()))
         events = self.schedule.observe(
             step,
@@ -484,7 +492,6 @@ class AsyncMTLTrainer(Trainer):
             # As at the end of the budget: the last weights may be the best.
             if self.args.save_strategy == SaveStrategy.STEPS:
                 self.control.should_save = True
-        return metrics
 
     def _constant_tasks(self) -> list[str]:
         """The tasks that gave every validation example the same answer."""
@@ -625,7 +632,7 @@ class AsyncMTLTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         report = json.dumps(self.report(), indent=2, allow_nan=False)
-        write_whole(Path(self.args.output_dir) / "convergence.json", report + "\n")
+        write_whole(self._run_dir / "convergence.json", report + "\n")
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -638,7 +645,27 @@ class AsyncMTLTrainer(Trainer):
         """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole."""
         if not self.encoded_train or not self.eval_dataset:
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
-        output_dir = Path(self.args.output_dir)
+        if self.hp_search_backend is None or trial is None:
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with trial_settings(self.args, self._space(trial)):
+            try:
+                result = self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                # Where it was pruned, nobody else does.
+                self.is_in_train = False
+                self.teachers.store.clear()
+            # Upstream judges by the last evaluation, whichever weights the run ends with.
+            self.objective = self.compute_objective(self._final_results())
+        return result
+
+    def _train(
+        self,
+        resume_from_checkpoint: str | bool | None,
+        trial: optuna.Trial | dict[str, Any] | None,
+        ignore_keys_for_eval: list[str] | None,
+    ) -> TrainOutput:
+        self._begin(trial)
+        output_dir = self._run_dir
         if resume_from_checkpoint is True:
             found = newest_checkpoint(output_dir)
             if found is None:
@@ -649,7 +676,6 @@ class AsyncMTLTrainer(Trainer):
             resume_from_checkpoint = str(found)
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         check_files_reach(self.args, self.accelerator)
-        self.teachers.begin()
         self._check_room()
         if checkpoint is not None:
             check_checkpoint(
@@ -657,7 +683,7 @@ class AsyncMTLTrainer(Trainer):
                 self.args,
                 self.schedule,
                 self.teachers,
-                {name: tensor.shape for name, tensor in self.model.state_dict().items()},
+                {name: tensor.shape for name, tensor in self.batch_loss.model.state_dict().items()},
                 self._run_state().keys(),
             )
         if self.args.should_save:
@@ -668,14 +694,83 @@ class AsyncMTLTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         # Every process must load the same weights in the end.
         self._adopted_best = None if checkpoint is None else adopt_best(checkpoint, output_dir)
-        # What an earlier call of this method left.
-        self.schedule.load_state_dict(self._untrained_schedule)
-        self.batch_loss.begin()
         if checkpoint is None:
             self._record_external_teachers()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._finish()
         return result
+
+    def _begin(self, trial: optuna.Trial | dict[str, Any] | None) -> None:
+        """Take up the settings as they are now: a trial's, or what was set since the last run."""
+        args = self.args
+        check_task_settings(self.tasks, args)
+        check_unlabelled_tasks(self.teachers.unlabelled, args.distillation_config)
+        check_same_teachers(self._raw_train, args.distillation_config)
+        self._run_dir = Path(self._get_output_dir(trial))
+        # Upstream's is the last trial's, once there was one.
+        self._train_batch_size = args.train_batch_size
+        self.schedule = self._convergence.schedule = new_schedule(self.tasks, args, self._sizes)
+        self.teachers.store = TeacherStore(self._run_dir / TEACHERS_FOLDER)
+        self.teachers.config = args.distillation_config
+        self.teachers.begin()
+
+    def _hp_search_setup(self, trial: optuna.Trial | dict[str, Any] | None) -> None:
+        """Set up as upstream, which does so for every run; its model and its accelerator are there only now."""
+        super()._hp_search_setup(trial)
+        self.batch_loss.begin(self.model, self.schedule, self.accelerator)
+
+    def call_model_init(self, trial: optuna.Trial | dict[str, Any] | None = None) -> MultiTaskModel:
+        """A new model from ``model_init``, for the next run.
+
+        Raises:
+            ConfigurationError: It is no new model, or one that the data were not prepared for.
+        """
+        model = checked_model(super().call_model_init(trial), "`model_init` must return")
+        check_new_model(model, self.batch_loss.model)
+        check_tokenizer(self._tokenizer, model.config.encoder_config.vocab_size)
+        model.probe_packing()
+        # The run must not hang on how many random numbers it took: one that was given a model took none.
+        set_seed(self.args.seed)
+        return model
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[optuna.Trial], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        backend: str | HPSearchBackend | None = None,
+        hp_name: Callable[[optuna.Trial], str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """Search with Optuna, as upstream, for the settings with the greatest ``eval_average``.
+
+        Each trial is a run of its own, in ``<output_dir>/run-<number>``: model, phases and teachers are new, and what
+        it has set is taken back when it ends. It is judged by the weights that it ends with.
+
+        Args:
+            hp_space: Trial -> what `AsyncMTLTrainingArguments.update` takes. Default: upstream's.
+            compute_objective: Default: ``eval_average``, which is always maximized.
+            n_trials: As upstream.
+            direction: As upstream, where ``compute_objective`` is given.
+            backend: ``optuna``.
+            hp_name: As upstream. Default: ``run-<number>``, so that a tracker keeps the trials apart too.
+            **kwargs: As upstream, for Optuna.
+
+        Raises:
+            ConfigurationError: The trainer has no ``model_init``, or a setting of a trial does not fit.
+        """
+        check_search(self.args, self.model_init, backend, kwargs)
+        if compute_objective is None:
+            compute_objective, direction = average, "maximize"
+        self._space = default_hp_space_optuna if hp_space is None else hp_space
+        try:
+            # `train` has set it all before upstream asks.
+            return super().hyperparameter_search(
+                lambda trial: {}, compute_objective, n_trials, direction, "optuna", hp_name or run_name, **kwargs
+            )
+        finally:
+            self.hp_search_backend = None
 
     def _check_room(self) -> None:
         actions = {name: ACTIONS[self.args.convergence_of(name).on_convergence] for name in self.tasks}

@@ -1,0 +1,39 @@
+"""The phases of a run before its first step, from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..convergence.schedule import ConvergenceSchedule, TaskSpec
+from ..model.configuration_multitask import TaskConfig
+from .arguments import AsyncMTLTrainingArguments
+from .checks import join_order
+
+__all__ = ["new_schedule"]
+
+
+def new_schedule(
+    tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
+) -> ConvergenceSchedule:
+    """The schedule that a run begins with.
+
+    Args:
+        tasks: All tasks.
+        args: Of the run.
+        sizes: The tasks' numbers of training examples; empty for a trainer that does not train.
+
+    Raises:
+        ConfigurationError: ``schedule.order`` does not name every task once.
+    """
+    distillation = args.distillation_config
+    specs = {
+        name: TaskSpec(
+            task.type,
+            task.monitored,
+            args.convergence_of(name),
+            distilled_from_start=name in distillation.teachers,
+            snapshots=distillation.snapshots,
+        )
+        for name, task in tasks.items()
+    }
+    return ConvergenceSchedule(specs, args.final_evaluations, join_order(args.schedule_config, list(tasks), sizes))
