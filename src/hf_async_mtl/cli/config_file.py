@@ -78,7 +78,8 @@ class RunConfig:
             raise
         except (ValueError, TypeError, ImportError) as error:
             raise ConfigurationError(f"`training`: {error}") from None
-        available = get_available_reporting_integrations()
+        # Some trackers are imported to see whether they are there: for as long as a second, and some memory.
+        available = get_available_reporting_integrations() if arguments.report_to else []
         for tracker in arguments.report_to:
             if tracker not in available:
                 raise ConfigurationError(
