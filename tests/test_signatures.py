@@ -12,7 +12,8 @@ from hf_async_mtl.training.callbacks import ConvergenceCallback, TableCallback
 
 
 def overrides(ours: type, upstream: type) -> list[str]:
-    own = [name for name, value in vars(ours).items() if inspect.isfunction(value)]
+    kinds = ours.__mro__[: ours.__mro__.index(upstream)]
+    own = sorted({name for kind in kinds for name, value in vars(kind).items() if inspect.isfunction(value)})
     return [name for name in own if name in dir(upstream) and inspect.isfunction(getattr(upstream, name))]
 
 

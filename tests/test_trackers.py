@@ -111,6 +111,8 @@ def test_wandb(wandb_folder: Path, tmp_path: Path) -> None:
 
     train(tmp_path / "run", "wandb")
     wandb.finish()
+    # Its service is another process, and may still be writing.
+    wandb.teardown()
     (run,) = records(wandb_folder)
     curves = curves_of(run)
     check(curves)
@@ -129,6 +131,8 @@ def test_wandb_keeps_trials_apart(wandb_folder: Path, tmp_path: Path) -> None:
     )
     trainer.hyperparameter_search(lambda trial: {}, n_trials=2)
     wandb.finish()
+    # Its service is another process, and may still be writing.
+    wandb.teardown()
     found = [
         next(record.run for record in run if record.WhichOneof("record_type") == "run") for run in records(wandb_folder)
     ]
