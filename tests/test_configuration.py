@@ -82,7 +82,7 @@ from hf_async_mtl.model.presets import PRESETS
         ),
         (
             {"type": "classification", "text": ["a"], "labels": ["x", "y", "x"]},
-            "`labels` must differ from each other; found ['x', 'y', 'x'].",
+            "`labels` must differ from each other; found 'x' 2 times. Name it once.",
         ),
         (
             {"type": "classification", "text": ["a"], "labels": "yes"},
@@ -265,8 +265,8 @@ def test_targets_are_measured() -> None:
     ("task_type", "column", "message"),
     [
         ("classification", "one", r"needs two classes or more; found \['x'\]\. Remove the task"),
-        ("classification", "gap", r"Column 'gap': A class label must be a string .*; found None\."),
-        ("regression", "name", r"Column 'name': A regression label must be a number; found 'b'\."),
+        ("classification", "gap", r"Column 'gap', row 1: A class label must be a string .*; found None\. Correct"),
+        ("regression", "name", r"Column 'name', row 0: A regression label must be a number; found 'b'\. Correct"),
         ("regression", "same", r"needs targets that differ; column 'same' has 3 rows and no value but \[2\.0\]\."),
     ],
 )

@@ -1,6 +1,8 @@
 """Encoding: raw rows to tokens and targets, with errors that show the row, and a cache that is right."""
 
 import itertools
+import random
+import string
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.encoding import count_truncated, encode
+from hf_async_mtl.model.labels import WAY_OUT
 
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()
@@ -242,6 +245,114 @@ def test_white_space_around_an_answer_is_no_part_of_it():
     assert row["spans"][first] == row["spans"][last] == [4, 7]
 
 
+# -- long texts -------------------------------------------------------------------------------------------------------
+
+
+def unigram_tokenizer():
+    """A tokenizer as ALBERT's: pieces by their probability, and the space is part of a word."""
+    letters = [(letter, -8.0) for letter in string.ascii_lowercase]
+    backend = Tokenizer(
+        models.Unigram([("<unk>", -20.0), ("\u2581", -6.0), *letters, *((f"\u2581{w}", -3.0) for w in WORDS)], 0)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<unk> $A <unk>", pair="<unk> $A <unk> $B:1 <unk>:1", special_tokens=[("<unk>", 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=["input_ids"], unk_token="<unk>")
+
+
+def long_text(seed, count=2000):
+    """Words, white space and signs of which some tokenizers make no token, or one of all that follows."""
+    generator = random.Random(seed)
+    signs = [*WORDS, *WORDS_IN_PIECES, "\u65e5\u672c", "\U0001f3d6", "  ", "\n", "\u200b", "x" * 150, "!?", "don't"]
+    return " ".join(generator.choice(signs) for _ in range(count))
+
+
+LONG = [
+    long_text(0),
+    "\u200b" * 900 + long_text(1),
+    "x" * 3000 + " " + long_text(2),
+    " " * 2000 + long_text(3),
+    "x" * 9000,
+]
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, byte_level_tokenizer, unigram_tokenizer, lambda: left_truncating()])
+def test_a_long_text_becomes_the_tokens_of_the_whole(make):
+    """What is spared the tokenizer is missed: a word is cut in two, or the end of a text is what its model reads."""
+    tokenizer = make()
+    rows = Dataset.from_dict({"text": LONG, "label": ["pos"] * len(LONG)})
+    encoded = encode(rows, "t", task_configs()["polarity"], tokenizer, 16)
+    expected = [tokenizer(text, truncation=True, max_length=16) for text in LONG]
+    assert [segment for (segment,) in encoded["input_ids"]] == [tokens["input_ids"] for tokens in expected]
+    assert encoded["truncated"][:] == [bool(tokens.encodings[0].overflowing) for tokens in expected]
+    assert count_truncated(encoded) >= 4
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, byte_level_tokenizer, unigram_tokenizer])
+def test_a_long_side_of_a_pair_leaves_the_other_whole(make):
+    """Cut to half of the room in advance, a long text loses what a short one leaves it."""
+    tokenizer, columns = make(), {"left": [LONG[0], "cat", LONG[2]], "right": ["cat", LONG[1], "a hat is a hat"]}
+    rows = Dataset.from_dict({**columns, "score": [1.0] * 3})
+    encoded = encode(rows, "t", task_configs()["overlap"], tokenizer, 32)
+    assert encoded["truncated"][:] == [True] * 3
+    expected = tokenizer(columns["left"], columns["right"], truncation=True, max_length=32)["input_ids"]
+    assert [segment for (segment,) in encoded["input_ids"]] == expected
+
+
+def test_a_long_list_of_words_becomes_the_tokens_of_the_whole():
+    """Words without a token stand for words that are read, and the tags of those are lost."""
+    words = [*["", " "] * 100, *["red", "sofa", "x" * 5000] * 100]
+    rows = Dataset.from_list([{"tokens": words, "tags": ["B-color" if word == "red" else "O" for word in words]}])
+    encoded = encode(rows, "t", task_configs()["colors"], TOKENIZER, 32)[0]
+    whole = TOKENIZER(words, is_split_into_words=True, truncation=True, max_length=32)
+    assert encoded["input_ids"] == [whole["input_ids"]]
+    assert encoded["truncated"]
+    assert encoded["labels"].count(1) == whole["input_ids"].count(TOKENIZER.convert_tokens_to_ids("red")) > 1
+
+
+def characters(given):
+    return len(given) if isinstance(given, str) else sum(map(characters, given))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("polarity", {"text": "good cat " * 1000}),
+        ("overlap", {"left": "good cat " * 1000, "right": "bad cat " * 1000}),
+        ("colors", {"tokens": ["red"] * 1000, "tags": ["O"] * 1000}),
+        ("colors", {"tokens": ["red", "good-cat-" * 1000], "tags": ["O"] * 2}),
+        ("choice", {"prompt": "good cat " * 1000, "second": "bad cat " * 1000}),
+        ("answer", {"question": "good cat " * 1000}),
+    ],
+)
+def test_a_long_text_is_not_tokenized_whole(name, changes, calls):
+    """All that is cut off is kept, of a pair every piece with every other: two texts of 40 kB take 9 GB."""
+    encoded = encode(one_row(name, **changes), name, task_configs()[name], tiny_tokenizer(), 32)
+    assert max(characters(given) for args in calls for given in args) <= 2 * 16 * 32
+    assert count_truncated(encoded) == 1
+
+
+def test_a_question_that_is_cut_is_counted():
+    """A question lost its end, and as nothing of its context was lost, nobody was told."""
+    rows = Dataset.from_list([raw_sets(1)["answer"][0], one_row("answer", question="is the cat " * 9)[0]])
+    encoded = encode(rows, "answer", task_configs()["answer"], TOKENIZER, 24)
+    assert encoded["truncated"][:] == [False, True]
+
+
+def test_a_context_without_end_is_refused():
+    """All windows of a context are in one batch: a dump of 10 MB takes all memory, or hours."""
+    text, limit = "cat " * 8001, "8,000 tokens (1,000 times `max_length`)"
+    wrong = one_row("answer", context=text, answers={"text": ["cat"], "answer_start": [0]})
+    right = one_row("answer", context=text[4:], answers={"text": ["cat"], "answer_start": [0]})
+    task = TaskConfig("question_answering", ["question", "context"], "answers", max_length=8, stride=0)
+    with pytest.raises(ConfigurationError) as error:
+        encode(wrong, "answer", task, TOKENIZER, 8)
+    assert f"row 0: a context must have no more than {limit}, for all" in str(error.value)
+    assert "found 8,001. Give" in str(error.value)
+    assert len(encode(right, "answer", task, TOKENIZER, 8)[0]["input_ids"]) > 1000
+
+
 # -- labels -----------------------------------------------------------------------------------------------------------
 
 CLASSES = TaskConfig("classification", ["text"])
@@ -362,13 +473,13 @@ ONE_OF = "A label must be one of [neg, pos] or its index; found "
             "answer",
             {"answers": {"text": [], "answer_start": []}},
             "`answers` must be {text: [...], answer_start: [...]} with an answer; found {'text': [], 'answer_start': "
-            "[]}. Questions without an answer are not supported: remove them.",
+            "[]}. Questions without an answer are not supported.",
         ),
         (
             "answer",
             {"answers": {"text": "red", "answer_start": 4}},
             "`answers` must be {text: [...], answer_start: [...]} with an answer; found {'text': 'red', "
-            "'answer_start': 4}. Questions without an answer are not supported: remove them.",
+            "'answer_start': 4}. Questions without an answer are not supported.",
         ),
     ],
 )
@@ -383,7 +494,7 @@ def test_wrong_label_is_shown_with_its_task_column_and_row(name, changes, messag
     (column,) = task.label_columns
     with pytest.raises(ConfigurationError) as error:
         encode(wrong, name, task, TOKENIZER, 32)
-    assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: {message}"
+    assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: {message} {WAY_OUT}"
 
 
 def test_wrong_label_is_found_in_any_row():
@@ -399,7 +510,7 @@ def test_zero_or_one_columns_hold_nothing_else():
     with pytest.raises(ConfigurationError) as error:
         labels_of(task, {"a": [0, 1], "b": [1, 2]})
     expected = "Task 't', column 'a', 'b', row 1: A column of a multilabel task must hold 0 or 1; found 2."
-    assert str(error.value) == expected
+    assert str(error.value) == f"{expected} {WAY_OUT}"
 
 
 # -- columns and texts ------------------------------------------------------------------------------------------------
@@ -433,7 +544,15 @@ def test_text_that_is_no_text_is_shown(name, changes, wanted):
     (column, value), *_ = changes.items()
     with pytest.raises(ConfigurationError) as error:
         encode(one_row(name, **changes), name, task_configs()[name], TOKENIZER, 16)
-    assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: the text must be {wanted}; found {value!r}."
+    found = f"Task {name!r}, column {column!r}, row 0: the text must be {wanted}; found {value!r}."
+    assert str(error.value) == f"{found} {WAY_OUT}"
+
+
+def test_what_is_found_is_shown_in_part():
+    """One word that is missing among many fills the terminal with the others."""
+    with pytest.raises(ConfigurationError) as error:
+        encode(one_row("colors", tokens=[*["red"] * 10_000, None]), "colors", task_configs()["colors"], TOKENIZER, 16)
+    assert len(str(error.value)) < 400
 
 
 def test_empty_split_is_refused():

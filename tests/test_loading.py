@@ -416,6 +416,10 @@ def test_a_missing_column_names_the_nearest(data, split, column):
         ("x.jsonl", b"1\n2\n"),
         ("x.csv", b"text,label\na,pos\nb,neg,c\n"),
         ("x.csv", b"text,label\n\xff\xfe,pos\n"),
+        # Pandas takes the first cell of each line for its name, and has the others under the wrong heading.
+        ("x.csv", b"text,label\nno, thanks,neg\nyes, please,pos\n"),
+        # It reads 10,000 lines at once, and Arrow has a type by then.
+        ("x.csv", b"text,label\n" + b"a,1\n" * 10_000 + b"a,1.5\n"),
         ("x.parquet", b"no table"),
     ],
 )
@@ -423,8 +427,26 @@ def test_a_file_that_cannot_be_read_is_named(data, name, content):
     """A truncated download must end in one sentence with the file's name."""
     (data / name).write_bytes(content)
     message = refused(data, train=name)
+    assert "the train split must be " in message
     assert f"{data / name} could not be read as" in message
+    assert "Correct the row, or write the file anew." in message
     assert "\n" not in message
+
+
+def test_a_field_that_comes_late_is_told(data):
+    """Of a field that the first 10 MB of a file have not, Arrow's first line said "Couldn't cast", and no more."""
+    rows = [{"text": "a" * 11_000_000, "label": "pos"}, {"text": "b", "label": "neg", "source": "web"}]
+    message = refused(data, train=write_rows(data / "x.jsonl", rows).name)
+    assert "with the same fields in every row" in message
+    assert "source" in message
+    assert len(message) < 1000
+
+
+def test_a_comma_behind_each_line_of_a_csv_file_is_no_column(data):
+    """Pandas moved all cells by one: the labels were read as texts."""
+    (data / "x.csv").write_text("text,label\nyes,pos,\nno,neg,\n", encoding="utf-8")
+    rows = load(data, train="x.csv")["train"].to_list()
+    assert rows == [{"text": "yes", "label": "pos"}, {"text": "no", "label": "neg"}]
 
 
 # -- the Hub ----------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from ..model import labels
+from ..model import labels, shortening
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.labels import LabelError
+from ..model.labels import WAY_OUT, LabelError, shown
 from ..model.losses import IGNORE
+from ..model.shortening import shorten, shorten_words
 from . import targets
 from .targets import first_subwords, target_function
 
@@ -23,6 +24,9 @@ __all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8"]
 
 DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, where a task does not say."""
+
+_CONTEXT_LENGTHS = 1000
+"""The longest context, in times `max_length`: all its windows are in one batch."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -42,8 +46,8 @@ def encode(
 
     Returns:
         Columns ``input_ids`` (one list a segment), ``token_type_ids`` where the tokenizer makes them, ``labels``,
-        ``truncated`` (whether a text was longer than its segment); question answering also ``spans``, ``context`` and
-        ``answers``. The result is cached by the content of all arguments.
+        ``truncated`` (whether a text was longer than its segment, or a question than half of one); question answering
+        also ``spans``, ``context`` and ``answers``. The result is cached by the content of all arguments.
 
     Raises:
         ConfigurationError: There are no rows, a column is missing, a text is no text, or a label cannot be used; with
@@ -69,6 +73,8 @@ def encode(
     def convert(rows: Columns, indices: Sequence[int]) -> dict[str, list[Any]]:
         for column in task.text_columns:
             _check_texts(rows[column], indices, name, column, words=task.type == "token_classification")
+        if task.type == "question_answering":
+            _check_contexts(rows[task.text_columns[1]], indices, name, task.text_columns[1], tokenizer, max_length)
         encoded = tokenize(rows, task, tokenizer, max_length)
         if make_target is not None:
             made = []
@@ -79,7 +85,9 @@ def encode(
                     made.append(make_target(row, tokens))
                 except LabelError as error:
                     where = ", ".join(map(repr, task.label_columns))
-                    raise ConfigurationError(f"Task {name!r}, column {where}, row {indices[place]}: {error}") from None
+                    raise ConfigurationError(
+                        f"Task {name!r}, column {where}, row {indices[place]}: {error} {WAY_OUT}"
+                    ) from None
             encoded["labels"] = made
         elif task.type == "token_classification":
             encoded["labels"] = [
@@ -149,7 +157,7 @@ _LABEL_FEATURES: dict[str, Any] = {
 
 def _code() -> str:
     # Rows that an earlier release cached are not what this one would make.
-    return "".join(map(inspect.getsource, (sys.modules[__name__], targets, labels)))
+    return "".join(map(inspect.getsource, (sys.modules[__name__], targets, labels, shortening)))
 
 
 def _tokenizer_identity(tokenizer: Any) -> str:
@@ -168,7 +176,23 @@ def _check_texts(values: Sequence[Any], indices: Sequence[int], name: str, colum
         if not ok:
             wanted = "a list of words" if words else "a string"
             raise ConfigurationError(
-                f"Task {name!r}, column {column!r}, row {index}: the text must be {wanted}; found {value!r}."
+                f"Task {name!r}, column {column!r}, row {index}: the text must be {wanted}; found {shown(value)}. "
+                f"{WAY_OUT}"
+            )
+
+
+def _check_contexts(
+    contexts: Sequence[str], indices: Sequence[int], name: str, column: str, tokenizer: Any, max_length: int
+) -> None:
+    limit = _CONTEXT_LENGTHS * max_length
+    for index, context in zip(indices, contexts, strict=True):
+        # Seldom has a text more tokens than characters.
+        tokens = tokenizer(context, add_special_tokens=False, verbose=False) if len(context) > limit else {}
+        if len(tokens.get("input_ids", ())) > limit:
+            raise ConfigurationError(
+                f"Task {name!r}, column {column!r}, row {index}: a context must have no more than {limit:,} tokens "
+                f"({_CONTEXT_LENGTHS:,} times `max_length`), for all its windows are read in one batch; found "
+                f"{len(tokens['input_ids']):,}. Give the part of it that has the answer, or leave the row out."
             )
 
 
@@ -183,13 +207,14 @@ def _segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, list[A
 
 
 def _tokenize_texts(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    texts = [list(rows[column]) for column in task.text_columns]
+    texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.text_columns]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
     return _segments(encoded, [[i] for i in range(len(texts[0]))])
 
 
 def _tokenize_words(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    words = _spaced(list(rows[task.text_columns[0]]), tokenizer)
+    spaced = _spaced(list(rows[task.text_columns[0]]), tokenizer)
+    words = [shorten_words(row, tokenizer, max_length) for row in spaced]
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     result = _segments(encoded, [[i] for i in range(len(words))])
     result["words"] = [encoded.word_ids(i) for i in range(len(words))]
@@ -216,11 +241,12 @@ def _spaced(rows: list[list[str]], tokenizer: Any) -> list[list[str]]:
 def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
     assert isinstance(task.text, Mapping)
     prompts = [" ".join(parts) for parts in zip(*(rows[column] for column in task.text["prompt"]), strict=True)]
+    prompts = [shorten(prompt, tokenizer, max_length) for prompt in prompts]
     choices = list(zip(*(rows[column] for column in task.text["choices"]), strict=True))
     count = len(task.text["choices"])
     encoded = tokenizer(
         [prompt for prompt in prompts for _ in range(count)],
-        [choice for row in choices for choice in row],
+        [shorten(choice, tokenizer, max_length) for row in choices for choice in row],
         truncation=True,
         max_length=max_length,
     )
@@ -229,6 +255,7 @@ def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
 
 def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
     questions, contexts = (list(rows[column]) for column in task.text_columns)
+    questions = [shorten(question, tokenizer, max_length) for question in questions]
     # Only the context is cut into windows; a question that filled the window would leave none of it.
     limit = (max_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2
     short = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -250,7 +277,7 @@ def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
         groups[row].append(window)
     result = _segments(encoded, groups)
     # A context is cut into windows, and nothing of it is lost.
-    result["truncated"] = [False] * len(groups)
+    result["truncated"] = [len(offsets) > limit for offsets in short]
     result["spans"] = [
         [
             list(span) if part == 1 else [-1, -1]

@@ -6,6 +6,7 @@ import difflib
 import os
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,10 +28,16 @@ __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", 
 SPLITS = ("train", "validation", "test")
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Ending of a file -> the reader of `datasets` for it."""
-# Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes.
-_READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""]}}
-# What the readers say of nothing: any of them, and Parquet's.
-_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
+# Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes. The first cell
+# of a line that has one too many is no name of the row, with all others under the wrong heading.
+_READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""], "index_col": False}}
+_FORMS = {
+    "json": "JSON lines in UTF-8 with the same fields in every row, each of one type throughout (1.0 beside 1.5)",
+    "csv": "lines of UTF-8 with as many cells as the first, each column of one type throughout (1.0 beside 1.5)",
+    "parquet": "a Parquet file",
+}
+# What the readers say of nothing: any of them, Parquet's, and what a stream is written with.
+_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "at least one example when writing")
 
 
 @dataclass(frozen=True)
@@ -321,13 +328,18 @@ def _read(path: Path, what: str, load: Callable[..., Dataset]) -> Dataset:
         raise ConfigurationError(f"{what} must have rows; {path} is empty.")
     reader = READERS[path.suffix]
     try:
-        with _without_log():
+        with _without_log(), warnings.catch_warnings():
+            # Pandas drops what a CSV file has beyond its header, and goes on.
+            warnings.filterwarnings("error", "Length of header or names does not match")
             return load(path=reader, data_files={"rows": str(path)}, **_READER_SETTINGS.get(reader, {}))
     except (DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
         if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):
             raise ConfigurationError(f"{what} must have rows; {path} has none.") from error
-        raise ConfigurationError(f"{what}: {path} could not be read as {reader}: {cause.splitlines()[0]}") from error
+        raise ConfigurationError(
+            f"{what} must be {_FORMS[reader]}; {path} could not be read as {reader}: {' '.join(cause.split())[:300]}. "
+            "Correct the row, or write the file anew."
+        ) from error
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from ..model.configuration_multitask import TaskConfig
-from ..model.labels import LabelError, check_number, is_missing
+from ..model.labels import LabelError, check_number, is_missing, shown
 from ..model.losses import IGNORE
 
 __all__ = ["first_subwords", "target_function"]
@@ -43,23 +44,25 @@ def target_function(dataset: Dataset, task: TaskConfig) -> Target:
     if task.type == "multilabel":
         count = task.num_labels
 
-        def several(row: Mapping[str, Any], _: Any) -> list[float]:
+        def several(row: Mapping[str, Any], _: Any) -> np.ndarray:
             if not isinstance(row[label], list):
-                raise LabelError(f"A multilabel label must be a list of labels; found {row[label]!r}.")
+                raise LabelError(f"A multilabel label must be a list of labels; found {shown(row[label])}.")
             chosen = {encode_label(value) for value in row[label]}
             if len(chosen) < len(row[label]):
                 raise LabelError(
-                    f"A multilabel label must list each label that applies once; found {row[label]!r}. Give vectors of "
-                    "0 and 1 as several columns."
+                    f"A multilabel label must list each label that applies once; found {shown(row[label])}. Give "
+                    "vectors of 0 and 1 as several columns."
                 )
-            return [float(i in chosen) for i in range(count)]
+            vector = np.zeros(count, np.float32)
+            vector[list(chosen)] = 1
+            return vector
 
         return several
 
     def tags(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[int]:
         words, raw = row[task.text_columns[0]], row[label]
         if not isinstance(raw, list) or len(raw) != len(words):
-            found = len(raw) if isinstance(raw, list) else repr(raw)
+            found = len(raw) if isinstance(raw, list) else shown(raw)
             raise LabelError(f"A row needs one label for each of its {len(words)} words; found {found}.")
         indices = [encode_label(value) for value in raw]
         return [IGNORE if word is None else indices[word] for word in first_subwords(tokens["words"])]
@@ -69,7 +72,7 @@ def target_function(dataset: Dataset, task: TaskConfig) -> Target:
 
 def _zero_or_one(value: Any) -> float:
     if value not in (0, 1):
-        raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {value!r}.")
+        raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {shown(value)}.")
     return float(value)
 
 
@@ -79,7 +82,7 @@ def _choice(value: Any, names: Sequence[str]) -> int:
     if is_missing(value) or isinstance(value, str) or value not in range(len(names)):
         raise LabelError(
             f"The label of a multiple_choice task must be 0..{len(names) - 1} or one of {', '.join(names)}; found "
-            f"{value!r}."
+            f"{shown(value)}."
         )
     return int(value)
 
@@ -89,15 +92,15 @@ def _answer_positions(answers: Any, context: str, tokens: Mapping[str, Any]) -> 
     keys = ("text", "answer_start")
     if not isinstance(answers, Mapping) or not all(isinstance(answers.get(key), list) and answers[key] for key in keys):
         raise LabelError(
-            f"`answers` must be {{text: [...], answer_start: [...]}} with an answer; found {answers!r}. Questions "
-            "without an answer are not supported: remove them."
+            f"`answers` must be {{text: [...], answer_start: [...]}} with an answer; found {shown(answers)}. "
+            "Questions without an answer are not supported."
         )
     text, start = answers["text"][0], answers["answer_start"][0]
     ok = isinstance(text, str) and text.strip() and isinstance(start, int) and start >= 0
     if not ok or not context.startswith(text, start):
         raise LabelError(
             "An answer must be a text that stands in its context at `answer_start`, counted in characters from 0; "
-            f"found {text!r} at {start!r}."
+            f"found {shown(text)} at {shown(start)}."
         )
     # No token covers the white space around an answer.
     start += len(text) - len(text.lstrip())

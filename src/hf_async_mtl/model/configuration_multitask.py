@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
-from .labels import LabelEncoder, LabelError, check_number, find_label_names
+from .labels import WAY_OUT, LabelEncoder, LabelError, check_number, find_label_names, shown
 from .presets import PRESETS
 
 __all__ = [
@@ -97,7 +98,10 @@ class TaskConfig:
             if self.type not in _CLASS_TYPES:
                 raise ConfigurationError(f"A {self.type} task has no `labels`; found {self.labels!r}. Remove the key.")
             if len(set(self.labels)) < len(self.labels):
-                raise ConfigurationError(f"`labels` must differ from each other; found {self.labels!r}.")
+                (twice, count), *_ = Counter(self.labels).most_common(1)
+                raise ConfigurationError(
+                    f"`labels` must differ from each other; found {shown(twice)} {count} times. Name it once."
+                )
             self._check_number_of_labels()
             if isinstance(self.label, list) and len(self.label) != len(self.labels):
                 raise ConfigurationError(
@@ -227,11 +231,12 @@ class TaskConfig:
             return resolved
         if self.type == "regression" and (self.target_mean is None or self.target_std is None):
             assert isinstance(self.label, str)
+            # Eight bytes a row: a list of numbers takes four times as much.
+            targets = array.array("d")
             try:
-                # Eight bytes a row: a list of numbers takes four times as much.
-                targets = array.array("d", (check_number(value) for value in dataset[self.label]))
+                targets.extend(check_number(value) for value in dataset[self.label])
             except LabelError as error:
-                raise ConfigurationError(f"Column {self.label!r}: {error}") from None
+                raise ConfigurationError(f"Column {self.label!r}, row {len(targets)}: {error} {WAY_OUT}") from None
             if not targets or min(targets) == max(targets):
                 raise ConfigurationError(
                     f"A regression task needs targets that differ; column {self.label!r} has {len(targets)} rows and "
@@ -250,7 +255,20 @@ class TaskConfig:
         try:
             return find_label_names(self._labels_of(dataset))
         except LabelError as error:
-            raise ConfigurationError(f"Column {self.label!r}: {error}") from None
+            row = self._first_bad_label(dataset)
+            if row is None:
+                raise ConfigurationError(f"Column {self.label!r}: {error} Write all in one way.") from None
+            raise ConfigurationError(f"Column {self.label!r}, row {row}: {error} {WAY_OUT}") from None
+
+    def _first_bad_label(self, dataset: Any) -> int | None:
+        """The first row with a label that is none; None where only all of them together are at fault."""
+        assert isinstance(self.label, str)
+        for row, value in enumerate(dataset[self.label]):
+            try:
+                find_label_names([value] if self.type == "classification" else value or ())
+            except LabelError:
+                return row
+        return None
 
     def _labels_of(self, dataset: Any) -> Iterator[Any]:
         """The class labels of a split, each at least once."""
@@ -258,12 +276,13 @@ class TaskConfig:
         if self.type == "classification":
             yield from distinct(dataset, self.label)
             return
-        for row in dataset[self.label]:
-            if row is not None and not isinstance(row, list):
+        for row, labels in enumerate(dataset[self.label]):
+            if labels is not None and not isinstance(labels, list):
                 raise ConfigurationError(
-                    f"Column {self.label!r}: a row of a {self.type} task must have a list of labels; found {row!r}."
+                    f"Column {self.label!r}, row {row}: a row of a {self.type} task must have a list of labels; found "
+                    f"{shown(labels)}. CSV files have no lists: use JSON lines or Parquet."
                 )
-            yield from row or ()
+            yield from labels or ()
 
     def label_encoder(self, dataset: Any) -> LabelEncoder:
         """The encoder of this task's class labels, as they are written in ``dataset``."""

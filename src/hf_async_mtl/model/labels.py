@@ -6,11 +6,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["LabelEncoder", "LabelError", "check_number", "find_label_names", "is_missing"]
+__all__ = ["WAY_OUT", "LabelEncoder", "LabelError", "check_number", "find_label_names", "is_missing", "shown"]
+
+WAY_OUT = "Correct the row, or leave it out."
+"""What to do about a row that a message has named."""
 
 
 class LabelError(ValueError):
     """A label that cannot be used. The message says what was required and what was found."""
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, up to what fits a line or two.
+
+    Examples:
+        >>> shown("good"), len(shown("good cat" * 1_000_000))
+        ("'good'", 200)
+    """
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _plain(value: Any) -> Any:
@@ -46,7 +60,7 @@ def find_label_names(values: Iterable[Any]) -> list[str]:
         The names, at index i the name of class i.
 
     Raises:
-        LabelError: A label is missing, is a number with a fraction, or strings and numbers are mixed.
+        LabelError: A label is missing or empty, is a number with a fraction, or strings and numbers are mixed.
 
     Examples:
         >>> find_label_names(["neg", "pos", "neg"])
@@ -57,17 +71,21 @@ def find_label_names(values: Iterable[Any]) -> list[str]:
     found = set()
     for value in values:
         if isinstance(value, list | dict):
-            raise LabelError(f"A class label must be a string or a whole number; found {value!r}.")
+            raise LabelError(f"A class label must be a string or a whole number; found {shown(value)}.")
         found.add(_plain(value))
     for value in found:
-        if is_missing(value) or isinstance(value, float):
+        if is_missing(value) or value == "" or not isinstance(value, str | int):
             raise LabelError(
                 "A class label must be a string or a whole number other than -1, which says that there is no label; "
-                f"found {value!r}."
+                f"found {shown(value)}."
             )
-    if len({isinstance(value, str) for value in found}) > 1:
-        some = sorted(map(repr, found))[:6]
-        raise LabelError(f"The labels of a task must be all strings or all whole numbers; found {', '.join(some)}.")
+    strings = [value for value in found if isinstance(value, str)]
+    if 0 < len(strings) < len(found):
+        number = min(value for value in found if not isinstance(value, str))
+        raise LabelError(
+            "The labels of a task must be all strings or all whole numbers; found both, "
+            f"{shown(min(strings))} and {number}."
+        )
     return [str(value) for value in sorted(found, key=_sort_key)]
 
 
@@ -102,7 +120,7 @@ class LabelEncoder:
         if isinstance(value, int) and 0 <= value < len(self.labels) and not self._named_by_numbers:
             return value
         known = ", ".join(self.labels[:10]) + (", ..." if len(self.labels) > 10 else "")
-        raise LabelError(f"A label must be one of [{known}] or its index; found {value!r}.")
+        raise LabelError(f"A label must be one of [{known}] or its index; found {shown(value)}.")
 
 
 def check_number(value: Any) -> float:
@@ -110,7 +128,7 @@ def check_number(value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise LabelError(f"A regression label must be a number; found {value!r}.") from None
+        raise LabelError(f"A regression label must be a number; found {shown(value)}.") from None
     if not math.isfinite(number):
         raise LabelError(f"A regression label must be a finite number; found {value!r}.")
     return number

@@ -10,6 +10,7 @@ from transformers.pipelines.token_classification import AggregationStrategy
 
 from .configuration_multitask import ConfigurationError
 from .modeling_multitask import MultiTaskModel
+from .shortening import shorten
 from .views import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]
@@ -131,11 +132,12 @@ class MultiTaskPipeline(Pipeline):
         names = self._asked(pair is not None, tasks)
         config = self.model.config
         assert self.tokenizer is not None
+        max_length = max(config.task_configs[name].max_length or config.max_length for name in names)
         encoded = self.tokenizer(
-            text,
-            pair,
+            shorten(text, self.tokenizer, max_length),
+            pair if pair is None else shorten(pair, self.tokenizer, max_length),
             truncation=True,
-            max_length=max(config.task_configs[name].max_length or config.max_length for name in names),
+            max_length=max_length,
             return_tensors="pt",
             return_special_tokens_mask=True,
             return_offsets_mapping=True,

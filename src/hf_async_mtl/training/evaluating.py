@@ -76,9 +76,10 @@ class PerTaskTrainer(Trainer):
             cut = {split: count_truncated(rows.rows) for split, rows in sets.items() if rows is not None}
             if any(cut.values()) and self.args.should_log:
                 told = " and ".join(f"{count} of {len(sets[split] or ())} {split} rows" for split, count in cut.items())
+                texts = "questions of more than half of" if task.type == "question_answering" else "texts of more than"
                 logger.warning(
-                    f"Task {name!r}: {told} have texts of more than {task.max_length or self._max_length} tokens, and "
-                    "are read up to there. A larger `max_length` reads more, in more time."
+                    f"Task {name!r}: {told} have {texts} {task.max_length or self._max_length} tokens, and are read up "
+                    "to there. A larger `max_length` reads more, in more time."
                 )
 
     def prediction_step(
