@@ -120,14 +120,17 @@ def test_a_run_goes_on_with_other_processes(one: Path, two: Path, caplog: pytest
     assert_same_weights(two, one / "fewer")
 
 
-@pytest.mark.parametrize("name", ["lora", "freeze"])
-def test_processes_with_frozen_weights(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("frozen", "launch"),
+    [("lora={r: 4, lora_alpha: 8}", "cpu"), ("lora={r: 4, lora_alpha: 8}", "fsdp2"), ("freeze=1", "cpu")],
+)
+def test_processes_with_frozen_weights(tmp_path: Path, frozen: str, launch: str) -> None:
     """Bug: a process waits for the gradient of a weight that has none, or each draws low-rank layers of its own."""
     config = write_exact_bundle(tmp_path, ["polarity", "overlap"])
-    frozen = ["--set", "lora={r: 4, lora_alpha: 8}" if name == "lora" else "freeze=1"]
-    alone = ["train", str(config), "--output-dir", str(tmp_path / "one"), "--set", BATCH.format(12), *frozen]
+    alone = ["train", str(config), "--output-dir", str(tmp_path / "one"), "--set", BATCH.format(12), "--set", frozen]
     assert main(alone) == 0
-    run(TRAIN, config, "--output-dir", tmp_path / "two", "--set", BATCH.format(6), *frozen)
+    script = FSDP if launch == "fsdp2" else TRAIN
+    run(script, config, "--output-dir", tmp_path / "two", "--set", BATCH.format(6), "--set", frozen, config=launch)
     assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
