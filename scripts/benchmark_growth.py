@@ -1,10 +1,11 @@
 """What do the tasks of a trained bundle lose when it gets one more? Taught by the bundle, and fine-tuned plainly.
 
-    python scripts/benchmark_growth.py [--seeds 0 1 2] [--work runs/growth] [--output model_cards/growth-glue.json]
+    python scripts/benchmark_growth.py [--seeds 0 1 2] [--work runs/growth-qnli] [--output model_cards/growth-glue.json]
 
 `scripts/configs/growth_old.yaml` trains three tasks; `growth_new.yaml` starts from that model and adds a fourth:
 
 * *taught*, as it is by default: the old tasks distil from the old model;
+* *taught, weight 3*: the same, an example of theirs counting three times as much as one of the new task;
 * *labels*: all four learn from labels, for which the old ones' are needed;
 * *new task alone*: plain fine-tuning. The old heads stay as they are, on an encoder that moves.
 
@@ -31,6 +32,7 @@ OLD, NEW = ("mrpc", "stsb", "sst2"), "qnli"
 NO_TEACHERS = f"distillation.teachers={json.dumps(dict.fromkeys(OLD))}"
 WAYS = {
     "taught": [],
+    "taught, weight 3": [f"tasks.{name}.weight=3.0" for name in OLD],
     "labels": [NO_TEACHERS],
     # So small that Adam's epsilon leaves nothing of it.
     "new task alone": [NO_TEACHERS, *(f"tasks.{name}.weight=1.0e-12" for name in OLD)],
@@ -87,7 +89,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/growth"))
+    parser.add_argument("--work", type=Path, default=Path(f"runs/growth-{NEW}"))
     parser.add_argument("--output", type=Path, default=Path("model_cards/growth-glue.json"))
     args = parser.parse_args()
     seeds: dict[str, Any] = {}

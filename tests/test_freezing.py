@@ -78,6 +78,7 @@ def test_a_run_with_a_frozen_encoder(folder: Path) -> None:
 def test_actions_with_frozen_layers(folder: Path, action: str) -> None:
     """Bug: a return to an earlier step thaws what was frozen."""
     found = moved(train(folder, action, "freeze=1", f"convergence.on_convergence={action}"), folder)
+    assert found
     assert all(name.startswith("encoder.layer.1.") for name in found)
 
 
@@ -92,10 +93,42 @@ def test_a_frozen_head(folder: Path) -> None:
     assert moved(model, folder)
 
 
+def test_frozen_through_and_through(folder: Path) -> None:
+    """Bug: the loss of a task of which nothing learns has no gradient, and keeping its norm dies of that."""
+    train(folder, "learnt")
+    settings = ["encoder=learnt", "freeze=encoder", "tasks.overlap.head=frozen", "distillation.keep_gradient_norm=true"]
+    begun, ended = (MultiTaskModel.from_pretrained(folder / "learnt"), train(folder, "still", *settings))
+    assert torch.equal(begun.heads["overlap"].linear.weight, ended.heads["overlap"].linear.weight)
+    assert not torch.equal(begun.heads["polarity"].linear.weight, ended.heads["polarity"].linear.weight)
+
+
+@pytest.mark.parametrize("setting", ["freeze=encoder", "freeze=null", "lora={r: 4}"])
+def test_resumed_with_what_it_had(folder: Path, setting: str) -> None:
+    """Bug: a run goes on with other weights that learn, under the moments of the first ones, or dies of them."""
+    if not (folder / "half").exists():
+        train(folder, "half", "freeze=1")
+    command = ["train", folder / "half.yaml", "--output-dir", folder / "half", "--resume"]
+    other = ["--set", setting] if "lora" not in setting else ["--set", "freeze=null", "--set", setting]
+    assert "must be resumed with the weights that learn in it" in refused(*command, *other)
+
+
 def trainer(model: MultiTaskModel, folder: Path) -> AsyncMTLTrainer:
     rows = {name: data for name, data in raw_sets().items() if name in model.config.tasks}
     args = AsyncMTLTrainingArguments(str(folder), use_cpu=True, report_to="none")
     return AsyncMTLTrainer(model, args, processing_class=tiny_tokenizer(), train_dataset=rows, eval_dataset=rows)
+
+
+def test_an_optimizer_has_no_group_of_nothing(tmp_path: Path) -> None:
+    """Bug: sharded, a run whose encoder is frozen cannot be resumed: torch refuses a group without a weight."""
+    model = MultiTaskModel.from_encoder(
+        tiny_encoder(tmp_path / "encoder"), {"polarity": task_configs()["polarity"]}, max_length=32
+    )
+    model.freeze_encoder()
+    made = trainer(model, tmp_path / "run")
+    made.args.head_learning_rate = 0.01
+    groups = made.create_optimizer().param_groups
+    assert [parameter for group in groups for parameter in group["params"]]
+    assert all(group["params"] and group["lr"] == 0.01 for group in groups)
 
 
 def test_what_is_frozen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,6 +154,7 @@ def test_what_is_frozen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
         ("freeze=0", "`freeze` must be a whole number of at least 1; found 0"),
         ("freeze=true", "found True"),
         ("freeze=embeddings", "`freeze` must be `encoder`, or a number of its first layers; found 'embeddings'"),
+        ("tasks.polarity.head=frozen", "`tasks.polarity.head: frozen` needs a head that has been trained"),
         ("tasks.polarity.head=cold", "`tasks.polarity.head` must be one of kept, new, frozen; found 'cold'"),
     ],
 )

@@ -1,6 +1,7 @@
 """Low-rank layers on the encoder: whole heads, saved and loaded, merged, and pushed without the encoder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_merged_it_is_a_model_like_any_other(run: Path, tmp_path: Path) -> None:
     assert not any("lora" in name or "base_layer" in name for name in saved)
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["lora"] is None
     assert_same(answers(MultiTaskModel.from_pretrained(tmp_path)), answers(model))
-    with pytest.raises(ConfigurationError, match="has no low-rank layers to merge"):
+    with pytest.raises(ConfigurationError, match="must have low-rank layers; this one has none"):
         model.merge_adapter()
 
 
@@ -198,7 +199,7 @@ def test_an_adapter_alone_is_pushed(tmp_path: Path) -> None:
 def test_an_adapter_alone_needs_an_encoder_that_others_have(run: Path, tmp_path: Path) -> None:
     """Bug: a model is pushed that nobody can load, or the path of this machine with it."""
     message = refused("push", run, "user/model", "--adapter-only")
-    assert "this one began with an encoder from a folder. Save it whole, or merged." in message
+    assert "this one began with a folder or a bundle. Save it whole, or merged." in message
     plain = MultiTaskModel.from_encoder(tiny_encoder(tmp_path / "encoder"), task_configs(), max_length=32)
     with pytest.raises(ConfigurationError, match="this one has no low-rank layers"):
         plain.save_adapter(tmp_path / "out")
@@ -211,9 +212,11 @@ def test_an_adapter_alone_needs_an_encoder_that_others_have(run: Path, tmp_path:
         ([("lora", 4)], "`lora` must be a mapping"),
         ([("lora.rank", 4)], "`lora` has no key `rank`. It takes r, lora_alpha"),
         ([("lora.use_dora", "maybe")], "`lora.use_dora` must be true or false; found 'maybe'"),
-        ([("lora.r", 0)], "`lora` does not fit: `r` should be a positive integer"),
-        ([("lora.r", "many")], "`lora` does not fit"),
-        ([("lora.r", 4), ("lora.lora_dropout", 2)], "`lora` does not fit: dropout probability"),
+        ([("lora.r", 0)], "`lora.r` must be a whole number of at least 1; found 0"),
+        ([("lora.r", "many")], "`lora.r` must be a whole number of at least 1; found 'many'"),
+        ([("lora.lora_dropout", 1)], "`lora.lora_dropout` must be a number from 0 to below 1; found 1"),
+        ([("lora.lora_alpha", ".nan")], "`lora.lora_alpha` must be a number above 0; found nan"),
+        ([("lora.target_modules", "'('")], "`lora` does not fit"),
         ([("lora.target_modules", "[keys]")], "`lora` does not fit: Target modules"),
         ([("lora.r", 4), ("freeze", 1)], "`freeze` and `lora` exclude each other"),
     ],
@@ -224,6 +227,16 @@ def test_refused(run: Path, settings: list[tuple[str, Any]], words: str) -> None
     bundle, out = run.parent / "bundle.yaml", run.parent / "refused"
     assert words in refused("train", bundle, "--output-dir", out, *options)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("base", [None, "user/model", "@main", 5])
+def test_a_damaged_configuration_is_refused(run: Path, tmp_path: Path, base: Any) -> None:
+    """Bug: a `config.json` that was changed by hand is a traceback."""
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "lora_only": True, "lora_base": base}))
+    rows = run.parent / "data" / "polarity" / "test.jsonl"
+    assert "`lora_only` needs `lora` and `lora_base`" in refused("predict", tmp_path / "copy", "--input", rows)
 
 
 def test_peft_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

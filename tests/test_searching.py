@@ -399,6 +399,8 @@ def test_arguments_are_updated_as_a_whole_or_not_at_all() -> None:
         args.update({"learning_rate": 1.0, "distillation.temperature": 0})
     with pytest.raises(ConfigurationError, match="`output_dir` must be a section, for a key in it to be set; found"):
         args.update({"learning_rate": 1.0, "output_dir.x": 0})
+    with pytest.raises(ConfigurationError, match="`bf16` must be given when the arguments are made"):
+        args.update({"learning_rate": 1.0, "bf16": True})
     with pytest.raises(ValueError, match="no_such"):
         args.update({"learning_rate": 1.0, "lr_scheduler_type": "no_such"})
     assert vars(args) == before

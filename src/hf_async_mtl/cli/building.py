@@ -35,20 +35,27 @@ def grown(config: RunConfig) -> RunConfig:
     A task that a bundle has takes over its labels, and is taught by that bundle from the first step, unless it has
     another teacher, or none (null): then it learns from labels. An evaluation before the first step says what each
     task can do by then.
+
+    Raises:
+        ConfigurationError: A task does not fit its head in the bundle, or a head is to be frozen that is new.
     """
-    known: dict[str, TaskConfig] = {}
-    owners: dict[str, str] = {}
-    for source in _sources(config):
-        try:
-            trained = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except UNLOADABLE:
-            # `load_encoder` says it, once the data has been looked at.
-            return config
-        if not isinstance(trained, MultiTaskConfig):
-            return config
-        known |= trained.task_configs
-        owners |= dict.fromkeys(trained.task_configs, source)
+    try:
+        trained = {source: AutoConfig.from_pretrained(source, trust_remote_code=False) for source in _sources(config)}
+    except UNLOADABLE:
+        # `load_encoder` says it, once the data has been looked at.
+        return config
+    bundles = {source: found for source, found in trained.items() if isinstance(found, MultiTaskConfig)}
+    known = {name: task for found in bundles.values() for name, task in found.task_configs.items()}
+    owners = {name: source for source, found in bundles.items() for name in found.tasks}
     kept = kept_tasks(known, config.tasks, config.model["new_heads"])
+    for name in config.frozen_heads:
+        if name not in kept:
+            raise ConfigurationError(
+                f"`tasks.{name}.head: frozen` needs a head that has been trained, and `encoder` has none for it. Start "
+                "from a bundle that has the task, or let the head learn."
+            )
+    if not bundles:
+        return config
     distillation = config.training["distillation"]
     training = {
         **config.training,

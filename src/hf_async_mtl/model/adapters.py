@@ -6,7 +6,9 @@ answers as W + (alpha / r) B A, of which A and B learn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,19 +29,34 @@ LORA_KEYS = (
 """The fields of `peft.LoraConfig` that are taken: those that leave the encoder's own weights as they are."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What peft takes and comes to nothing, or refuses without naming the key.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (lambda r: isinstance(r, int) and not isinstance(r, bool) and r >= 1, "a whole number of at least 1"),
+    "lora_alpha": (lambda alpha: _is_number(alpha) and alpha > 0, "a number above 0"),
+    "lora_dropout": (lambda p: _is_number(p) and 0 <= p < 1, "a number from 0 to below 1"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "use_dora": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
 def check_lora(settings: Any) -> dict[str, Any]:
-    """Check a ``lora`` section, as far as peft does not.
+    """Check a ``lora`` section, as far as that can be done without an encoder.
 
     Raises:
-        ConfigurationError: It is no mapping, a key is not among `LORA_KEYS`, or a switch is no switch.
+        ConfigurationError: It is no mapping, a key is not among `LORA_KEYS`, or a value is out of range.
     """
     if not isinstance(settings, Mapping):
         raise ConfigurationError(f"`lora` must be a mapping, such as {{r: 8, lora_alpha: 16}}; found {settings!r}.")
     for key, value in settings.items():
         if key not in LORA_KEYS:
             raise ConfigurationError(f"`lora` has no key `{key}`. It takes {', '.join(LORA_KEYS)}.")
-        if key.startswith("use_") and not isinstance(value, bool):
-            raise ConfigurationError(f"`lora.{key}` must be true or false; found {value!r}.")
+        fits, wanted = _CHECKS.get(key, (None, ""))
+        if fits is not None and not fits(value):
+            raise ConfigurationError(f"`lora.{key}` must be {wanted}; found {value!r}.")
     return dict(settings)
 
 
@@ -71,7 +88,7 @@ def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if config.target_modules is None:
             config.target_modules = KNOWN.get(encoder.config.model_type, "all-linear")
         inject_adapter_in_model(config, encoder)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, re.error) as error:
         raise ConfigurationError(f"`lora` does not fit: {error}") from error
     found = config.target_modules
     return {**checked, "target_modules": found if isinstance(found, str) else sorted(found)}

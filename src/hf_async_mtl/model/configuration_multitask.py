@@ -402,6 +402,12 @@ class MultiTaskConfig(PreTrainedConfig):
         if self.packing not in PACKINGS:
             raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
         _check_max_length(self.max_length)
+        base = self.lora_base
+        if self.lora_only and not (self.lora and isinstance(base, str) and all(base.partition("@"))):
+            raise ConfigurationError(
+                "`lora_only` needs `lora` and `lora_base`, a Hub id and a revision such as user/model@main; found "
+                f"{base!r}. Was the configuration changed by hand? Save the model again."
+            )
         super().__post_init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:

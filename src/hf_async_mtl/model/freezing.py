@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from torch import nn
 from transformers.utils import logging
 
 from .configuration_multitask import ConfigurationError
 
-__all__ = ["check_learns", "encoder_layers", "freeze"]
+__all__ = ["check_learns", "encoder_layers", "freeze", "what_learns"]
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +44,8 @@ def freeze(encoder: nn.Module, layers: int | None = None) -> None:
 
     Args:
         encoder: A text encoder.
-        layers: So many of its first layers, and all that comes before them; None: the whole encoder.
+        layers: So many of its first layers, and all that comes before them; None: the whole encoder. What all layers
+            share and an encoder keeps behind them, as MPNet and DeBERTa-v2 their relative positions, learns on.
 
     Raises:
         ConfigurationError: The encoder does not have so many layers.
@@ -62,6 +65,12 @@ def freeze(encoder: nn.Module, layers: int | None = None) -> None:
         below = below and id(parameter) not in stay | move
         if below or id(parameter) in stay:
             parameter.requires_grad_(False)
+
+
+def what_learns(model: nn.Module) -> str:
+    """A hash of the names and shapes of the weights that learn: 64 hexadecimal digits."""
+    learn = sorted(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters() if p.requires_grad)
+    return hashlib.sha256("\n".join(learn).encode()).hexdigest()
 
 
 def check_learns(encoder: nn.Module, heads: nn.ModuleDict) -> None:

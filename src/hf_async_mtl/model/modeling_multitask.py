@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,19 +135,25 @@ class MultiTaskModel(PreTrainedModel):
         name, _, revision = self.config.lora_base.partition("@")
         model_class: Any = type(self.encoder)
         encoder, info = model_class.from_pretrained(
-            name, revision=revision, dtype=self.dtype, output_loading_info=True, **without_pooler(model_class), **hub
+            name,
+            config=self.config.encoder_config,
+            revision=revision,
+            dtype=self.dtype,
+            output_loading_info=True,
+            **without_pooler(model_class),
+            **hub,
         )
         check_whole(name, info)
         add_lora(encoder, self.config.lora)
         learnt = {name: tensor for name, tensor in self.encoder.state_dict().items() if is_adapter(name)}
-        encoder.load_state_dict(learnt, strict=False)
+        encoder.load_state_dict(encoder.state_dict() | learnt)
         self.encoder, self.config.encoder_config = encoder.to(self.device).eval(), encoder.config
         self.config.lora_only = False
 
     @classmethod
     def from_encoder(
         cls,
-        encoder: str | Sequence[str],
+        encoder: str | os.PathLike[str] | Sequence[str],
         tasks: Mapping[str, TaskConfig],
         *,
         pooling: str | None = None,
@@ -180,7 +187,9 @@ class MultiTaskModel(PreTrainedModel):
         # Left open, Transformers asks the terminal whether to run the code of a stranger.
         kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "revision", "subfolder", "trust_remote_code") if key in kwargs}
-        sources = [encoder] if isinstance(encoder, str) else list(encoder)
+        sources = [str(encoder)] if isinstance(encoder, str | os.PathLike) else [str(source) for source in encoder]
+        if not sources:
+            raise ConfigurationError("`encoder` must name a model, or several to merge; found none.")
         configs = {source: AutoConfig.from_pretrained(source, **hub) for source in sources}
         encoder_config = merged_config(configs) if len(sources) > 1 else configs[sources[0]]
         trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
@@ -227,7 +236,8 @@ class MultiTaskModel(PreTrainedModel):
             loaded.config._name_or_path = public_name(sources[0])
         if lora is not None:
             config.lora = add_lora(loaded, lora)
-            if trained is None and not Path(sources[0]).is_dir():
+            # Such a part of a repository is not named by a revision.
+            if trained is None and not Path(sources[0]).is_dir() and "subfolder" not in kwargs:
                 commit = extract_commit_hash(cached_file(sources[0], CONFIG_NAME, **hub), None)
                 config.lora_base = f"{sources[0]}@{commit}"
         model.heads.to(loaded.dtype)
@@ -260,7 +270,9 @@ class MultiTaskModel(PreTrainedModel):
             ConfigurationError: The model has no such layers.
         """
         if self.config.lora is None:
-            raise ConfigurationError("The model has no low-rank layers to merge: it was made without `lora`.")
+            raise ConfigurationError(
+                "A model that is merged must have low-rank layers; this one has none. Use it as is."
+            )
         merge_lora(self.encoder)
         self.config.lora = self.config.lora_base = None
 
@@ -271,10 +283,10 @@ class MultiTaskModel(PreTrainedModel):
             ConfigurationError: The model has no such layers, or its encoder is not one of the Hub's.
         """
         if self.config.lora_base is None:
-            reason = "has no low-rank layers" if self.config.lora is None else "began with an encoder from a folder"
+            reason = "has no low-rank layers" if self.config.lora is None else "began with a folder or a bundle"
             raise ConfigurationError(
-                f"A model is saved without its encoder where it has low-rank layers on one of the Hub's; this one "
-                f"{reason}. Save it whole, or merged."
+                f"A model is saved without its encoder where it has low-rank layers on a plain one of the Hub's; this "
+                f"one {reason}. Save it whole, or merged."
             )
         weights = self.state_dict()
         kept = {name: weights[name] for name in weights if not name.startswith("encoder.") or is_adapter(name)}

@@ -52,6 +52,9 @@ REFUSED = {
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
 
+_DERIVED = ("bf16", "fp16", "use_cpu", "output_dir")
+"""Fields whose values upstream has read by the time that they could be set anew."""
+
 T = TypeVar("T")
 
 
@@ -296,6 +299,11 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             for path, value in values.items():
                 name, *keys = path.split(".")
                 check_keys("", [name], names)
+                if name in _DERIVED and not keys:
+                    raise ConfigurationError(
+                        f"`{name}` must be given when the arguments are made, for others hang on it; found it among "
+                        "what is set later. Make other arguments."
+                    )
                 old = getattr(self, name)
                 if keys:
                     value = _with(name, old, keys, value)

@@ -35,6 +35,7 @@ def check_checkpoint(
     teachers: Teachers,
     shapes: Shapes,
     keys: Collection[str],
+    learns: str,
 ) -> None:
     """Look at all that resuming would read.
 
@@ -45,6 +46,7 @@ def check_checkpoint(
         teachers: Its teachers, which know its training examples.
         shapes: Name -> shape of the model's weights.
         keys: What the run keeps in a checkpoint's Trainer state.
+        learns: Which of the model's weights learn; see `hf_async_mtl.model.freezing.what_learns`.
 
     Raises:
         ConfigurationError: A file is missing, damaged, or holds code; or the checkpoint is another run's.
@@ -60,6 +62,11 @@ def check_checkpoint(
         raise ConfigurationError(
             f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
             f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
+        )
+    if attributes["learns"] != learns:
+        raise ConfigurationError(
+            f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
+            "`freeze`, `lora` and `head` of the first run, or start afresh."
         )
     try:
         schedule.load_state_dict(attributes["schedule"])

@@ -154,7 +154,7 @@ class Teachers:
         """
         teacher = self._opened[task].lookup(example_ids).to(logits.device).view(logits.shape)
         losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
-        if self.config.keep_gradient_norm and torch.is_grad_enabled():
+        if self.config.keep_gradient_norm and logits.requires_grad:
             # From these logits, which under autocast are not the ones that the model's own losses hang on.
             losses = losses * norm_keeping_weight(losses, head.loss(logits, labels, layout), logits)
         return torch.lerp(losses, supervised, label_share) if label_share else losses

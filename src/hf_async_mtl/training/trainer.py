@@ -34,7 +34,7 @@ from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.freezing import check_learns
+from ..model.freezing import check_learns, what_learns
 from ..model.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from .arguments import AsyncMTLTrainingArguments
@@ -297,6 +297,8 @@ class AsyncMTLTrainer(PerTaskTrainer):
                 group["params"] = [p for p in group["params"] if id(p) not in heads]
                 if chosen:
                     optimizer.add_param_group({**group, "params": chosen, "lr": rate})
+            # Where all but the heads is frozen; shards of nothing could not be resumed.
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     # -- convergence --------------------------------------------------------------------------------------------------
@@ -464,6 +466,7 @@ class AsyncMTLTrainer(PerTaskTrainer):
             "teachers": self.teachers.state_dict(),
             "batch_loss": self.batch_loss.state_dict(),
             "placement": placement(self.args),
+            "learns": what_learns(self.batch_loss.model),
         }
 
     def _write_report(self) -> None:
@@ -523,6 +526,7 @@ class AsyncMTLTrainer(PerTaskTrainer):
                 self.teachers,
                 {name: tensor.shape for name, tensor in self.batch_loss.model.state_dict().items()},
                 self._run_state().keys(),
+                what_learns(self.batch_loss.model),
             )
         if self.args.should_save:
             self.teachers.store.clear()
