@@ -244,3 +244,12 @@ def test_peft_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'hf-async-mtl\[lora\]'"):
         add_lora(tiny_model("bert").encoder, LORA)
+
+
+def test_what_is_not_finite_is_not_merged(run: Path) -> None:
+    """Bug: a broken layer breaks the encoder's own weight, or is a traceback."""
+    model = MultiTaskModel.from_pretrained(run)
+    broken = next(parameter for name, parameter in model.named_parameters() if is_adapter(name))
+    torch.nn.init.constant_(broken, float("nan"))
+    with pytest.raises(ConfigurationError, match="Weights that are merged must be finite"):
+        model.merge_adapter()

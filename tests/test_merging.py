@@ -90,7 +90,7 @@ def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
         "twice": ({"encoder": rest * 2}, "a list of two or more"),
         "no bundle": ({"encoder": [*rest, "encoder"]}, "must be trained bundles;"),
         "a task twice": ({"encoder": ["polarity", "again"]}, "must have different tasks;"),
-        "another encoder": ({"encoder": [*rest, "other"]}, "must have one encoder and one pooling;"),
+        "another encoder": ({"encoder": [*rest, "other"]}, "in num_hidden_layers. Name"),
         "another vocabulary": ({"encoder": [*rest, "words"]}, "must have one vocabulary;"),
         "another pooling": ({"encoder": both, "pooling": "max"}, "`pooling` must be cls, which the heads of"),
     }

@@ -103,7 +103,7 @@ def merge_lora(encoder: nn.Module) -> None:
     """Add what the low-rank layers have learnt to the weights beside them, and take the layers away.
 
     Raises:
-        ValueError: The sum is not finite.
+        ConfigurationError: peft is not installed, or a sum is not finite.
     """
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -111,7 +111,13 @@ def merge_lora(encoder: nn.Module) -> None:
         raise ConfigurationError("Merging needs peft. Run `pip install 'hf-async-mtl[lora]'`.") from error
     for name, module in list(encoder.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
+            try:
+                module.merge(safe_merge=True)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"Weights that are merged must be finite; those of {name} are not ({error}). Take an earlier "
+                    "checkpoint."
+                ) from error
             parent, _, child = name.rpartition(".")
             setattr(encoder.get_submodule(parent), child, module.get_base_layer())
     # Else peft takes new layers for a second set of them.

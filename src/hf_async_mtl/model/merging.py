@@ -43,10 +43,12 @@ def merged_config(configs: Mapping[str, Any]) -> MultiTaskConfig:
                 f"Models that are merged must be trained bundles; {name!r} is of type {config.model_type!r}. Train it "
                 "on its task with this package first, or name it as a teacher."
             )
-        if _structure(config) != _structure(first):
+        other, own = _structure(first), _structure(config)
+        differ = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+        if differ:
             raise ConfigurationError(
-                f"Models that are merged must have one encoder and one pooling; {name!r} differs from {first_name!r}. "
-                "Name one of them as a teacher instead."
+                f"Models that are merged must have one encoder and one pooling; {name!r} differs from {first_name!r} "
+                f"in {', '.join(differ)}. Name one of them as a teacher instead."
             )
         begun = {config.encoder_config._name_or_path, first.encoder_config._name_or_path}
         if len(begun) > 1:
@@ -69,11 +71,10 @@ def merged_config(configs: Mapping[str, Any]) -> MultiTaskConfig:
     )
 
 
-def _structure(config: MultiTaskConfig) -> tuple[Any, ...]:
+def _structure(config: MultiTaskConfig) -> dict[str, Any]:
     encoder = config.encoder_config.to_dict()
-    return config.pooling, {
-        key: value for key, value in encoder.items() if key not in _OF_THE_FILE and "dropout" not in key
-    }
+    kept = {key: value for key, value in encoder.items() if key not in _OF_THE_FILE and "dropout" not in key}
+    return {**kept, "pooling": config.pooling}
 
 
 @torch.no_grad()

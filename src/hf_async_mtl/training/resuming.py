@@ -63,11 +63,6 @@ def check_checkpoint(
             f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
             f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
         )
-    if attributes["learns"] != learns:
-        raise ConfigurationError(
-            f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
-            "`freeze`, `lora` and `head` of the first run, or start afresh."
-        )
     try:
         schedule.load_state_dict(attributes["schedule"])
     except ValueError as error:
@@ -79,6 +74,11 @@ def check_checkpoint(
                 f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
                 f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
             )
+    if attributes["learns"] != learns:
+        raise ConfigurationError(
+            f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
+            "`freeze`, `lora` and `head` of the first run, or start afresh."
+        )
     _check_files(checkpoint, args, attributes["placement"]["processes"])
     store = TeacherStore(checkpoint / TEACHERS_FOLDER)
     try:
