@@ -44,7 +44,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", str(found.folder)], check=True)
 
 
-@pytest.mark.parametrize("size", [600, 660, 740])
+@pytest.mark.parametrize("size", [620, 680, 740])
 def test_a_full_disk_costs_no_checkpoint(
     size: int, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
