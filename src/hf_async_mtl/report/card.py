@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
-from .card_examples import example_of, words
+from .card_examples import example_of, tokenizer_call
 
 if TYPE_CHECKING:
     from hf_async_mtl.model.configuration_multitask import TaskConfig
@@ -193,10 +193,10 @@ class RunCard:
         return results
 
     def _example(self) -> tuple[str | None, str]:
-        """A task that a plain call of the tokenizer can feed, and the arguments of that call."""
+        """A task that a plain call of the tokenizer can feed, and that call."""
         for name, task in self.tasks.items():
             if task.type in ("classification", "multilabel", "regression") and isinstance(task.text, list):
-                return name, ", ".join(f'["{words(column)} ..."]' for column in task.text)
+                return name, tokenizer_call(task)
         return None, ""
 
     def _tasks_table(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hf_async_mtl.model.configuration_multitask import TaskConfig
 
-__all__ = ["example_of", "words"]
+__all__ = ["example_of", "tokenizer_call"]
 
 _LABELS = 'labels = model.config.tasks["{name}"]["labels"]'
 _ANSWERS = {
@@ -31,11 +31,11 @@ _ANSWERS = {
 }
 
 
-def words(column: str) -> str:
+def _words(column: str) -> str:
     """A column's name as it can stand in a text.
 
     Examples:
-        >>> words('the "left"')
+        >>> _words('the "left"')
         'the left'
     """
     return " ".join(re.findall(r"\w+", column))
@@ -49,22 +49,23 @@ def example_of(name: str, task: TaskConfig) -> list[str]:
         task: Its configuration.
     """
     return [
-        f"inputs = {_inputs(task)}",
+        f"inputs = {tokenizer_call(task)}",
         "with torch.no_grad():",
         f'    logits = model(**inputs, tasks=["{name}"]).logits["{name}"]',
         *(line.replace("{name}", name) for line in _ANSWERS[task.type]),
     ]
 
 
-def _inputs(task: TaskConfig) -> str:
+def tokenizer_call(task: TaskConfig) -> str:
+    """The expression that makes a model's inputs of one row of a task."""
     ends = 'return_tensors="pt", padding=True, truncation=True'
     if isinstance(task.text, Mapping):
         count = len(task.text["choices"])
-        prompt = " ".join(words(column) for column in task.text["prompt"])
-        choices = ", ".join(f'"{words(column)} ..."' for column in task.text["choices"])
+        prompt = " ".join(_words(column) for column in task.text["prompt"])
+        choices = ", ".join(f'"{_words(column)} ..."' for column in task.text["choices"])
         pairs = f'tokenizer(["{prompt} ..."] * {count}, [{choices}], {ends})'
         return f"{{key: value.unsqueeze(0) for key, value in {pairs}.items()}}"
     if task.type == "token_classification":
         return f'tokenizer([["some", "words"]], is_split_into_words=True, {ends})'
-    texts = ", ".join(f'["{words(column)} ..."]' for column in task.text)
+    texts = ", ".join(f'["{_words(column)} ..."]' for column in task.text)
     return f"tokenizer({texts}, {ends})"

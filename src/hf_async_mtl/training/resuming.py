@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ def check_checkpoint(
     schedule: ConvergenceSchedule,
     teachers: Teachers,
     shapes: Shapes,
-    keys: Collection[str],
-    learns: str,
+    own_state: Mapping[str, Any],
 ) -> None:
     """Look at all that resuming would read.
 
@@ -45,8 +44,7 @@ def check_checkpoint(
         schedule: Its phases, which take over those of the checkpoint.
         teachers: Its teachers, which know its training examples.
         shapes: Name -> shape of the model's weights.
-        keys: What the run keeps in a checkpoint's Trainer state.
-        learns: Which of the model's weights learn; see `hf_async_mtl.model.freezing.what_learns`.
+        own_state: What the run would keep in a checkpoint's Trainer state now.
 
     Raises:
         ConfigurationError: A file is missing, damaged, or holds code; or the checkpoint is another run's.
@@ -58,7 +56,7 @@ def check_checkpoint(
             "convergence. Was it written by another Trainer, or cut short?"
         )
     attributes = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]
-    if attributes.keys() != set(keys):
+    if attributes.keys() != own_state.keys():
         raise ConfigurationError(
             f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
             f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
@@ -74,7 +72,7 @@ def check_checkpoint(
                 f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
                 f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
             )
-    if attributes["learns"] != learns:
+    if attributes["learns"] != own_state["learns"]:
         raise ConfigurationError(
             f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
             "`freeze`, `lora` and `head` of the first run, or start afresh."
@@ -89,7 +87,7 @@ def check_checkpoint(
                 teachers.read(task, store)
     except TeacherError as error:
         raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-    if (words := other_placement(attributes["placement"], placement(args))) is not None:
+    if (words := other_placement(attributes["placement"], own_state["placement"])) is not None:
         logger.warning(words)
 
 

@@ -525,8 +525,7 @@ class AsyncMTLTrainer(PerTaskTrainer):
                 self.schedule,
                 self.teachers,
                 {name: tensor.shape for name, tensor in self.batch_loss.model.state_dict().items()},
-                self._run_state().keys(),
-                what_learns(self.batch_loss.model),
+                self._run_state(),
             )
         if self.args.should_save:
             self.teachers.store.clear()
