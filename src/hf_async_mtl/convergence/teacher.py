@@ -6,7 +6,6 @@ Recorded logits are read through a memory map and carry a hash of the examples t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,41 +21,7 @@ from torch import Tensor
 from ..model.packing import segment_tokens
 from .recording import LogitsWriter, TeacherError
 
-__all__ = ["RecordedLogits", "TeacherStore", "fingerprint", "link_or_copy"]
-
-
-def fingerprint(rows: Dataset) -> str:
-    """Hash the token ids and labels of encoded rows, whatever file they came from and however it is chunked.
-
-    Kept beside the rows' cache file, where they have one: of millions of rows it takes seconds.
-
-    Args:
-        rows: An encoded split with ``input_ids`` and ``labels``.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    kept = None
-    if rows.cache_files:
-        # The library's own fingerprint names the content there; it is another one where the file is copied to.
-        kept = Path(rows.cache_files[0]["filename"]).parent / f"examples-{rows._fingerprint}.sha256"
-        if kept.is_file():
-            return kept.read_text(encoding="ascii")
-    digest = hashlib.sha256()
-    columns = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
-    for batch in columns.iter(batch_size=1000):
-        for column in batch.columns:
-            array = column.combine_chunks()
-            while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-                digest.update(array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-                array = array.flatten()
-            digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).astype(np.float64).tobytes())
-    found = digest.hexdigest()
-    if kept is not None and os.access(kept.parent, os.W_OK):
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        partial.write_text(found, encoding="ascii")
-        partial.replace(kept)
-    return found
+__all__ = ["RecordedLogits", "TeacherStore", "link_or_copy"]
 
 
 def _save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
@@ -18,6 +19,7 @@ from ..model.labels import WAY_OUT, LabelError, shown
 from ..model.losses import IGNORE
 from ..model.shortening import shorten, shorten_words
 from . import targets
+from .memory import MappedPages, release_unused, scan
 from .targets import first_subwords, target_function
 
 __all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8"]
@@ -27,6 +29,10 @@ DEFAULT_STRIDE = 32
 
 _CONTEXT_LENGTHS = 1000
 """The longest context, in times `max_length`: all its windows are in one batch."""
+
+_CONVERTED, _WRITTEN = 500, 2000
+"""Rows that are Python objects at a time, and rows of one batch of the file. The head of each batch is read when the
+file is opened, with 64 KiB around it; and of a large batch one row is spread wide."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -69,6 +75,11 @@ def encode(
         )
     tokenize = _TOKENIZERS.get(task.type, _tokenize_texts)
     make_target = target_function(dataset, task) if with_labels else None
+    features = _features(task, tokenizer, with_labels)
+    schema = features.arrow_schema.remove_metadata()
+    pages = MappedPages(dataset)
+    pages.release()  # what was read to find the labels
+    release_unused()
 
     def convert(rows: Columns, indices: Sequence[int]) -> dict[str, list[Any]]:
         for column in task.text_columns:
@@ -99,17 +110,28 @@ def encode(
             encoded["answers"] = [list(answers["text"]) for answers in rows[task.label]]
         return encoded
 
+    def convert_all(rows: Columns, indices: Sequence[int]) -> pa.Table:
+        pieces = []
+        for first in range(0, len(indices), _CONVERTED):
+            here = slice(first, first + _CONVERTED)
+            piece = convert({column: rows[column][here] for column in columns}, indices[here])
+            pieces.append(pa.table([pa.array(piece[field.name], field.type) for field in schema], schema))
+        pages.release()
+        return pa.concat_tables(pieces)
+
     fingerprint = Hasher.hash(
         [dataset._fingerprint, task.to_dict(), max_length, with_labels, _tokenizer_identity(tokenizer), _code()]
     )
     try:
         return dataset.map(
-            convert,
+            convert_all,
             batched=True,
+            batch_size=_WRITTEN,
+            writer_batch_size=_WRITTEN,
             with_indices=True,
             remove_columns=dataset.column_names,
             desc=f"Tokenizing {name}",
-            features=_features(task, tokenizer, with_labels),
+            features=features,
             new_fingerprint=fingerprint,
         )
     except UnicodeDecodeError as error:
@@ -118,8 +140,7 @@ def encode(
 
 def count_truncated(rows: Dataset) -> int:
     """How many encoded examples were longer than their segments."""
-    columns = rows.select_columns(["truncated"]).with_format("arrow")
-    return sum(pc.sum(batch.column(0)).as_py() or 0 for batch in columns.iter(batch_size=10_000))
+    return sum(pc.sum(piece.column(0)).as_py() or 0 for piece in scan(rows, ["truncated"]))
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:

@@ -26,6 +26,8 @@ from .unlabelled import is_unlabelled
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
 
 SPLITS = ("train", "validation", "test")
+# Rows of one batch of a raw file. The head of each batch is read when the file is opened, with 64 KiB around it.
+_BATCH = 20_000
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Ending of a file -> the reader of `datasets` for it."""
 # Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes. The first cell
@@ -284,7 +286,7 @@ def _rows(source: DataSource, split: str, seed: int, place: str, **arguments: An
     """One split as `load_dataset(**arguments, split=place)` gives it, or the part of it that is kept of a stream."""
     if source.stream:
         return materialise(load_dataset_builder(**arguments), place, source.limit.get(split), seed)
-    return load_dataset(**arguments, split=place)
+    return load_dataset(**arguments, split=place, writer_batch_size=_BATCH)
 
 
 def _load_folder(name: str, split: str, path: Path) -> Dataset:
@@ -320,7 +322,7 @@ def read_file(path: Path, what: str) -> Dataset:
     Raises:
         ConfigurationError: It has no rows, or cannot be read.
     """
-    return _read(path, what, partial(load_dataset, split="rows"))
+    return _read(path, what, partial(load_dataset, split="rows", writer_batch_size=_BATCH))
 
 
 def _read(path: Path, what: str, load: Callable[..., Dataset]) -> Dataset:

@@ -10,10 +10,14 @@ import torch
 from datasets import Dataset
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from .memory import MappedPages
 
 __all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task", "example_places"]
 
 STRATEGIES = ("proportional", "temperature", "uniform")
+
+# Examples that are read before their pages are let go. Each may have brought sixteen pages of 4 KiB for each column.
+_HELD = 32
 
 
 class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
@@ -33,6 +37,8 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
         self.rows = rows
         keys = [key for key in ("input_ids", "token_type_ids", "labels") if key in rows.column_names]
         self._inputs = rows.select_columns(keys)
+        self._pages = MappedPages(rows)
+        self._read = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,6 +49,10 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several examples at once, as a `DataLoader` asks for them: one read of the table, not one for each."""
         columns = self._inputs[list(indices)]
+        self._read += len(indices)
+        if self._read >= _HELD:
+            self._pages.release()
+            self._read = 0
         return [
             {"task_id": self.task_id, "example_id": index, **{name: values[place] for name, values in columns.items()}}
             for place, index in enumerate(indices)
@@ -166,7 +176,9 @@ class MixingSampler(torch.utils.data.Sampler[int]):
         for start, size, draws in zip(starts, self.sizes, self.draws, strict=False):
             for first in range(0, draws, size):
                 count = min(size, draws - first)
-                order[filled : filled + count] = start + generator.permutation(size)[:count]
+                own = np.arange(start, start + size, dtype=order.dtype)
+                generator.shuffle(own)
+                order[filled : filled + count] = own[:count]
                 filled += count
         generator.shuffle(order)
         # In pieces: a list of all would take many times the room of the array.
