@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
@@ -250,11 +251,9 @@ def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tu
             f"Task {name!r}: a share of {share} of {len(train)} training rows leaves {count} for {split} and "
             f"{len(train) - count} for train. Each needs at least one."
         )
-    held_out = set(random.Random(f"{seed}-carve-{split}").sample(range(len(train)), count))
-    return (
-        train.select([i for i in range(len(train)) if i not in held_out]),
-        train.select(sorted(held_out)),
-    )
+    held_out = sorted(random.Random(f"{seed}-carve-{split}").sample(range(len(train)), count))
+    # As an array: a list of millions of places would be the largest thing in memory.
+    return train.select(np.delete(np.arange(len(train)), held_out)), train.select(held_out)
 
 
 def load_split(name: str, split: str, value: str | Path, source: DataSource, seed: int) -> Dataset:
