@@ -43,7 +43,7 @@ from hf_async_mtl.data.collating import MultiTaskCollator
 from hf_async_mtl.data.decoding import unit_counts
 from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
-from hf_async_mtl.training import trainer as trainer_module
+from hf_async_mtl.training import converging
 from hf_async_mtl.training.external_teachers import ExternalTeacher, load_external_teacher
 
 CPU = torch.device("cpu")
@@ -431,7 +431,7 @@ def test_the_teacher_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         models.append(weakref.ref(teacher.model))
         return teacher
 
-    monkeypatch.setattr(trainer_module, "load_external_teacher", load_and_note)
+    monkeypatch.setattr(converging, "load_external_teacher", load_and_note)
     trainer = run(tmp_path / "run", {"polarity": tmp_path / "teacher"}, **LAST_WEIGHTS)
     trainer.train()
     gc.collect()

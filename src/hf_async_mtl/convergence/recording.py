@@ -59,7 +59,8 @@ class LogitsWriter:
     def __init__(self, path: Path, units: np.ndarray, columns: int | None, metadata: Mapping[str, str]) -> None:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
-        self._offsets = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
+        self._offsets = np.zeros(len(units) + 1, np.int64)
+        np.cumsum(units, out=self._offsets[1:])
         self._seen = np.zeros(len(units), dtype=bool)
         shape = (int(self._offsets[-1]),) if columns is None else (int(self._offsets[-1]), columns)
         header, start = _header(shape, len(self._offsets), metadata)
@@ -69,7 +70,7 @@ class LogitsWriter:
         try:
             with self._partial.open("wb") as file:
                 file.write(header)
-                file.write(self._offsets.tobytes())
+                file.write(self._offsets.data)
                 if hasattr(os, "posix_fallocate"):
                     # A full disk says so here, and not as a fatal signal where the map is written to.
                     os.posix_fallocate(file.fileno(), 0, size)

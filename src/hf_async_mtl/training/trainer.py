@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import (
-    BestRun,
-    HPSearchBackend,
-    HubStrategy,
-    SaveStrategy,
-    TrainOutput,
-    default_hp_space_optuna,
-)
+from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, default_hp_space_optuna
 from transformers.utils import logging
 
 from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
-from ..convergence.schedule import Event
 from ..convergence.teacher import TeacherStore
 from ..data.collating import MultiTaskCollator
-from ..data.decoding import is_constant, references
-from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
+from ..data.mixing import MixingSampler, TaskMixture
 from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.freezing import check_learns, what_learns
+from ..model.freezing import check_learns
 from ..model.modeling_multitask import MultiTaskModel
-from ..significance import paired_standard_error
 from .arguments import AsyncMTLTrainingArguments
 from .batch_loss import BatchLoss
 from .callbacks import ConvergenceCallback, TableCallback
-from .checkpoints import (
-    TEACHERS_FOLDER,
-    adopt_best,
-    checkpoint_step,
-    link_best,
-    write_whole,
-)
+from .checkpoints import TEACHERS_FOLDER, adopt_best, checkpoint_step
 from .checks import (
     check_best_metric,
     check_own_metrics,
@@ -58,21 +38,12 @@ from .checks import (
     check_unlabelled_tasks,
     checked_model,
 )
-from .evaluating import PerTaskTrainer
-from .external_teachers import load_external_teacher
 from .phases import new_schedule
-from .publishing import publish
-from .ranks import (
-    agreed,
-    check_files_reach,
-    gather_examples,
-    newest_checkpoint,
-    share_rng_states,
-)
-from .resuming import check_checkpoint, placement
+from .ranks import check_files_reach, newest_checkpoint
+from .resuming import check_checkpoint
+from .saving import SavingTrainer
 from .searching import average, check_model_init, check_new_model, check_search, run_name, trial_settings
 from .teachers import Teachers
-from .weights import load_weights, present_weights, savable, whole_weights
 
 if TYPE_CHECKING:
     import optuna
@@ -89,7 +60,7 @@ __all__ = ["AsyncMTLTrainer"]
 logger = logging.get_logger(__name__)
 
 
-class AsyncMTLTrainer(PerTaskTrainer):
+class AsyncMTLTrainer(SavingTrainer):
     """A `transformers.Trainer` for bundles of tasks with asynchronous convergence.
 
     The method is that of Lu et al., "Asynchronous Convergence in Multi-Task Learning via Knowledge Distillation from
@@ -207,7 +178,7 @@ class AsyncMTLTrainer(PerTaskTrainer):
         )
         check_sharding(self.accelerator)
         self.model_init = model_init
-        self.encoded_train: dict[str, EncodedTask] = encoded_train or {}
+        self.encoded_train = encoded_train or {}
         self.label_names = ["labels"]
         self._run_dir = Path(args.output_dir)
         distillation = args.distillation_config
@@ -225,8 +196,7 @@ class AsyncMTLTrainer(PerTaskTrainer):
         self._display = TableCallback()
         self.add_callback(self._display)
         self._answers = {}
-        # For the card: task -> its `data` section, of which what is the Hub's is published.
-        self.data_sources: dict[str, Mapping[str, Any]] = {}
+        self.data_sources = {}
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -300,180 +270,6 @@ class AsyncMTLTrainer(PerTaskTrainer):
             # Where all but the heads is frozen; shards of nothing could not be resumed.
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
-
-    # -- convergence --------------------------------------------------------------------------------------------------
-
-    def _evaluate(
-        self,
-        trial: optuna.Trial | dict[str, Any] | None,
-        ignore_keys_for_eval: list[str] | None,
-        skip_scheduler: bool = False,
-    ) -> dict[str, float]:
-        """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
-        # All compute the same, but for the last digit where machines differ; what follows must not hang on it.
-        metrics = agreed(super()._evaluate(None, ignore_keys_for_eval, skip_scheduler))
-        # `eval_on_start` of a resumed run: the phases know of it.
-        if not skip_scheduler or self.state.global_step == 0:
-            self._observe(metrics)
-        # Last, for it may end the trial: what was evaluated is then in its report.
-        self._report_to_hp_search(trial, self.state.global_step, metrics)
-        return metrics
-
-    def _observe(self, metrics: dict[str, float]) -> None:
-        """Move the phases by an evaluation, and do what follows from it."""
-        step = self.state.global_step
-        standard_errors, constant = agreed((self._standard_errors(), self._constant_tasks()))
-        events = self.schedule.observe(
-            step,
-            {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()},
-            losses={name: metrics[f"eval_{name}_loss"] for name in self.tasks},
-            standard_errors=standard_errors,
-            epoch=self.state.epoch,
-            constant=constant,
-        )
-        # All have read the reference that the first now replaces.
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            for name, reference_step in self.schedule.noise_references.items():
-                if reference_step == step:
-                    self.teachers.store.save_answers(name, step, self._answers[name])
-        if self.schedule.improved(step):
-            self._save_snapshot(step)
-        for event in events:
-            if event.event in ("converged", "teacher_renewed") and self.schedule.phases[event.task] == "distilling":
-                self._record_teacher(event)
-        if self.args.should_save:
-            self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to())
-        self._write_report()
-        if self.is_world_process_zero():
-            self._display.show(self.schedule.report(), self.state.epoch)
-        if self.schedule.finished:
-            self.control.should_training_stop = True
-            # As at the end of the budget: the last weights may be the best.
-            if self.args.save_strategy == SaveStrategy.STEPS:
-                self.control.should_save = True
-
-    def _constant_tasks(self) -> list[str]:
-        """The tasks that gave every validation example the same answer."""
-        return [name for name, task in self.tasks.items() if is_constant(task.type, self._answers[name])]
-
-    def _standard_errors(self) -> dict[str, float]:
-        """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
-        found = {}
-        for name, reference_step in self.schedule.noise_references.items():
-            if reference_step is None:
-                continue
-            task, rows = self.tasks[name], self.eval_dataset[name].rows
-            before = self.teachers.store.load_answers(name, reference_step)
-            found[name] = paired_standard_error(
-                task.monitored, task.type, before, self._answers[name], references(task, rows), task.labels
-            )
-        return found
-
-    def _save_snapshot(self, step: int) -> None:
-        weights = whole_weights(self.model, keep=self.args.should_save)
-        if self.args.should_save:
-            self.teachers.store.save_snapshot(step, weights)
-        self.accelerator.wait_for_everyone()
-
-    def _record_teacher(self, event: Event) -> None:
-        """Run a task's best weights over its training set once, and put the present weights back."""
-        steps = self.schedule.teacher_steps(event.task)
-        if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
-            logger.warning(
-                f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
-                "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
-            )
-        with ExitStack() as stack:
-            if steps != [event.step]:
-                teacher, present = self.teachers.snapshot(steps), present_weights(self.model)
-                stack.callback(load_weights, self.model, present)
-                load_weights(self.model, teacher)
-            with self._writing(event.task, steps[0]) as put:
-                self.record(self.encoded_train[event.task], put)
-
-    @contextmanager
-    def _writing(self, task: str, step: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
-        """Write a teacher's logits where files are written, and let the task learn from them on all processes."""
-        if self.args.should_save:
-            with self.teachers.writer(task, step) as writer:
-                yield writer.put
-        else:
-            yield lambda example_ids, logits: None
-        self.accelerator.wait_for_everyone()
-        self.teachers.open([task])
-        self.teachers.judge(task)
-
-    def _record_external_teachers(self) -> None:
-        """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
-        sources = self.args.distillation_config.teachers
-        # All are looked at before the first is asked.
-        teachers = {
-            name: load_external_teacher(name, self.tasks[name], sources[name], rows, self._tokenizer)
-            for name, rows in self._raw_train.items()
-        }
-        ranks = self.accelerator
-        try:
-            for name, teacher in teachers.items():
-                length, batch = self.tasks[name].max_length or self._max_length, self.args.per_device_eval_batch_size
-                with self._writing(name, step=0) as put:
-                    for answers in teacher.answers(
-                        self._raw_train[name], length, batch, self.args.device, ranks.process_index, ranks.num_processes
-                    ):
-                        put(*gather_examples(ranks, *answers))
-        except ConfigurationError:
-            if self.args.should_save:
-                self.teachers.store.clear()
-            raise
-
-    def _rolls_back_to(self) -> set[int]:
-        """The step that the weights return to before the next one is taken, where they do."""
-        return {
-            event.teacher_step
-            for event in self.schedule.events
-            if event.event == "rolled_back" and event.step == self.state.global_step and event.teacher_step is not None
-        }
-
-    def _roll_back(self) -> None:
-        """Return to the best weights of a task, if the evaluation before this step says so.
-
-        Not at the evaluation itself: a checkpoint of that step holds the weights that were evaluated. The optimizer's
-        moments belong to weights that are left, and start anew; the learning rate's schedule goes on.
-        """
-        for step in self._rolls_back_to():
-            load_weights(self.model, self.teachers.store.load_snapshot(step))
-            self.optimizer.state.clear()
-
-    def report(self) -> dict[str, Any]:
-        """The content of ``convergence.json``: `ConvergenceSchedule.report`, and what was measured on the way.
-
-        Each task that has a teacher has its ``teacher_quality``; ``conflicts`` is there once they have been measured.
-        """
-        report = self.schedule.report()
-        for name, quality in self.teachers.quality.items():
-            report["tasks"][name]["teacher_quality"] = dict(quality)
-        if self.batch_loss.finite.skipped:
-            report["skipped_steps"] = self.batch_loss.finite.skipped
-        conflicts = self.batch_loss.conflicts.report()
-        if any(any(row) for row in conflicts["counts"]):
-            report["conflicts"] = conflicts
-        return report
-
-    def _run_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of this run, beside weights and files."""
-        return {
-            "schedule": self.schedule.state_dict(),
-            "teachers": self.teachers.state_dict(),
-            "batch_loss": self.batch_loss.state_dict(),
-            "placement": placement(self.args),
-            "learns": what_learns(self.batch_loss.model),
-        }
-
-    def _write_report(self) -> None:
-        if not self.is_world_process_zero():
-            return
-        report = json.dumps(self.report(), indent=2, allow_nan=False)
-        write_whole(self._run_dir / "convergence.json", report + "\n")
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -657,55 +453,6 @@ class AsyncMTLTrainer(PerTaskTrainer):
             steps_trained_in_current_epoch,
         )
 
-    def _load_callback_state(self) -> None:
-        """Restore the phases, whatever is asked of the other callbacks."""
-        # Upstream restores all callbacks or none, and makes new objects, which would not be the ones that we hold.
-        name = ConvergenceCallback.__name__
-        saved = self.state.stateful_callbacks.pop(name)
-        super()._load_callback_state()
-        self.state.stateful_callbacks[name] = saved
-        attributes = saved["attributes"]
-        self.schedule.load_state_dict(attributes["schedule"])
-        self.teachers.load_state_dict(attributes["teachers"])
-        self.batch_loss.load_state_dict(attributes["batch_loss"])
-        self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
-        if self._adopted_best is not None:
-            self.state.best_model_checkpoint = str(self._adopted_best)
-
-    def _save_checkpoint(self, model: nn.Module, trial: optuna.Trial | dict[str, Any] | None) -> None:
-        """Write a checkpoint with all that it needs elsewhere: teachers, and the best weights so far."""
-        if self.args.should_save:
-            output_dir = Path(self._get_output_dir(trial))
-            checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
-            # An earlier try's. While it is written over it is no whole checkpoint; and weights that are written in
-            # place would change under the checkpoints that are linked to them.
-            for path in [checkpoint / TRAINER_STATE_NAME, *checkpoint.glob("*.safetensors")]:
-                path.unlink(missing_ok=True)
-            # Before the rest: the Trainer's state is written last, and makes the checkpoint whole.
-            self.teachers.store.link_into(checkpoint / TEACHERS_FOLDER)
-            best = self._best_checkpoint()
-            if best is not None and self.state.best_global_step != self.state.global_step:
-                link_best(best, checkpoint)
-        super()._save_checkpoint(model, trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push in the middle of a run, as upstream, the modelling code and a card too: without them nothing loads."""
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            for code in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(code, self.args.output_dir)
-            self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random states of all processes before the Trainer's state makes the checkpoint whole."""
-        super()._save_rng_state(output_dir)
-        share_rng_states(Path(output_dir), self.args)
-
-    def _best_checkpoint(self) -> Path | None:
-        """The checkpoint that would be loaded at the end. A better evaluation may have come without a checkpoint."""
-        best = self.state.best_model_checkpoint
-        return Path(best) if best is not None and self.args.load_best_model_at_end else None
-
     def _finish(self) -> None:
         """Say which weights the run ended with, and let the teachers go: each checkpoint has its own."""
         best = self._best_checkpoint()
@@ -720,56 +467,3 @@ class AsyncMTLTrainer(PerTaskTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.teachers.store.clear()
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write ``README.md`` and the plots that it shows, from what the run left. Arguments as upstream.
-
-        The Trainer's own card has no result at all where there are several evaluation sets.
-        """
-        if not self.is_world_process_zero():
-            return
-        splits = {"train": self.encoded_train, "validation": self.eval_dataset}
-        publish(
-            self.model,
-            self.args,
-            self.report(),
-            # Upstream gives the last part of the repository's name, which would not load.
-            model_name=self.hub_model_id or model_name,
-            results=self._final_results(),
-            finetuned_from=finetuned_from,
-            license=license,
-            language=language,
-            metadata={
-                "tags": tags,
-                "datasets": dataset_tags or dataset,
-                "pipeline_tag": tasks,
-                "dataset_args": dataset_args,
-            },
-            data=self.data_sources,
-            rows={
-                name: {split: len(sets[name]) for split, sets in splits.items() if name in sets} for name in self.tasks
-            },
-        )
-
-    def _final_results(self) -> dict[str, float]:
-        """The validation metrics of the weights that the run ended with, as they were logged."""
-        step = self.schedule.report().get("final", {}).get("step")
-        logged = [entry for entry in self.state.log_history if entry["step"] == step]
-        return {key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token."""
-        with savable(self.model):
-            super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
