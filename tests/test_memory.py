@@ -107,6 +107,20 @@ def test_training_in_any_order_holds_little_of_the_file(many, batch):
 
 
 @on_linux
+def test_many_examples_are_read_a_few_at_a_time(many):
+    """10,000 training rows all over the file were read at once to judge a teacher: all of the file came with them."""
+    examples, places = EncodedTask("kind", 0, TASK, many), list(range(0, len(many), 40))
+    MappedPages(many).release()
+    found, held = [], []
+    for example in examples.read(places):
+        found.append((example["example_id"], example["labels"]))
+        if len(found) % 500 == 0:
+            held.append(mapped(many))
+    assert found == [(place, place % 2) for place in places]
+    assert max(held) < 5
+
+
+@on_linux
 def test_tokenizing_holds_little_of_the_raw_rows(raw, tmp_path):
     """Raw rows stayed in memory once they had been tokenized, for the whole of the training."""
     read_all(raw)

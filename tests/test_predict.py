@@ -67,6 +67,14 @@ def test_every_kind_of_file_is_read(model: Path, tmp_path: Path) -> None:
     assert json_answers(model, tmp_path / "rows.parquet") == expected
 
 
+def test_rows_that_are_cut_are_counted(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: an answer to the first words of a page passes for one to the page."""
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in (*TEXTS, "the cat " * 40)])
+    assert len(json_answers(model, path, "--task", "polarity")) == 4
+    told = [record.message for record in caplog.records if "are read up to there" in record.message]
+    assert [words.split(" have")[0] for words in told] == ["Task 'polarity': 1 of 4 input rows"]
+
+
 def test_answers_as_csv(model: Path, tmp_path: Path) -> None:
     """Bug: a field of a task has no column, a list is written as Python has it, or lines end twice."""
     sets = raw_sets(4, 5)

@@ -125,6 +125,15 @@ def test_a_text_of_any_task_that_is_cut_is_counted(tmp_path: Path, caplog: pytes
     ]
 
 
+def test_cut_texts_of_the_test_set_are_counted_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a score on texts that were read in part passes for one on the texts."""
+    train(tmp_path, {"polarity": changed("polarity", 0, text="good cat " * 40)}, splits=3)
+    assert [words.split(" have")[0] for words in told_of_cuts(caplog) if "'polarity'" in words] == [
+        "Task 'polarity': 1 of 12 training rows and 1 of 12 validation rows",
+        "Task 'polarity': 1 of 12 test rows",
+    ]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_text_of_10_megabytes_is_read_to_its_limit(kind: str, tmp_path: Path) -> None:
     """Bug: one dump of a web page among the rows ends the run, or takes its memory."""

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers.utils import logging
 
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import predictions, unit_counts
-from ..data.encoding import encode
+from ..data.encoding import encode, truncation_warning
 from ..data.mixing import EncodedTask
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.losses import IGNORE
 from ..model.modeling_multitask import MultiTaskModel
 
 __all__ = ["answerable", "predict_rows"]
+
+logger = logging.get_logger(__name__)
 
 
 def answerable(tasks: dict[str, TaskConfig], rows: Dataset, chosen: Sequence[str] | None) -> list[str]:
@@ -75,6 +78,9 @@ def _predict_task(
     task, task_id = config.task_configs[name], config.task_order.index(name)
     max_length = task.max_length or config.max_length
     encoded = encode(rows, name, task, tokenizer, max_length, with_labels=False)
+    words = truncation_warning(name, task, max_length, {"input": encoded})
+    if words is not None:
+        logger.warning(words)
     # Words get their own index for a target, which says where they begin; no loss is to be computed on it.
     inputs = EncodedTask(name, task_id, task, encoded)
     collate = MultiTaskCollator(
@@ -83,7 +89,7 @@ def _predict_task(
     counts = unit_counts(task, encoded)
     for start in range(0, len(encoded), batch_size):
         places = range(start, min(start + batch_size, len(encoded)))
-        batch = collate([inputs[i] for i in places])
+        batch = collate(inputs.__getitems__(places))
         batch.pop("example_ids")
         batch.pop("labels", None)
         batch = {key: value.to(model.device) for key, value in batch.items()}

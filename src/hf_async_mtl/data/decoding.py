@@ -34,7 +34,7 @@ def unit_counts(task: TaskConfig, rows: Dataset) -> np.ndarray:
     """The number of rows of logits that each example has, ``[N]``: its tokens, or 1."""
     if task.type in ("token_classification", "question_answering"):
         return token_counts(rows)
-    return np.ones(len(rows), dtype=np.int64)
+    return np.broadcast_to(np.int64(1), len(rows))
 
 
 def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any]:

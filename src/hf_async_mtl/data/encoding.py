@@ -22,7 +22,7 @@ from . import targets
 from .memory import MappedPages, release_unused, scan
 from .targets import first_subwords, target_function
 
-__all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8"]
+__all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8", "truncation_warning"]
 
 DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, where a task does not say."""
@@ -141,6 +141,26 @@ def encode(
 def count_truncated(rows: Dataset) -> int:
     """How many encoded examples were longer than their segments."""
     return sum(pc.sum(piece.column(0)).as_py() or 0 for piece in scan(rows, ["truncated"]))
+
+
+def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mapping[str, Dataset]) -> str | None:
+    """What to say of the texts that are longer than their task reads; None where none is.
+
+    Args:
+        name: The task's name.
+        task: The task.
+        max_length: What its rows were encoded with.
+        sets: What rows they are -> encoded rows.
+    """
+    cut = {kind: count_truncated(rows) for kind, rows in sets.items()}
+    if not any(cut.values()):
+        return None
+    told = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in cut.items())
+    texts = "questions of more than half of" if task.type == "question_answering" else "texts of more than"
+    return (
+        f"Task {name!r}: {told} have {texts} {max_length} tokens, and are read up to there. A larger `max_length` "
+        "reads more, in more time."
+    )
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:

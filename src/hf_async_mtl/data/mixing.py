@@ -58,6 +58,11 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
             for place, index in enumerate(indices)
         ]
 
+    def read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Go through many examples, a few at a time: memory does not grow with them."""
+        for first in range(0, len(indices), _HELD):
+            yield from self.__getitems__(indices[first : first + _HELD])
+
 
 class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):
     """All examples of all tasks, one task after the other.

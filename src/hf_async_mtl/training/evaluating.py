@@ -14,7 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
 from ..data.decoding import label_array, predictions, references
-from ..data.encoding import count_truncated, encode
+from ..data.encoding import encode, truncation_warning
 from ..data.mixing import EncodedTask
 from ..metrics import compute
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
@@ -69,18 +69,13 @@ class PerTaskTrainer(Trainer):
             encoded[name] = EncodedTask(task_name, list(self.tasks).index(task_name), task, rows)
         return encoded
 
-    def _tell_truncated(self, train: Mapping[str, EncodedTask], evaluation: Mapping[str, EncodedTask]) -> None:
-        """Say once a task how many of its texts are longer than it reads."""
+    def _tell_truncated(self, sets: Mapping[str, Mapping[str, EncodedTask]]) -> None:
+        """Say once a task how many of its texts are longer than it reads, in sets of several kinds."""
         for name, task in self.tasks.items():
-            sets = {"training": train.get(name), "validation": evaluation.get(name)}
-            cut = {split: count_truncated(rows.rows) for split, rows in sets.items() if rows is not None}
-            if any(cut.values()) and self.args.should_log:
-                told = " and ".join(f"{count} of {len(sets[split] or ())} {split} rows" for split, count in cut.items())
-                texts = "questions of more than half of" if task.type == "question_answering" else "texts of more than"
-                logger.warning(
-                    f"Task {name!r}: {told} have {texts} {task.max_length or self._max_length} tokens, and are read up "
-                    "to there. A larger `max_length` reads more, in more time."
-                )
+            rows = {kind: found[name].rows for kind, found in sets.items() if name in found}
+            words = truncation_warning(name, task, task.max_length or self._max_length, rows)
+            if words is not None and self.args.should_log:
+                logger.warning(words)
 
     def prediction_step(
         self,
@@ -148,6 +143,7 @@ class PerTaskTrainer(Trainer):
         """
         if isinstance(eval_dataset, Mapping):
             eval_dataset = self._encode(eval_dataset)
+            self._tell_truncated({metric_key_prefix: eval_dataset})
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(sets, Mapping):
             monitored = [f"{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]

@@ -120,7 +120,8 @@ class Teachers:
         # Evenly spaced: the rows of a file may be sorted.
         places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _JUDGED), dtype=np.int64))
         logits = recorded.lookup(torch.from_numpy(places))
-        quality = quality_of(train.task.type, logits / temperature, train.rows[places]["labels"])
+        labels = [example["labels"] for example in train.read(places.tolist())]
+        quality = quality_of(train.task.type, logits / temperature, labels)
         if task in self.unlabelled:
             quality = TeacherQuality(entropy=quality.entropy)
         self.quality[task] = {key: value for key, value in asdict(quality).items() if value is not None}

@@ -151,7 +151,7 @@ class AsyncMTLTrainer(SavingTrainer):
         for task in self.tasks.values():
             for metric in task.metrics or ():
                 check_metric(metric, task)
-        self._tell_truncated(encoded_train or {}, encoded_eval or {})
+        self._tell_truncated({"training": encoded_train or {}, "validation": encoded_eval or {}})
         if encoded_eval is not None:
             sets = {name: rows.task for name, rows in encoded_eval.items()}
             check_best_metric(sets, args.metric_for_best_model, self._own_metrics)
