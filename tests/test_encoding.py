@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 from hf_async_mtl import ConfigurationError, TaskConfig
 from hf_async_mtl.data.encoding import count_truncated, encode
 from hf_async_mtl.model.labels import WAY_OUT
+from hf_async_mtl.model.shortening import shorten
 
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()
@@ -287,6 +288,19 @@ def test_a_long_text_becomes_the_tokens_of_the_whole(make):
     assert [segment for (segment,) in encoded["input_ids"]] == [tokens["input_ids"] for tokens in expected]
     assert encoded["truncated"][:] == [bool(tokens.encodings[0].overflowing) for tokens in expected]
     assert count_truncated(encoded) >= 4
+
+
+@pytest.mark.parametrize("length", [8, 16, 64])
+@pytest.mark.parametrize("make", [tiny_tokenizer, byte_level_tokenizer, unigram_tokenizer])
+def test_a_word_that_goes_on_behind_the_cut_keeps_its_tokens(make, length):
+    """BERT makes one unknown token of a word of over 100 characters, and a hundred pieces of the part before a cut."""
+    tokenizer, dice = make(), random.Random(length)
+    for _ in range(100):
+        kinds = [["cat", "x" * dice.randint(80, 160), "a-b." * dice.randint(1, 40), "\u65e5" * 30] for _ in range(200)]
+        words = map(dice.choice, kinds)
+        text = " ".join(words)
+        expected = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        assert tokenizer(shorten(text, tokenizer, length), truncation=True, max_length=length)["input_ids"] == expected
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, byte_level_tokenizer, unigram_tokenizer])

@@ -27,12 +27,19 @@ def shorten(text: str, tokenizer: Any, max_length: int) -> str:
     """
     size, kept = _CHARACTERS_PER_TOKEN * max_length, 2 * max_length
     while size < len(text) and tokenizer.truncation_side == "right":
-        encoded = tokenizer(text[:size], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        first = _whole_words(text[:size])
+        encoded = tokenizer(first, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = encoded["offset_mapping"]
         if len(spans) > kept:
             return text[: spans[kept - 1][1]]
         size *= 4
     return text
+
+
+def _whole_words(text: str) -> str:
+    """The beginning of a text without its last word, which may go on: a part of it has other tokens."""
+    words = text.rsplit(maxsplit=1)
+    return text[: -len(words[1])] if len(words) == 2 else text
 
 
 def shorten_words(words: Sequence[str], tokenizer: Any, max_length: int) -> list[str]:
