@@ -6,9 +6,9 @@ A task with so many generated rows is trained for some steps, each run in a proc
 (the rows are read and tokenized), once with a warm one. With ``--record`` the task converges at its second evaluation,
 and its teacher runs over all rows. The table has
 
-* *own*: the peak of what the process has for itself (``RssAnon``), in MiB. It is what can run out;
-* *resident*: the peak of all that is in memory for it (``VmHWM``). Rows are read through memory maps: pages that were
-  read are counted here too, until the system wants their room for something else;
+* *own*: the peak of what the process has for itself (``RssAnon``), in MiB;
+* *resident*: the peak of all that is in memory for it (``VmHWM``): libraries too, and the pages of rows that are read
+  through memory maps;
 * *first step*: seconds from the start of the command, its imports not counted, to the end of the first optimizer step.
 
 The last line is a JSON object with the same figures.
