@@ -90,7 +90,13 @@ def write_bundle(folder: Path, rows: int, record: bool) -> Path:
             }
         },
         "convergence": {"patience": 1, "on_convergence": "distill" if record else "continue", "min_delta": 1.0},
-        "training": {"max_steps": 40, "eval_steps": 10, "per_device_train_batch_size": 32, "use_cpu": True},
+        "training": {
+            "max_steps": 40,
+            "eval_steps": 10,
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 64,
+            "use_cpu": True,
+        },
     }
     path = folder / "bundle.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
