@@ -74,6 +74,15 @@ def test_a_run_with_a_frozen_encoder(folder: Path) -> None:
     assert any(event["event"] == "converged" for event in report["events"])
 
 
+def test_the_card_says_how_much_was_trained(folder: Path) -> None:
+    """Bug: the card of a model whose encoder is the original's, to the bit, tells of a fine-tuned one."""
+    model, card = train(folder, "few", "freeze=encoder"), (folder / "few" / "README.md").read_text(encoding="utf-8")
+    heads = sum(parameter.numel() for parameter in model.heads.parameters())
+    assert f"| `trained_weights` | `{heads:,} of {model.num_parameters():,}` |" in card
+    train(folder, "all")
+    assert "trained_weights" not in (folder / "all" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("action", ["rollback", "stop_and_go"])
 def test_actions_with_frozen_layers(folder: Path, action: str) -> None:
     """Bug: a return to an earlier step thaws what was frozen."""

@@ -84,6 +84,8 @@ def publish(
 def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
     found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
     sections = {key: dict(args.section(key)) for key in _SECTIONS}
+    learn = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
     return {
         **{key: value for key, value in found.items() if value not in (None, False, -1)},
         "processes": args.world_size,
@@ -91,5 +93,6 @@ def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) ->
         "pooling": model.config.pooling,
         "packed": model.packs,
         **({} if model.config.lora is None else {"lora": model.config.lora}),
+        **({} if learn == total else {"trained_weights": f"{learn:,} of {total:,}"}),
         **{key: value for key, value in sections.items() if value},
     }
