@@ -44,7 +44,7 @@ from hf_async_mtl.data.decoding import unit_counts
 from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.training import converging
-from hf_async_mtl.training.external_teachers import ExternalTeacher, load_external_teacher
+from hf_async_mtl.training.external_teachers import ExternalTeacher, load_external_teachers
 
 CPU = torch.device("cpu")
 GROWING = [i / 100 for i in range(1, 100)]
@@ -87,7 +87,7 @@ def stock_teacher(folder: Path, names: Sequence[str] | None, outputs: int = 2, *
 
 def load(name: str, source: Path, rows: Dataset, **changes: Any) -> Any:
     task = TaskConfig(**{**task_configs()[name].to_dict(), **changes})
-    return load_external_teacher(name, task, str(source), rows, tiny_tokenizer())
+    return load_external_teachers({name: task}, {name: str(source)}, {name: rows}, tiny_tokenizer())[name]
 
 
 def answers_of(teacher: ExternalTeacher, rows: Dataset, length: int, batch_size: int, ranks: int = 1) -> list[Any]:
@@ -421,21 +421,24 @@ def test_a_run_is_resumed_with_the_teachers_that_it_began_with(tmp_path: Path) -
         resumed.train(resume_from_checkpoint=True)
 
 
-def test_the_teacher_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: a second model stays in memory for the whole run."""
+def test_a_teacher_of_several_tasks_is_one_and_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a model is in memory once a task that it teaches, all at the same time, or for the whole run."""
     multi_task_teacher(tmp_path / "teacher", list(SIZES))
-    models: list[weakref.ref] = []
+    models: weakref.WeakSet[Any] = weakref.WeakSet()
+    counts: list[int] = []
 
     def load_and_note(*args: Any, **kwargs: Any) -> Any:
-        teacher = load_external_teacher(*args, **kwargs)
-        models.append(weakref.ref(teacher.model))
-        return teacher
+        teachers = load_external_teachers(*args, **kwargs)
+        models.update(teacher.model for teacher in teachers.values())
+        counts.extend([len(teachers), len(models)])
+        return teachers
 
-    monkeypatch.setattr(converging, "load_external_teacher", load_and_note)
-    trainer = run(tmp_path / "run", {"polarity": tmp_path / "teacher"}, **LAST_WEIGHTS)
+    monkeypatch.setattr(converging, "load_external_teachers", load_and_note)
+    trainer = run(tmp_path / "run", dict.fromkeys(SIZES, tmp_path / "teacher"), **LAST_WEIGHTS)
     trainer.train()
     gc.collect()
-    assert [model() for model in models] == [None]
+    assert counts == [len(SIZES), 1]
+    assert len(models) == 0
 
 
 def test_a_model_card_of_taught_tasks(tmp_path: Path) -> None:

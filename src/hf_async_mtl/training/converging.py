@@ -21,7 +21,7 @@ from ..significance import paired_standard_error
 from .batch_loss import BatchLoss
 from .checkpoints import write_whole
 from .evaluating import PerTaskTrainer
-from .external_teachers import load_external_teacher
+from .external_teachers import load_external_teachers
 from .ranks import agreed, gather_examples
 from .teachers import Teachers
 from .weights import load_weights, present_weights, whole_weights
@@ -154,10 +154,7 @@ class ConvergingTrainer(PerTaskTrainer):
         """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
         sources = self.args.distillation_config.teachers
         # All are looked at before the first is asked.
-        teachers = {
-            name: load_external_teacher(name, self.tasks[name], sources[name], rows, self._tokenizer)
-            for name, rows in self._raw_train.items()
-        }
+        teachers = load_external_teachers(self.tasks, sources, self._raw_train, self._tokenizer)
         ranks = self.accelerator
         try:
             for name, teacher in teachers.items():

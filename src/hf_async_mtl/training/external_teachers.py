@@ -21,7 +21,7 @@ from ..model.encoders import position_limit
 from ..model.heads import HEADS
 from ..model.modeling_multitask import MultiTaskModel
 
-__all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teacher"]
+__all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teachers"]
 
 logger = logging.get_logger(__name__)
 
@@ -149,29 +149,43 @@ class ExternalTeacher:
         return values[mask] if HEADS[self.task.type].unit == "token" else values
 
 
-def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Dataset, student: Any) -> ExternalTeacher:
-    """Load a teacher and check that it answers the task.
+def load_external_teachers(
+    tasks: Mapping[str, TaskConfig], sources: Mapping[str, str], rows: Mapping[str, Dataset], student: Any
+) -> dict[str, ExternalTeacher]:
+    """Load teachers and check that each answers its task. A model that teaches several is read once.
 
     Args:
-        name: The task's name.
-        task: The student's resolved task.
-        source: Folder or Hub id of a `MultiTaskModel` that has the task (or one task alone), or of a stock model for
-            sequence classification.
-        rows: The task's raw training rows.
+        tasks: Name -> the student's resolved task.
+        sources: Name -> folder or Hub id of a `MultiTaskModel` that has the task (or one task alone), or of a stock
+            model for sequence classification.
+        rows: Name -> raw training rows, of the tasks to be taught.
         student: The student's tokenizer. A task on tokens needs a teacher that cuts the text as the student does.
 
+    Returns:
+        Name -> teacher.
+
     Raises:
-        ConfigurationError: There is no such model, or it does not fit the task.
+        ConfigurationError: There is no such model, or it does not fit its task.
     """
-    key = f"distillation.teachers.{name}"
+    read: dict[str, tuple[Any, Any, list[str]]] = {}
+    found = {}
+    for name in rows:
+        key, source = f"distillation.teachers.{name}", sources[name]
+        if source not in read:
+            read[source] = _read_model(key, source)
+        model, tokenizer, missing = read[source]
+        found[name] = _teacher(key, name, tasks[name], source, model, tokenizer, missing, student)
+        # For its errors, which are to come before anything is recorded.
+        found[name].encode(rows[name].select(range(min(_SAMPLE, len(rows[name])))), tasks[name].max_length)
+    return found
+
+
+def _read_model(key: str, source: str) -> tuple[Any, Any, list[str]]:
+    """A model, its tokenizer, and which of its weights are missing."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         kind: Any = MultiTaskModel if isinstance(config, MultiTaskConfig) else AutoModelForSequenceClassification
-        if kind is not MultiTaskModel and task.type not in _STOCK_TYPES:
-            raise ConfigurationError(
-                f"`{key}` of a {task.type} task must be a MultiTaskModel; {source!r} is of type {config.model_type!r}."
-            )
         model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     except ConfigurationError:
         raise
@@ -181,11 +195,22 @@ def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Datase
             f"`{key}` must be a folder or a Hub id of a model with its tokenizer; {source!r} could not be loaded: "
             f"{reason}"
         ) from error
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
+    return model, tokenizer, sorted(info["missing_keys"])
+
+
+def _teacher(
+    key: str, name: str, task: TaskConfig, source: str, model: Any, tokenizer: Any, missing: list[str], student: Any
+) -> ExternalTeacher:
+    """A model that was read, as the teacher of one task."""
+    if not isinstance(model, MultiTaskModel) and task.type not in _STOCK_TYPES:
         raise ConfigurationError(
-            f"`{key}` must hold all weights of its model; {source!r} lacks {len(info['missing_keys'])} ({some}, ...), "
-            "which would be random. Is it an encoder that was never trained on the task?"
+            f"`{key}` of a {task.type} task must be a MultiTaskModel; {source!r} is of type "
+            f"{model.config.model_type!r}."
+        )
+    if missing:
+        raise ConfigurationError(
+            f"`{key}` must hold all weights of its model; {source!r} lacks {len(missing)} ({', '.join(missing[:3])}, "
+            "...), which would be random. Is it an encoder that was never trained on the task?"
         )
     head = None
     if isinstance(model, MultiTaskModel):
@@ -197,10 +222,7 @@ def load_external_teacher(name: str, task: TaskConfig, source: str, rows: Datase
         raise ConfigurationError(
             f"`{key}` must have a tokenizer with a padding token; that of {source!r} has none. Set its `pad_token`."
         )
-    teacher = ExternalTeacher(name, model, tokenizer, task, head, _order(key, task, source, names), student)
-    # For its errors, which are to come before anything is recorded.
-    teacher.encode(rows.select(range(min(_SAMPLE, len(rows)))), task.max_length)
-    return teacher
+    return ExternalTeacher(name, model, tokenizer, task, head, _order(key, task, source, names), student)
 
 
 def _head_of(key: str, name: str, task: TaskConfig, source: str, tasks: Mapping[str, TaskConfig]) -> str:
