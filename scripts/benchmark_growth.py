@@ -12,7 +12,8 @@
 Seed, rows, steps and the choice of the checkpoint (the best validation average) are the same. All figures are those of
 the test sets, which no run looks at.
 
-A run that is there is not made again. The table is Markdown; its changes are percents of the metric before.
+A run that is there is not made again; one that was made with other settings is refused. The table is Markdown; its
+changes are percents of the metric before.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ METRICS = {"mrpc": "f1", "stsb": "pearson", "sst2": "accuracy", "qnli": "accurac
 
 def train(config: str, folder: Path, settings: Sequence[str], **variables: str) -> dict[str, float]:
     """Make a run, or take the one that is there; its test metrics."""
-    results = folder / "all_results.json"
+    results, asked = folder / "all_results.json", folder.with_suffix(".asked.json")
+    plan = {"config": (CONFIGS / config).read_text(encoding="utf-8"), "settings": list(settings)}
+    if asked.is_file() and json.loads(asked.read_text(encoding="utf-8")) != plan:
+        raise SystemExit(f"{folder} was made with other settings. Remove it, or choose another folder with `--work`.")
+    asked.write_text(json.dumps(plan), encoding="utf-8")
     if not results.is_file():
         command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "train", str(CONFIGS / config)]
         command += ["--output-dir", str(folder), "--resume", *(part for s in settings for part in ("--set", s))]

@@ -26,6 +26,17 @@ def test_the_readme_has_the_committed_figures() -> None:
     assert benchmark_growth.table(seeds) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_run_of_another_plan_is_not_taken(tmp_path: Path) -> None:
+    """A setting is changed, and the table shows the figures of before."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "all_results.json").write_text(json.dumps({"test_mrpc_f1": 0.5}))
+    assert benchmark_growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
+    assert benchmark_growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        benchmark_growth.train("growth_old.yaml", folder, ["seed=0", "freeze=1"])
+
+
 def test_its_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting of one of the ways is refused half-way; or the old tasks differ between the two files."""
     for name in ("mrpc", "stsb", "sst2", "qnli"):

@@ -297,10 +297,24 @@ def test_a_word_that_goes_on_behind_the_cut_keeps_its_tokens(make, length):
     tokenizer, dice = make(), random.Random(length)
     for _ in range(100):
         kinds = [["cat", "x" * dice.randint(80, 160), "a-b." * dice.randint(1, 40), "\u65e5" * 30] for _ in range(200)]
-        words = map(dice.choice, kinds)
-        text = " ".join(words)
+        text = "".join(dice.choice(kind) + dice.choice([" ", "\n", " " * 30]) for kind in kinds)
         expected = tokenizer(text, truncation=True, max_length=length)["input_ids"]
         assert tokenizer(shorten(text, tokenizer, length), truncation=True, max_length=length)["input_ids"] == expected
+
+
+def test_white_space_at_the_cut_is_no_part_of_a_word():
+    """The last word was counted from the end of the text, and the one before it was cut in two."""
+    text = "a " + "x" * 103 + " " * 23 + "cat " * 100
+    expected = TOKENIZER(text, truncation=True, max_length=8)["input_ids"]
+    assert TOKENIZER(shorten(text, TOKENIZER, 8), truncation=True, max_length=8)["input_ids"] == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "endless"), [(tiny_tokenizer, "ab+/"), (tiny_tokenizer, "1,2;"), (byte_level_tokenizer, "\u66f8")]
+)
+def test_what_has_no_spaces_is_shortened_too(make, endless):
+    """Waiting for the end of a word that has none, the tokenizer was given all: of a Chinese pair, 18 GB."""
+    assert len(shorten("title: " + endless * 20_000, make(), 32)) < 4000
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, byte_level_tokenizer, unigram_tokenizer])

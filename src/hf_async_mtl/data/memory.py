@@ -31,9 +31,11 @@ class MappedPages:
     """
 
     def __init__(self, rows: Dataset) -> None:
-        # Held, so that the files stay mapped: another use of their addresses would lose its content.
         self._rows = rows
-        self._ranges = _file_ranges(rows.data)
+        # The table keeps the files mapped: another use of their addresses would lose its content. A dataset may let go
+        # of it.
+        self._table = rows.data
+        self._ranges = _file_ranges(self._table)
 
     def __reduce__(self) -> tuple[type[MappedPages], tuple[Dataset]]:
         # In another process they are mapped elsewhere.
@@ -83,6 +85,7 @@ def _file_ranges(table: pa.Table) -> list[tuple[int, int]]:
     starts, found = [start for start, _ in edges], set()
     for column in table.columns:
         for chunk in column.chunks:
+            # None and those of no bytes, whose address may be another's, left out.
             for buffer in filter(None, chunk.buffers()):
                 place = bisect.bisect_right(starts, buffer.address) - 1
                 if place >= 0 and buffer.address < edges[place][1]:

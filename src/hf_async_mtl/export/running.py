@@ -29,12 +29,12 @@ def onnx_logits(session: Any, rows: EncodedTask, tokenizer: Any, batch_size: int
     places = np.argsort(-token_counts(rows.rows), kind="stable")
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
-        batch = rows.rows[chosen]
-        counts = [len(segments) for segments in batch["input_ids"]]
+        examples = rows.__getitems__(chosen.tolist())
+        counts = [len(example["input_ids"]) for example in examples]
         flat = {
-            key: [segment for segments in batch[key] for segment in segments]
+            key: [segment for example in examples for segment in example[key]]
             for key in ("input_ids", "token_type_ids")
-            if key in batch
+            if key in examples[0]
         }
         inputs = dict(tokenizer.pad(flat, return_attention_mask=True, return_tensors="np"))
         # Of an encoder that knows types, and a tokenizer that does not.

@@ -9,6 +9,7 @@ __all__ = ["shorten", "shorten_words"]
 
 # Texts up to this length go to the tokenizer as they are: few have tokens as long as this.
 _CHARACTERS_PER_TOKEN = 16
+_LONGEST_WORD = 1000
 
 
 def shorten(text: str, tokenizer: Any, max_length: int) -> str:
@@ -39,7 +40,8 @@ def shorten(text: str, tokenizer: Any, max_length: int) -> str:
 def _whole_words(text: str) -> str:
     """The beginning of a text without its last word, which may go on: a part of it has other tokens."""
     words = text.rsplit(maxsplit=1)
-    return text[: -len(words[1])] if len(words) == 2 else text
+    # What goes on for longer is no word (a script without spaces, a dump), and might go on to the end.
+    return text[: text.rindex(words[1])] if len(words) == 2 and len(words[1]) < _LONGEST_WORD else text
 
 
 def shorten_words(words: Sequence[str], tokenizer: Any, max_length: int) -> list[str]:

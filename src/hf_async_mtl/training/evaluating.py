@@ -70,12 +70,12 @@ class PerTaskTrainer(Trainer):
         return encoded
 
     def _tell_truncated(self, sets: Mapping[str, Mapping[str, EncodedTask]]) -> None:
-        """Say once a task how many of its texts are longer than it reads, in sets of several kinds."""
+        """Say of each task how many of its texts are longer than it reads, in sets of several kinds."""
         for name, task in self.tasks.items():
             rows = {kind: found[name].rows for kind, found in sets.items() if name in found}
             words = truncation_warning(name, task, task.max_length or self._max_length, rows)
             if words is not None and self.args.should_log:
-                logger.warning(words)
+                logger.warning(f"{words} A larger `max_length` reads more, in more time.")
 
     def prediction_step(
         self,

@@ -11,7 +11,6 @@ from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, default_hp_space_optuna
-from transformers.utils import logging
 
 from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["AsyncMTLTrainer"]
-
-logger = logging.get_logger(__name__)
 
 
 class AsyncMTLTrainer(SavingTrainer):
