@@ -20,6 +20,7 @@ from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.loading import read_file
 from hf_async_mtl.data.memory import MappedPages, release_unused, scan
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.unlabelled import with_placeholders
 
 ROWS = 42_000
 TASK = TaskConfig("classification", ["text"], labels=["no", "yes"])
@@ -137,6 +138,16 @@ def test_tokenizing_holds_little_of_the_raw_rows(raw, tmp_path):
     read_all(raw)
     assert mapped(raw) > 1
     encode(raw, "kind", TASK, tiny_tokenizer(), 12)
+    assert mapped(raw) < 0.5
+
+
+@on_linux
+def test_rows_that_are_given_labels_do_not_stay(raw):
+    """Of rows without labels, made ready for a teacher, the raw ones stayed in memory beside the others."""
+    rows = raw.remove_columns("label")
+    read_all(rows)
+    assert mapped(raw) > 1
+    assert with_placeholders(rows, TASK)["label"][0] == "no"
     assert mapped(raw) < 0.5
 
 

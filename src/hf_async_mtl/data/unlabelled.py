@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from .memory import MappedPages
 
 __all__ = ["check_unlabelled", "is_unlabelled", "with_placeholders"]
 
@@ -48,7 +49,9 @@ def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
         >>> with_placeholders(Dataset.from_dict({"text": ["good"]}), task)[0]
         {'text': 'good', 'label': 'neg'}
     """
-    return rows.map(_add_placeholder, fn_kwargs={"task": task.to_dict()}, desc="Adding places for labels")
+    labelled = rows.map(_add_placeholder, fn_kwargs={"task": task.to_dict()}, desc="Adding places for labels")
+    MappedPages(rows).release()
+    return labelled
 
 
 def _add_placeholder(row: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
