@@ -87,7 +87,7 @@ def _predict_task(
     collate = MultiTaskCollator(
         {key: other.type for key, other in config.task_configs.items()}, max_length, tokenizer.pad_token_id
     )
-    counts, pages = unit_counts(task, encoded), [MappedPages(rows), MappedPages(encoded)]
+    counts, raw_pages = unit_counts(task, encoded), MappedPages(rows)
     for start in range(0, len(encoded), batch_size):
         places = range(start, min(start + batch_size, len(encoded)))
         batch = collate(inputs.__getitems__(places))
@@ -102,8 +102,8 @@ def _predict_task(
             per_row = list(logits[:, None])
         for i, scores in zip(places, per_row, strict=True):
             yield _answer(task, scores, encoded.select([i]), rows[i])
-        for read in pages:
-            read.release()
+        # Those of the encoded rows, `inputs` lets go.
+        raw_pages.release()
 
 
 def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[str, Any]) -> dict[str, Any]:

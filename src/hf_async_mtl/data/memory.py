@@ -20,6 +20,7 @@ from datasets import Dataset
 
 __all__ = ["MappedPages", "release_unused", "scan"]
 
+# The hash of a run's training examples is made piece by piece: with another size, no older checkpoint resumes.
 _PIECE = 1000
 
 

@@ -84,8 +84,7 @@ def publish(
 def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
     found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
     sections = {key: dict(args.section(key)) for key in _SECTIONS}
-    learn = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    learn, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return {
         **{key: value for key, value in found.items() if value not in (None, False, -1)},
         "processes": args.world_size,
