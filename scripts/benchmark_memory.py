@@ -1,15 +1,15 @@
-"""Whether memory and the time to the first step stay flat as the number of training examples grows.
+"""Measure memory and the time to the first step as the number of training examples grows.
 
     python scripts/benchmark_memory.py [--rows 2000 2000000] [--folder DIR] [--record]
 
-A task with so many generated rows is trained for some steps, each run in a process of its own: once with an empty cache
-(the rows are read and tokenized), once with a warm one. With ``--record`` the task converges at its second evaluation,
-and its teacher runs over all rows. The table has
+One task with generated rows is trained for 40 steps, each run in its own process: first with an empty cache (the rows
+are read and tokenized), then with a warm one. With ``--record`` the task converges at its second evaluation, and its
+teacher runs over all rows. The table has
 
-* *own*: the peak of what the process has for itself (``RssAnon``), in MiB;
-* *resident*: the peak of all that is in memory for it (``VmHWM``): libraries too, and the pages of rows that are read
-  through memory maps;
-* *first step*: seconds from the start of the command, its imports not counted, to the end of the first optimizer step.
+* *anonymous*: the peak of anonymous memory (``RssAnon``), in MiB. It must not grow with the rows;
+* *resident*: the peak of resident memory (``VmHWM``), in MiB. It includes libraries and the memory-mapped pages
+  of rows, which the kernel takes back when memory is short;
+* *first step*: seconds from the start of the command, without its imports, to the end of the first optimizer step.
 
 The last line is a JSON object with the same figures.
 """
@@ -39,7 +39,7 @@ WORDS = [f"word{number}" for number in range(500)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and print the table."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 2_000_000])
     parser.add_argument("--folder", type=Path, help="default: a temporary one; some GiB")
@@ -52,15 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
-        print("|     rows | cache | own, MiB | resident, MiB | first step, s |")
-        print("| -------: | ----- | -------: | ------------: | ------------: |")
+        print("|     rows | cache | anonymous, MiB | resident, MiB | first step, s |")
+        print("| -------: | ----- | -------------: | ------------: | ------------: |")
         for rows in args.rows:
-            config = write_bundle(folder / str(rows), rows, args.record)
+            config = write_run(folder / str(rows), rows, args.record)
             for cache in ("empty", "warm"):
                 figures = {"rows": rows, "cache": cache, **child(config)}
                 found.append(figures)
                 print(
-                    f"| {rows:>8} | {cache:<5} | {figures['own']:>8.0f} | {figures['resident']:>13.0f} | "
+                    f"| {rows:>8} | {cache:<5} | {figures['anonymous']:>14.0f} | {figures['resident']:>13.0f} | "
                     f"{figures['first_step']:>13.1f} |",
                     flush=True,
                 )
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_bundle(folder: Path, rows: int, record: bool) -> Path:
-    """A configuration with one task of so many rows."""
+def write_run(folder: Path, rows: int, record: bool) -> Path:
+    """Write a configuration with one task of ``rows`` training rows."""
     encoder = write_demo(folder / "demo").parent / "encoder"
     dice = random.Random(0)
     for split, count in (("train", rows), ("validation", 500)):
@@ -104,7 +104,7 @@ def write_bundle(folder: Path, rows: int, record: bool) -> Path:
 
 
 def child(config: Path) -> dict[str, float]:
-    """Run a configuration in a process of its own, with a cache of its own."""
+    """Run a configuration in a new process with its own cache."""
     environment = {**os.environ, "HF_DATASETS_CACHE": str(config.parent / "cache")}
     command = [sys.executable, __file__, "--child", str(config)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -115,7 +115,7 @@ def child(config: Path) -> dict[str, float]:
 
 
 def measured(command: Sequence[str]) -> dict[str, float]:
-    """Run a command here, and watch this process."""
+    """Run a command in this process and measure it."""
     begun, first, peak, over = time.monotonic(), [0.0], [0.0], threading.Event()
     step = AsyncMTLTrainer._maybe_log_save_evaluate
 
@@ -135,11 +135,11 @@ def measured(command: Sequence[str]) -> dict[str, float]:
     watcher.join()
     if status != 0:
         raise SystemExit(status)
-    return {"own": peak[0], "resident": memory("VmHWM"), "first_step": first[0]}
+    return {"anonymous": peak[0], "resident": memory("VmHWM"), "first_step": first[0]}
 
 
 def memory(key: str) -> float:
-    """A figure of this process, in MiB, as Linux tells it."""
+    """Return a figure of this process from ``/proc/self/status``, in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 

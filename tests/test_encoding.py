@@ -682,3 +682,17 @@ def test_error_leaves_nothing_in_the_cache(on_disk):
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="found 'pos'"):
             encode(on_disk["polarity"](), "polarity", task, TOKENIZER, 16)
+
+
+def test_batches_change_nothing_of_what_is_made():
+    """Bug: at the seams of the batches that are tokenized and written, a row is lost, doubled or another's."""
+    rows = Dataset.from_list(
+        [{"text": f"the row of number {i % 97}", "label": ["no", "yes"][i % 2]} for i in range(4321)]
+    )
+    task = TaskConfig("classification", ["text"], labels=["no", "yes"])
+    encoded = encode(rows, "kind", task, TOKENIZER, 8)
+    seams = (0, 499, 500, 1999, 2000, 4320)
+    alone = [encode(rows.select([row]), "kind", task, TOKENIZER, 8)[0] for row in seams]
+    assert [encoded[row] for row in seams] == alone
+    assert encoded["labels"][:] == [row % 2 for row in range(4321)]
+    assert count_truncated(encoded) == sum(encoded["truncated"])

@@ -13,7 +13,6 @@ from transformers.utils import logging
 from ..data.collating import MultiTaskCollator
 from ..data.decoding import predictions, unit_counts
 from ..data.encoding import encode, truncation_warning
-from ..data.memory import MappedPages
 from ..data.mixing import EncodedTask
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.losses import IGNORE
@@ -87,7 +86,7 @@ def _predict_task(
     collate = MultiTaskCollator(
         {key: other.type for key, other in config.task_configs.items()}, max_length, tokenizer.pad_token_id
     )
-    counts, raw_pages = unit_counts(task, encoded), MappedPages(rows)
+    counts = unit_counts(task, encoded)
     for start in range(0, len(encoded), batch_size):
         places = range(start, min(start + batch_size, len(encoded)))
         batch = collate(inputs.__getitems__(places))
@@ -102,8 +101,6 @@ def _predict_task(
             per_row = list(logits[:, None])
         for i, scores in zip(places, per_row, strict=True):
             yield _answer(task, scores, encoded.select([i]), rows[i])
-        # Those of the encoded rows, `inputs` lets go.
-        raw_pages.release()
 
 
 def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[str, Any]) -> dict[str, Any]:

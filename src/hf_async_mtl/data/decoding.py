@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from ..model.configuration_multitask import TaskConfig
 from ..model.losses import IGNORE
-from .memory import scan
 
 __all__ = ["is_constant", "label_array", "predictions", "references", "token_counts", "unit_counts"]
 
@@ -21,7 +20,7 @@ MAX_ANSWER_TOKENS = 30
 def token_counts(rows: Dataset) -> np.ndarray:
     """The tokens of each encoded example, ``[N]``, over all its segments."""
     counts, first = np.empty(len(rows), dtype=np.int64), 0
-    for piece in scan(rows, ["input_ids"]):
+    for piece in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
         segments = piece.column(0).combine_chunks()
         ends = np.cumsum(segments.value_lengths().to_numpy(zero_copy_only=False))
         tokens = np.cumsum([0, *segments.flatten().value_lengths().to_numpy(zero_copy_only=False)])

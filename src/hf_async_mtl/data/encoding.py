@@ -19,7 +19,6 @@ from ..model.labels import WAY_OUT, LabelError, shown
 from ..model.losses import IGNORE
 from ..model.shortening import shorten, shorten_words
 from . import targets
-from .memory import MappedPages, release_unused, scan
 from .targets import first_subwords, target_function
 
 __all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8", "truncation_warning"]
@@ -77,9 +76,6 @@ def encode(
     make_target = target_function(dataset, task) if with_labels else None
     features = _features(task, tokenizer, with_labels)
     schema = features.arrow_schema.remove_metadata()
-    pages = MappedPages(dataset)
-    pages.release()  # what was read to find the labels
-    release_unused()
 
     def convert(rows: Columns, indices: Sequence[int]) -> dict[str, list[Any]]:
         for column in task.text_columns:
@@ -116,7 +112,6 @@ def encode(
             here = slice(first, first + _CONVERTED)
             piece = convert({column: rows[column][here] for column in columns}, indices[here])
             pieces.append(pa.table([pa.array(piece[field.name], field.type) for field in schema], schema))
-        pages.release()
         return pa.concat_tables(pieces)
 
     fingerprint = Hasher.hash(
@@ -140,7 +135,8 @@ def encode(
 
 def count_truncated(rows: Dataset) -> int:
     """How many encoded examples were longer than their segments."""
-    return sum(pc.sum(piece.column(0)).as_py() or 0 for piece in scan(rows, ["truncated"]))
+    pieces = rows.select_columns("truncated").with_format("arrow").iter(batch_size=10_000)
+    return sum(pc.sum(piece.column(0)).as_py() or 0 for piece in pieces)
 
 
 def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mapping[str, Dataset]) -> str | None:

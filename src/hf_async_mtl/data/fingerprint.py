@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from .memory import scan
-
 __all__ = ["fingerprint"]
+
+# Rows that are hashed at a time. Another number gives other hashes, and no older checkpoint would resume.
+_ROWS = 1000
 
 
 def fingerprint(rows: Dataset) -> str:
@@ -33,7 +34,7 @@ def fingerprint(rows: Dataset) -> str:
         if kept.is_file():
             return kept.read_text(encoding="ascii")
     digest = hashlib.sha256()
-    for piece in scan(rows, ["input_ids", "labels"]):
+    for piece in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(batch_size=_ROWS):
         for column in piece.columns:
             array = column.combine_chunks()
             while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):

@@ -10,14 +10,13 @@ import torch
 from datasets import Dataset
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from .memory import MappedPages
 
 __all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task", "example_places"]
 
 STRATEGIES = ("proportional", "temperature", "uniform")
 
-# Examples that are read before their pages are let go. Each may have brought sixteen pages of 4 KiB for each column.
-_HELD = 32
+# Examples that `EncodedTask.read` holds in memory at a time.
+_READ = 32
 
 
 class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
@@ -37,8 +36,6 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
         self.rows = rows
         keys = [key for key in ("input_ids", "token_type_ids", "labels") if key in rows.column_names]
         self._inputs = rows.select_columns(keys)
-        self._pages = MappedPages(rows)
-        self._read = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,10 +46,6 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several examples at once, as a `DataLoader` asks for them: one read of the table, not one for each."""
         columns = self._inputs[list(indices)]
-        self._read += len(indices)
-        if self._read >= _HELD:
-            self._pages.release()
-            self._read = 0
         return [
             {"task_id": self.task_id, "example_id": index, **{name: values[place] for name, values in columns.items()}}
             for place, index in enumerate(indices)
@@ -60,8 +53,8 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
 
     def read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Go through many examples, a few at a time: memory does not grow with them."""
-        for first in range(0, len(indices), _HELD):
-            yield from self.__getitems__(indices[first : first + _HELD])
+        for first in range(0, len(indices), _READ):
+            yield from self.__getitems__(indices[first : first + _READ])
 
 
 class TaskMixture(torch.utils.data.Dataset[dict[str, Any]]):

@@ -8,7 +8,6 @@ from typing import Any
 from datasets import Dataset
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from .memory import MappedPages
 
 __all__ = ["check_unlabelled", "is_unlabelled", "with_placeholders"]
 
@@ -49,9 +48,7 @@ def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
         >>> with_placeholders(Dataset.from_dict({"text": ["good"]}), task)[0]
         {'text': 'good', 'label': 'neg'}
     """
-    labelled = rows.map(_add_placeholder, fn_kwargs={"task": task.to_dict()}, desc="Adding places for labels")
-    MappedPages(rows).release()
-    return labelled
+    return rows.map(_add_placeholder, fn_kwargs={"task": task.to_dict()}, desc="Adding places for labels")
 
 
 def _add_placeholder(row: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:

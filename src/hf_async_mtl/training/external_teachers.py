@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from ..data.decoding import token_counts
 from ..data.encoding import encode
-from ..data.memory import MappedPages
 from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..model.encoders import position_limit
 from ..model.heads import HEADS
@@ -112,13 +111,12 @@ class ExternalTeacher:
         """
         encoded = self.encode(rows, max_length)
         # Rows of a length share a batch: else most of it is padding. The longest come first, and fail first.
-        places, pages = np.argsort(-token_counts(encoded), kind="stable"), MappedPages(encoded)
+        places = np.argsort(-token_counts(encoded), kind="stable")
         self.model.to(device)
         for start in range(0, len(places), batch_size * ranks):
             shared = places[start : start + batch_size * ranks]
             chosen = shared[rank::ranks] if rank < len(shared) else shared[:1]
             yield torch.from_numpy(chosen).to(device), self._of_rows(encoded[chosen], chosen, device)
-            pages.release()
         self.model.to("cpu")
 
     def _of_rows(self, batch: Mapping[str, Any], places: np.ndarray, device: torch.device) -> torch.Tensor:
