@@ -210,7 +210,7 @@ def test_the_hub_is_asked_for_the_split(monkeypatch: pytest.MonkeyPatch) -> None
     """Bug: the mismatched set is that of the matched one's answers."""
     asked = []
 
-    def load(name: str, split: str, value: str, source: Any, seed: int) -> Dataset:
+    def load(name: str, split: str, value: str, source: Any) -> Dataset:
         asked.append((source.hub, source.name, value))
         return Dataset.from_dict({"x": [1]})
 

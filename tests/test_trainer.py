@@ -598,7 +598,8 @@ def rows(**columns: Any) -> Dataset:
         ({"eval_dataset": {"polarity": [], "overlap": []}}, "found polarity: list, overlap: list"),
         (
             {"train_dataset": {**some_rows(PAIR), "overlap": some_rows(PAIR)["overlap"].to_iterable_dataset()}},
-            "found polarity: Dataset, overlap: IterableDataset. Write the part of a stream",
+            "found polarity: Dataset, overlap: IterableDataset. Write the part of a stream to train on to disk with "
+            "`Dataset.from_generator(partial(iter, stream.take(100_000)))`, as `scripts/examples/streaming.py` does.",
         ),
         (
             {"eval_dataset": {**some_rows(PAIR), "overlap": some_rows(PAIR)["overlap"].select([])}},

@@ -62,7 +62,7 @@ def find_rows(source: str, file: SubmissionFile) -> Dataset | None:
         ConfigurationError: They cannot be read.
     """
     if not Path(source).is_dir():
-        return load_split(file.task, "test", file.split, DataSource({}, hub=source, name=file.data), seed=0)
+        return load_split(file.task, "test", file.split, DataSource({}, hub=source, name=file.data))
     for ending in READERS:
         path = Path(source, file.data, file.split + ending)
         if path.is_file():

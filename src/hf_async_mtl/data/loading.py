@@ -7,21 +7,19 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
 from ..model.labels import is_missing
-from .streaming import materialise
 from .unlabelled import is_unlabelled
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
@@ -39,8 +37,8 @@ _FORMS = {
     "csv": "lines of UTF-8 with as many cells as the first, each column of one type throughout (1.0 beside 1.5)",
     "parquet": "a Parquet file",
 }
-# What the readers say of nothing: any of them, Parquet's, and what a stream is written with.
-_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "at least one example when writing")
+# What the readers say of nothing: any of them, and Parquet's.
+_SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class DataSource:
         name: Its configuration.
         revision: Its revision.
         limit: Split -> at most so many rows.
-        stream: Read no more than the limits ask for, rather than all to draw from; see `materialise`.
     """
 
     splits: Mapping[str, Any]
@@ -63,7 +60,6 @@ class DataSource:
     name: str | None = None
     revision: str | None = None
     limit: Mapping[str, int] = field(default_factory=dict)
-    stream: bool = False
 
     def to_section(self) -> dict[str, Any]:
         """The section as a card publishes it: of the Hub's data all, of files nothing but what is carved."""
@@ -87,13 +83,15 @@ class DataSource:
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`tasks.{task}.data` must name the splits of the task; found {section!r}.")
         hub_keys = {key: section[key] for key in ("hub", "name", "revision") if key in section}
-        stream = section.get("stream", False)
-        splits = {
-            key: value for key, value in section.items() if key not in (*hub_keys, "stream") and value is not None
-        }
+        if "stream" in section:
+            raise ConfigurationError(
+                f"`tasks.{task}.data.stream` has been removed. Write the rows to keep to disk as "
+                "`scripts/examples/streaming.py` does, and name their folder as the split."
+            )
+        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
         for split in splits:
             if split not in SPLITS and not re.fullmatch("validation_[a-z0-9_]+", str(split)):
-                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision", "stream"]
+                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
                 nearest = difflib.get_close_matches(str(split), known, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(
                     f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
@@ -110,27 +108,7 @@ class DataSource:
                 f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
             )
         located = {split: _locate(task, split, value, bool(hub_keys), folder) for split, value in splits.items()}
-        limit = _check_limit(task, limit, located)
-        _check_stream(task, stream, located, limit)
-        return cls(located, limit=limit, stream=stream, **hub_keys)
-
-
-def _check_stream(task: str, stream: Any, splits: Mapping[str, Any], limit: Mapping[str, int]) -> None:
-    if not isinstance(stream, bool):
-        raise ConfigurationError(f"`tasks.{task}.data.stream` must be true or false; found {stream!r}.")
-    if not stream:
-        return
-    if "train" not in limit:
-        raise ConfigurationError(
-            f"`tasks.{task}.data.stream` needs to know how many rows to keep, and `tasks.{task}.limit` has no `train`. "
-            "Give it a number of training rows that the disk has room for."
-        )
-    for split, place in splits.items():
-        if isinstance(place, Path) and place.is_dir():
-            raise ConfigurationError(
-                f"`tasks.{task}.data.{split}` is a folder of `save_to_disk`, which is not read as a stream, nor into "
-                "memory. Remove `stream`."
-            )
+        return cls(located, limit=_check_limit(task, limit, located), **hub_keys)
 
 
 def _check_limit(task: str, limit: Any, splits: Mapping[str, Any]) -> dict[str, int]:
@@ -212,7 +190,7 @@ def load_splits(
         ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.
     """
     loaded = {
-        split: load_split(name, split, value, source, seed)
+        split: load_split(name, split, value, source)
         for split, value in source.splits.items()
         if not isinstance(value, Mapping)
     }
@@ -256,36 +234,32 @@ def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tu
     return train.select(np.delete(np.arange(len(train)), held_out)), train.select(held_out)
 
 
-def load_split(name: str, split: str, value: str | Path, source: DataSource, seed: int) -> Dataset:
+def load_split(name: str, split: str, value: str | Path, source: DataSource) -> Dataset:
     """Load one split as it is.
 
     Args:
         name: The task's name, for messages.
         split: What the split is to the task, for messages.
         value: A path, or the name of a split of the Hub's dataset.
-        source: The dataset, where it is the Hub's; and what is kept of a stream.
-        seed: Of what is kept of a stream.
+        source: The dataset, where it is the Hub's.
 
     Raises:
         ConfigurationError: It cannot be read.
     """
     if isinstance(value, Path):
-        return _load_folder(name, split, value) if value.is_dir() else _load_file(name, split, value, source, seed)
+        return (
+            _load_folder(name, split, value)
+            if value.is_dir()
+            else read_file(value, f"Task {name!r}: the {split} split")
+        )
     try:
-        return _rows(source, split, seed, value, path=source.hub, name=source.name, revision=source.revision)
+        return load_dataset(source.hub, source.name, split=value, revision=source.revision, writer_batch_size=_BATCH)
     except (DatasetNotFoundError, DatasetGenerationError, ConnectionError, ValueError, OSError) as error:
         # A wrong id, configuration or split, or no way to the Hub: in all cases the user's next move.
         raise ConfigurationError(
             f"Task {name!r}: the split {value!r} of {source.hub!r} ({source.name or 'default configuration'}) could "
             f"not be loaded: {' '.join(str(error).split())}"
         ) from error
-
-
-def _rows(source: DataSource, split: str, seed: int, place: str, **arguments: Any) -> Dataset:
-    """One split as `load_dataset(**arguments, split=place)` gives it, or the part of it that is kept of a stream."""
-    if source.stream:
-        return materialise(load_dataset_builder(**arguments), place, source.limit.get(split), seed)
-    return load_dataset(**arguments, split=place, writer_batch_size=_BATCH)
 
 
 def _load_folder(name: str, split: str, path: Path) -> Dataset:
@@ -307,10 +281,6 @@ def _load_folder(name: str, split: str, path: Path) -> Dataset:
     return loaded[split]
 
 
-def _load_file(name: str, split: str, path: Path, source: DataSource, seed: int) -> Dataset:
-    return _read(path, f"Task {name!r}: the {split} split", partial(_rows, source, split, seed, "rows"))
-
-
 def read_file(path: Path, what: str) -> Dataset:
     """All rows of a file of one of the `READERS`.
 
@@ -321,10 +291,6 @@ def read_file(path: Path, what: str) -> Dataset:
     Raises:
         ConfigurationError: It has no rows, or cannot be read.
     """
-    return _read(path, what, partial(load_dataset, split="rows", writer_batch_size=_BATCH))
-
-
-def _read(path: Path, what: str, load: Callable[..., Dataset]) -> Dataset:
     if path.stat().st_size == 0:
         raise ConfigurationError(f"{what} must have rows; {path} is empty.")
     reader = READERS[path.suffix]
@@ -332,7 +298,13 @@ def _read(path: Path, what: str, load: Callable[..., Dataset]) -> Dataset:
         with _without_log(), warnings.catch_warnings():
             # Pandas drops what a CSV file has beyond its header, and goes on.
             warnings.filterwarnings("error", "Length of header or names does not match")
-            return load(path=reader, data_files={"rows": str(path)}, **_READER_SETTINGS.get(reader, {}))
+            return load_dataset(
+                reader,
+                data_files={"rows": str(path)},
+                split="rows",
+                writer_batch_size=_BATCH,
+                **_READER_SETTINGS.get(reader, {}),
+            )
     except (DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
         if any(sign in cause for sign in _SIGNS_OF_NO_ROWS):

@@ -82,7 +82,8 @@ def check_sets(
             if isinstance(sets, Mapping) and any(isinstance(rows, IterableDataset) for rows in sets.values()):
                 raise ConfigurationError(
                     f"`{split}` must have rows that can be counted and read in any order; found {_kinds(sets)}. Write "
-                    "the part of a stream to train on to disk: `Dataset.from_generator(stream.take(100_000).__iter__)`."
+                    "the part of a stream to train on to disk with `Dataset.from_generator(partial(iter, "
+                    "stream.take(100_000)))`, as `scripts/examples/streaming.py` does."
                 )
             raise ConfigurationError(
                 f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split of "
