@@ -1,6 +1,6 @@
 """Small runs that other tests make: models in memory, and scores by script, so that tasks converge when told."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,6 @@ def tiny_trainer(
     script: Script | None = None,
     *,
     model: MultiTaskModel | None = None,
-    model_init: Callable[..., MultiTaskModel] | None = None,
     train: Mapping[str, Dataset] | None = None,
     evaluation: Mapping[str, Dataset] | None = None,
     callbacks: list[TrainerCallback] | None = None,
@@ -117,8 +116,7 @@ def tiny_trainer(
         "convergence": {"patience": 1, "final_evaluations": None},
     }
     trainer = kind(
-        model=tiny_model(list(sizes)) if model is None and model_init is None else model,
-        model_init=model_init,
+        model=tiny_model(list(sizes)) if model is None else model,
         args=AsyncMTLTrainingArguments(str(folder), **{**defaults, **settings}),
         processing_class=tiny_tokenizer(),
         train_dataset=some_rows(sizes) if train is None else train,

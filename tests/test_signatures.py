@@ -51,7 +51,6 @@ def test_methods_with_upstream_names_are_overrides() -> None:
         "_get_grad_norm",
         "_get_num_items_in_batch",
         "_get_train_sampler",
-        "_hp_search_setup",
         "_load_callback_state",
         "_run_epoch",
         "_save_checkpoint",
@@ -74,7 +73,6 @@ def test_the_arguments_keep_upstream_order() -> None:
     assert set(ours[len(upstream) :]) == {
         "head_learning_rate",
         "conflict_steps",
-        "on_nonfinite",
         "convergence",
         "distillation",
         "mixing",

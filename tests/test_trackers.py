@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bundles import write_bundle
-from runs import tiny_model, tiny_trainer
+from runs import tiny_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hf_async_mtl.cli import config_file
@@ -120,25 +120,6 @@ def test_wandb(wandb_folder: Path, tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in named} == {"train", "eval"}
     assert {step for points in named.values() for step, _ in points} == {4, 8, 12, 16}
     assert {len(curves[f"eval/{key}"]) for key in ("average", "polarity_loss", "overlap_pearson")} == {4}
-
-
-def test_wandb_keeps_trials_apart(wandb_folder: Path, tmp_path: Path) -> None:
-    """Bug: the trials of a search are one run, or runs that nobody can tell from each other."""
-    import wandb
-
-    trainer = tiny_trainer(
-        tmp_path / "run", SIZES, SCRIPT, model_init=lambda: tiny_model(list(SIZES)), report_to="wandb"
-    )
-    trainer.hyperparameter_search(lambda trial: {}, n_trials=2)
-    wandb.finish()
-    # Its service is another process, and may still be writing.
-    wandb.teardown()
-    found = [
-        next(record.run for record in run if record.WhichOneof("record_type") == "run") for run in records(wandb_folder)
-    ]
-    assert [(run.display_name, run.run_group) for run in found] == [(f"run-{n}", str(tmp_path / "run")) for n in (0, 1)]
-    for run in records(wandb_folder):
-        assert [step for step, _ in curves_of(run)["eval/average"]] == [4, 8, 12]
 
 
 # -- none -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,6 @@ from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..model.configuration_multitask import ConfigurationError
 from ..report.card import without_folder
-from .finite import ON_NONFINITE
 
 __all__ = [
     "REFUSED",
@@ -51,9 +49,6 @@ REFUSED = {
     "ddp_find_unused_parameters": "every parameter has a gradient at every step",
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
-
-_DERIVED = ("bf16", "fp16", "use_cpu", "output_dir")
-"""Fields whose values upstream has read by the time that they could be set anew."""
 
 T = TypeVar("T")
 
@@ -96,13 +91,6 @@ def _check(section: str, ok: bool, requirement: str, found: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _with(path: str, section: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of a section with one key set, at whatever depth."""
-    _check(path, section is None or isinstance(section, Mapping), "a section, for a key in it to be set", section)
-    own, (key, *deeper) = dict(section or {}), keys
-    return {**own, key: _with(f"{path}.{key}", own.get(key), deeper, value) if deeper else value}
 
 
 @dataclass(frozen=True)
@@ -198,9 +186,6 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         schedule: The fields of `ScheduleConfig`.
         conflict_steps: Every so many optimizer steps the cosines between the tasks' gradients are measured, over the
             parameters of the last shared layer; 0: never. At 50 it costs 1 to 2 % of the time.
-        on_nonfinite: What becomes of a step with a loss or a gradient that is NaN or infinite. ``stop``: the run ends
-            before the weights are touched, and names the task and the examples. ``skip``: the step is left out and
-            counted; the learning rate's schedule goes on. Not with DeepSpeed, which makes the step itself.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -221,7 +206,6 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
     conflict_steps: int = field(default=50, metadata={"help": "Measure gradient conflicts every so many steps."})
-    on_nonfinite: str = field(default="stop", metadata={"help": "stop or skip: a step with a NaN."})
     convergence: dict[str, Any] | str | None = field(default=None, metadata={"help": "When a task has converged."})
     distillation: dict[str, Any] | str | None = field(default=None, metadata={"help": "How it then learns."})
     mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})
@@ -268,53 +252,6 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         steps = self.conflict_steps
         ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
         _check("training.conflict_steps", ok, "a whole number of at least 0", steps)
-        policy = self.on_nonfinite
-        _check("training.on_nonfinite", policy in ON_NONFINITE, " or ".join(ON_NONFINITE), policy)
-        if policy == "skip" and self.sharded_by == "DeepSpeed":
-            raise ConfigurationError(
-                "`training.on_nonfinite: skip` cannot be used with DeepSpeed, which makes the step itself. Use stop."
-            )
-
-    def update(self, values: Mapping[str, Any]) -> None:
-        """Set fields in place, for the trainer's next run: all of them, or none where one does not fit.
-
-        What was derived from a field when the arguments were made stays as it was: ``save_steps`` from ``eval_steps``,
-        for one.
-
-        Args:
-            values: Name of a field, or ``section.key`` -> value; what `BestRun.hyperparameters` is.
-
-        Raises:
-            ConfigurationError: A field or a key is not known, or a value of ours is out of range.
-
-        Examples:
-            >>> args = AsyncMTLTrainingArguments("out", convergence={"min_steps": 9}, use_cpu=True)
-            >>> args.update({"learning_rate": 3e-5, "convergence.patience": 5, "balancing.weights.rte": 2.0})
-            >>> args.learning_rate, args.convergence, args.balancing
-            (3e-05, {'min_steps': 9, 'patience': 5}, {'weights': {'rte': 2.0}})
-        """
-        before = dict(self.__dict__)
-        names = [item.name for item in dataclasses.fields(self)]
-        try:
-            for path, value in values.items():
-                name, *keys = path.split(".")
-                check_keys("", [name], names)
-                if name in _DERIVED and not keys:
-                    raise ConfigurationError(
-                        f"`{name}` must be given when the arguments are made, for others hang on it; found it among "
-                        "what is set later. Make other arguments."
-                    )
-                old = getattr(self, name)
-                if keys:
-                    value = _with(name, old, keys, value)
-                elif isinstance(old, Enum):
-                    value = type(old)(value)
-                setattr(self, name, value)
-            self._refuse_without_effect()
-            self._check_own()
-        except (ConfigurationError, ValueError):
-            self.__dict__ = before
-            raise
 
     def __getstate__(self) -> dict[str, Any]:
         # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.

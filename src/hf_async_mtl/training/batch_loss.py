@@ -42,6 +42,9 @@ class BatchLoss:
         finite: Looks at them before an update.
         balancer: The balancing method; None for ``sum``.
         conflicts: Measures how the tasks' gradients agree.
+
+    Raises:
+        ConfigurationError: The balancing method has no parameters to work on.
     """
 
     def __init__(
@@ -53,30 +56,15 @@ class BatchLoss:
         accelerator: Accelerator,
         draws: int,
     ) -> None:
-        self.args, self.teachers = args, teachers
-        self._draws = draws
-        self.sums = TaskLosses(list(schedule.tasks))
-        self.begin(model, schedule, accelerator)
-
-    def begin(self, model: MultiTaskModel, schedule: ConvergenceSchedule, accelerator: Accelerator) -> None:
-        """Begin a run, without what an earlier one has left.
-
-        Args:
-            model: As it was given or made, not wrapped.
-            schedule: The phases.
-            accelerator: Of the trainer.
-
-        Raises:
-            ConfigurationError: The balancing method has no parameters to work on.
-        """
-        self.model, self.schedule, self.accelerator = model, schedule, accelerator
-        tasks, args = list(schedule.tasks), self.args
-        calls_per_epoch = max(1, -(-self._draws // max(1, args.per_device_train_batch_size * args.world_size)))
+        self.model, self.args, self.schedule, self.teachers = model, args, schedule, teachers
+        self.accelerator = accelerator
+        tasks = list(schedule.tasks)
+        self.sums = TaskLosses(tasks)
+        calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
         self.balancer = make_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
         self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
         self._measured_at = -1
-        self.finite = FiniteCheck(args.on_nonfinite)
-        self.sums.reset()
+        self.finite = FiniteCheck()
         looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"
         self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
         if self.balances_gradients and not any(p.requires_grad for p in model.encoder.parameters()):
@@ -192,7 +180,7 @@ class BatchLoss:
             return weighted_sum(losses, weights, examples)
         own = torch.cat(list(losses.values()))
         if self._sum_over_ranks((~own.detach().isfinite()).sum()):
-            # The step will not be made (`FiniteCheck`); a method that learns would never forget this batch.
+            # `FiniteCheck` ends the run before the update; a method would fail on such numbers, and name no task.
             loss = weighted_sum(losses, weights, examples)
             return loss.detach().requires_grad_() if self.balances_gradients else loss
         learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
@@ -226,7 +214,6 @@ class BatchLoss:
         return {
             "conflicts": self.conflicts.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
-            "skipped_steps": self.finite.skipped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -236,6 +223,7 @@ class BatchLoss:
             ValueError: The state is another method's, or of other tasks.
         """
         self.conflicts.load_state_dict(state["conflicts"])
-        self.finite.skipped = state["skipped_steps"]
+        self.sums.reset()
+        self._measured_at = -1
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})

@@ -23,7 +23,7 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
         schedule: The phases.
         run_state: What a checkpoint is to hold, as JSON values.
         roll_back: Returns to earlier weights, where the schedule says so.
-        may_update: Whether the weights may be changed by the gradients that are there.
+        check_finite: Raises where the losses or the gradients of a step are not finite.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
         schedule: ConvergenceSchedule,
         run_state: Callable[[], dict[str, Any]],
         roll_back: Callable[[], None],
-        may_update: Callable[[], bool],
+        check_finite: Callable[[], None],
     ) -> None:
         self.schedule = schedule
         self._run_state = run_state
         self._roll_back = roll_back
-        self._may_update = may_update
+        self._check_finite = check_finite
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes; it reads it back through `AsyncMTLTrainer`."""
@@ -52,8 +52,9 @@ class ConvergenceCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze what is not in the loss: without a gradient there is neither momentum nor weight decay."""
+        self._check_finite()
         model, in_loss = kwargs["model"], self.schedule.in_loss(state.global_step)
-        if not self._may_update() or not any(in_loss.values()):
+        if not any(in_loss.values()):
             model.zero_grad(set_to_none=True)
         for task, is_in_loss in in_loss.items():
             if not is_in_loss:

@@ -18,7 +18,6 @@ from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleCo
 __all__ = [
     "check_best_metric",
     "check_own_metrics",
-    "check_same_teachers",
     "check_sets",
     "check_sharding",
     "check_task_settings",
@@ -48,19 +47,11 @@ def task_of(name: str, tasks: Collection[str]) -> str:
     return max(found, key=len)
 
 
-def checked_model(model: Any, requirement: str) -> MultiTaskModel:
-    """The model that a trainer is given or has made.
-
-    Args:
-        model: It, if all is well.
-        requirement: The beginning of the message, where it is none: what had to be one.
-
-    Raises:
-        ConfigurationError: It is no `MultiTaskModel`.
-    """
+def checked_model(model: Any) -> MultiTaskModel:
+    """Return the model that a trainer is given; raise a `ConfigurationError` unless it is a `MultiTaskModel`."""
     if not isinstance(model, MultiTaskModel):
         raise ConfigurationError(
-            f"{requirement} a MultiTaskModel; found {type(model).__name__}. Make one with "
+            f"`model` must be a MultiTaskModel; found {type(model).__name__}. Make one with "
             "`MultiTaskModel.from_encoder(name, tasks)`."
         )
     return model
@@ -153,16 +144,6 @@ def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -
                 f"`distillation.{key}` looks at labels, and the training rows of {', '.join(names)} have none. Set it "
                 f"to {'false' if isinstance(getattr(config, key), bool) else 0}, or give the rows their labels."
             )
-
-
-def check_same_teachers(prepared: Collection[str], config: DistillationConfig) -> None:
-    """Check that the tasks with a teacher from outside are those for which the data were prepared."""
-    if set(config.teachers) != set(prepared):
-        raise ConfigurationError(
-            "`distillation.teachers` must name the tasks that it named when the trainer was made, for which the data "
-            f"were prepared ({', '.join(prepared) or 'none'}); found {', '.join(config.teachers) or 'none'}. Make "
-            "another trainer."
-        )
 
 
 def check_sharding(accelerator: Accelerator) -> None:

@@ -46,7 +46,7 @@ class ConvergingTrainer(PerTaskTrainer):
     encoded_train: dict[str, EncodedTask]
     # The training rows of the tasks that have a teacher from outside.
     _raw_train: dict[str, Dataset]
-    # Where the run writes: the output folder, or a trial's within it.
+    # Where the run writes.
     _run_dir: Path
 
     def _evaluate(
@@ -61,8 +61,6 @@ class ConvergingTrainer(PerTaskTrainer):
         # `eval_on_start` of a resumed run: the phases know of it.
         if not skip_scheduler or self.state.global_step == 0:
             self._observe(metrics)
-        # Last, for it may end the trial: what was evaluated is then in its report.
-        self._report_to_hp_search(trial, self.state.global_step, metrics)
         return metrics
 
     def _observe(self, metrics: dict[str, float]) -> None:
@@ -195,8 +193,6 @@ class ConvergingTrainer(PerTaskTrainer):
         report = self.schedule.report()
         for name, quality in self.teachers.quality.items():
             report["tasks"][name]["teacher_quality"] = dict(quality)
-        if self.batch_loss.finite.skipped:
-            report["skipped_steps"] = self.batch_loss.finite.skipped
         conflicts = self.batch_loss.conflicts.report()
         if any(any(row) for row in conflicts["counts"]):
             report["conflicts"] = conflicts

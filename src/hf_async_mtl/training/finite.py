@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite changes no weight: the run stops and says whose it is, or skips the step."""
+"""A loss or a gradient that is not finite ends the run before a weight is changed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-__all__ = ["ON_NONFINITE", "FiniteCheck"]
+__all__ = ["FiniteCheck"]
 
-ON_NONFINITE = ("stop", "skip")
 _NAMED = 10
 
 
 class FiniteCheck:
-    """Looks at the losses of each optimizer step before the weights are touched.
+    """Checks the losses of each optimizer step before the weights are changed."""
 
-    Args:
-        policy: ``stop`` raises; ``skip`` leaves the step out and counts it.
-
-    Attributes:
-        skipped: Steps left out so far.
-    """
-
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
-        self.skipped = 0
+    def __init__(self) -> None:
         self._watched: list[tuple[str, Tensor, Tensor]] = []
 
     def watch(self, task: str, losses: Tensor, places: Tensor) -> None:
@@ -40,19 +30,16 @@ class FiniteCheck:
         """
         self._watched.append((task, losses.detach(), places))
 
-    def allows(self, accelerator: Accelerator, step: int, gradient_norm: float) -> bool:
-        """Whether the update may be made; all processes ask together.
+    def check(self, accelerator: Accelerator, step: int, gradient_norm: float) -> None:
+        """Raise a `FloatingPointError` unless the update may be made; all ranks call this together.
 
         Args:
             accelerator: Of the trainer.
             step: Optimizer steps made so far.
             gradient_norm: Of the whole update, the same on all processes.
 
-        Returns:
-            False where the step is to be skipped.
-
         Raises:
-            FloatingPointError: The policy is ``stop``, and a loss or the gradient is not finite.
+            FloatingPointError: A loss or the gradient is not finite; the message names the tasks and their examples.
         """
         watched, self._watched = self._watched, []
         losses = torch.cat([losses.float() for _, losses, _ in watched]) if watched else torch.zeros(1)
@@ -60,7 +47,7 @@ class FiniteCheck:
         # float16's loss scale is found by trying: its gradients overflow by design, and are not applied.
         overflows = not math.isfinite(gradient_norm) and accelerator.scaler is None
         if not wrong and not overflows:
-            return True
+            return
         found = gather_object(
             [
                 (task, int(place), float(loss))
@@ -69,14 +56,10 @@ class FiniteCheck:
                 if not loss.isfinite()
             ]
         )
-        if self.policy == "stop":
-            raise FloatingPointError(
-                f"{_what(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these rows, "
-                "lower the learning rate, or use bf16 in place of fp16, and go on from the last checkpoint; "
-                "`training.on_nonfinite: skip` leaves such steps out and counts them."
-            )
-        self.skipped += 1
-        return False
+        raise FloatingPointError(
+            f"{_what(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these rows, "
+            "lower the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
+        )
 
 
 def _what(found: list[tuple[str, int, float]], gradient_norm: float) -> str:

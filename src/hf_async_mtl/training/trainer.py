@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput, default_hp_space_optuna
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
 
 from ..convergence.actions import ACTIONS, PHASES
 from ..convergence.recording import TeacherError
-from ..convergence.teacher import TeacherStore
 from ..data.collating import MultiTaskCollator
 from ..data.mixing import MixingSampler, TaskMixture
 from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
@@ -29,7 +28,6 @@ from .checkpoints import TEACHERS_FOLDER, adopt_best, checkpoint_step
 from .checks import (
     check_best_metric,
     check_own_metrics,
-    check_same_teachers,
     check_sets,
     check_sharding,
     check_task_settings,
@@ -41,7 +39,6 @@ from .phases import new_schedule
 from .ranks import check_files_reach, newest_checkpoint
 from .resuming import check_checkpoint
 from .saving import SavingTrainer
-from .searching import average, check_model_init, check_new_model, check_search, run_name, trial_settings
 from .teachers import Teachers
 
 if TYPE_CHECKING:
@@ -56,6 +53,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncMTLTrainer"]
 
+SEARCH_HINT = (
+    "To search for hyperparameters, build a trainer per trial, as scripts/examples/optuna_search.py does with Optuna."
+)
+
 
 class AsyncMTLTrainer(SavingTrainer):
     """A `transformers.Trainer` for bundles of tasks with asynchronous convergence.
@@ -67,8 +68,8 @@ class AsyncMTLTrainer(SavingTrainer):
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
     tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
-    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics;
-    ``model_init`` makes models of the same tasks. The rest is as upstream.
+    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics. The
+    rest is as upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
@@ -79,8 +80,6 @@ class AsyncMTLTrainer(SavingTrainer):
 
     model: MultiTaskModel
     args: AsyncMTLTrainingArguments
-    model_init: Callable[..., PreTrainedModel] | None
-    _space: Callable[[Any], Mapping[str, Any]]
 
     def __init__(
         self,
@@ -106,12 +105,8 @@ class AsyncMTLTrainer(SavingTrainer):
         if not isinstance(args, AsyncMTLTrainingArguments):
             raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
         if model_init is not None:
-            check_model_init(model, optimizers)
-            self.model_init = model_init
-            # As in `train`, which makes another.
-            set_seed(args.seed)
-            model = super().call_model_init()
-        model = checked_model(model, "`model` must be" if model_init is None else "`model_init` must return")
+            raise ConfigurationError(f"`model_init` is not supported: give the `model` itself. {SEARCH_HINT}")
+        model = checked_model(model)
         for name, value in {
             "data_collator": data_collator,
             "compute_loss_func": compute_loss_func,
@@ -174,7 +169,6 @@ class AsyncMTLTrainer(SavingTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         check_sharding(self.accelerator)
-        self.model_init = model_init
         self.encoded_train = encoded_train or {}
         self.label_names = ["labels"]
         self._run_dir = Path(args.output_dir)
@@ -184,7 +178,9 @@ class AsyncMTLTrainer(SavingTrainer):
         self.batch_loss = BatchLoss(
             model, args, self.schedule, self.teachers, self.accelerator, draws=sum(self._sizes.values())
         )
-        self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back, self._may_update)
+        # What each run begins with.
+        self._untrained = {"schedule": self.schedule.state_dict(), "batch_loss": self.batch_loss.state_dict()}
+        self._convergence = ConvergenceCallback(self.schedule, self._run_state, self._roll_back, self._check_finite)
         self.add_callback(self._convergence)
         # Its dictionaries would bury the tables; a notebook's own bar stays.
         self.remove_callback(PrinterCallback)
@@ -239,8 +235,6 @@ class AsyncMTLTrainer(SavingTrainer):
             if self.batch_loss.balancer is not None:
                 latest, phases = self.batch_loss.balancer.latest, self.schedule.phases
                 logs |= {f"weight/{name}": weight for name, weight in latest.items() if phases[name] == "learning"}
-            if self.batch_loss.finite.skipped:
-                logs["skipped_steps"] = self.batch_loss.finite.skipped
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -248,8 +242,8 @@ class AsyncMTLTrainer(SavingTrainer):
         self._gradient_norm = super()._get_grad_norm(model, grad_norm)
         return self._gradient_norm
 
-    def _may_update(self) -> bool:
-        return self.batch_loss.finite.allows(self.accelerator, self.state.global_step, float(self._gradient_norm))
+    def _check_finite(self) -> None:
+        self.batch_loss.finite.check(self.accelerator, self.state.global_step, float(self._gradient_norm))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, the heads in groups of their own where they have a learning rate of their own."""
@@ -279,26 +273,7 @@ class AsyncMTLTrainer(SavingTrainer):
         """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest checkpoint that is whole."""
         if not self.encoded_train or not self.eval_dataset:
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
-        if self.hp_search_backend is None or trial is None:
-            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        with trial_settings(self.args, self._space(trial)):
-            try:
-                result = self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-            finally:
-                # Where it was pruned, nobody else does.
-                self.is_in_train = False
-                self.teachers.store.clear()
-            # Upstream judges by the last evaluation, whichever weights the run ends with.
-            self.objective = self.compute_objective(self._final_results())
-        return result
-
-    def _train(
-        self,
-        resume_from_checkpoint: str | bool | None,
-        trial: optuna.Trial | dict[str, Any] | None,
-        ignore_keys_for_eval: list[str] | None,
-    ) -> TrainOutput:
-        self._begin(trial)
+        self._begin()
         output_dir = self._run_dir
         if resume_from_checkpoint is True:
             found = newest_checkpoint(output_dir)
@@ -334,38 +309,11 @@ class AsyncMTLTrainer(SavingTrainer):
         self._finish()
         return result
 
-    def _begin(self, trial: optuna.Trial | dict[str, Any] | None) -> None:
-        """Take up the settings as they are now: a trial's, or what was set since the last run."""
-        args = self.args
-        check_task_settings(self.tasks, args)
-        check_unlabelled_tasks(self.teachers.unlabelled, args.distillation_config)
-        check_same_teachers(self._raw_train, args.distillation_config)
-        self._run_dir = Path(self._get_output_dir(trial))
-        # Upstream's is the last trial's, once there was one.
-        self._train_batch_size = args.train_batch_size
-        self.schedule = self._convergence.schedule = new_schedule(self.tasks, args, self._sizes)
-        self.teachers.store = TeacherStore(self._run_dir / TEACHERS_FOLDER)
-        self.teachers.config = args.distillation_config
+    def _begin(self) -> None:
+        """Begin a run as new, whatever an earlier one has left."""
+        self.schedule.load_state_dict(self._untrained["schedule"])
+        self.batch_loss.load_state_dict(self._untrained["batch_loss"])
         self.teachers.begin()
-
-    def _hp_search_setup(self, trial: optuna.Trial | dict[str, Any] | None) -> None:
-        """Set up as upstream, which does so for every run; its model and its accelerator are there only now."""
-        super()._hp_search_setup(trial)
-        self.batch_loss.begin(self.model, self.schedule, self.accelerator)
-
-    def call_model_init(self, trial: optuna.Trial | dict[str, Any] | None = None) -> MultiTaskModel:
-        """A new model from ``model_init``, for the next run.
-
-        Raises:
-            ConfigurationError: It is no new model, or one that the data were not prepared for.
-        """
-        model = checked_model(super().call_model_init(trial), "`model_init` must return")
-        check_new_model(model, self.batch_loss.model)
-        check_tokenizer(self._tokenizer, model.config.encoder_config.vocab_size)
-        model.probe_packing()
-        # The run must not hang on how many random numbers it took: one that was given a model took none.
-        set_seed(self.args.seed)
-        return model
 
     def hyperparameter_search(
         self,
@@ -377,34 +325,8 @@ class AsyncMTLTrainer(SavingTrainer):
         hp_name: Callable[[optuna.Trial], str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
-        """Search with Optuna, as upstream, for the settings with the greatest ``eval_average``.
-
-        Each trial is a run of its own, in ``<output_dir>/run-<number>``: model, phases and teachers are new, and what
-        it has set is taken back when it ends. It is judged by the weights that it ends with.
-
-        Args:
-            hp_space: Trial -> what `AsyncMTLTrainingArguments.update` takes. Default: upstream's.
-            compute_objective: Default: ``eval_average``, which is always maximized.
-            n_trials: As upstream.
-            direction: As upstream, where ``compute_objective`` is given.
-            backend: ``optuna``.
-            hp_name: As upstream. Default: ``run-<number>``, so that a tracker keeps the trials apart too.
-            **kwargs: As upstream, for Optuna.
-
-        Raises:
-            ConfigurationError: The trainer has no ``model_init``, or a setting of a trial does not fit.
-        """
-        check_search(self.args, self.model_init, backend, kwargs)
-        if compute_objective is None:
-            compute_objective, direction = average, "maximize"
-        self._space = default_hp_space_optuna if hp_space is None else hp_space
-        try:
-            # `train` has set it all before upstream asks.
-            return super().hyperparameter_search(
-                lambda trial: {}, compute_objective, n_trials, direction, "optuna", hp_name or run_name, **kwargs
-            )
-        finally:
-            self.hp_search_backend = None
+        """Raise a `ConfigurationError`: each trial of a search needs a trainer of its own."""
+        raise ConfigurationError(f"`hyperparameter_search` is not supported. {SEARCH_HINT}")
 
     def _check_room(self) -> None:
         actions = {name: ACTIONS[self.args.convergence_of(name).on_convergence] for name in self.tasks}

@@ -1,0 +1,45 @@
+"""The example of a search for hyperparameters runs as it stands, and the Trainer points to it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import write_bundle
+from runs import tiny_trainer
+
+from hf_async_mtl import ConfigurationError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "examples" / "optuna_search.py"
+
+
+def test_the_example_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Bug: the example names what is gone, its trials share a folder, or its score is not that of the final weights."""
+    config, runs = write_bundle(tmp_path), tmp_path / "search"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(config), "--trials", "2", "--output-dir", str(runs)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    reports = [json.loads((runs / f"trial-{number}" / "convergence.json").read_text()) for number in range(2)]
+    best = max(report["final"]["average"] for report in reports)
+    assert f"Best eval_average: {best:.4f} with {{'learning_rate': " in capsys.readouterr().out
+
+
+def test_the_trainer_points_to_it(tmp_path: Path) -> None:
+    """Bug: upstream's search runs its trials with the phases and the teachers of the first one."""
+    trainer = tiny_trainer(tmp_path, {"polarity": 4})
+    with pytest.raises(ConfigurationError, match=r"not supported\. .* scripts/examples/optuna_search\.py"):
+        trainer.hyperparameter_search(n_trials=1)
+    assert SCRIPT.is_file()
+
+
+def test_a_second_run_begins_with_new_phases(tmp_path: Path) -> None:
+    """Bug: a trainer that trains again finds its tasks converged, and the first run's teachers."""
+    script = {"polarity": [0.9, 0.4], "overlap": [0.1, 0.8]}
+    trainer = tiny_trainer(tmp_path, dict.fromkeys(script, 16), script)
+    trainer.train()
+    first = trainer.schedule.state_dict()
+    assert {event.event for event in trainer.schedule.events} == {"converged"}
+    trainer.train()
+    second = trainer.schedule.state_dict()
+    assert second["events"] == first["events"]
+    assert second["final"] == first["final"]
