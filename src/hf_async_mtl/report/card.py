@@ -114,7 +114,6 @@ class RunCard:
             tasks_table=self._tasks_table(),
             results_table=self._results_table(),
             convergence_table=self._convergence_table(),
-            teachers_table=self._teachers_table(),
             has_conflicts="conflicts" in self.report and len(self.tasks) > 1,
             examples="\n\n".join(
                 "\n".join([f"# {name}", *example_of(name, task)]) for name, task in self.tasks.items()
@@ -265,16 +264,6 @@ class RunCard:
             "Best value",
         ]
         return _markdown_table(header, rows, numbers_from=2)
-
-    def _teachers_table(self) -> str:
-        kinds = ["entropy", "calibration", "accuracy", "residual"]
-        rows = [
-            [_code(name), *(_value(quality.get(kind)) for kind in kinds)]
-            for name, task in self.report["tasks"].items()
-            if (quality := task.get("teacher_quality"))
-        ]
-        header = ["Teacher of", "Entropy", "Calibration error", "Accuracy", "Residual"]
-        return _markdown_table(header, rows, numbers_from=1)
 
 
 def installed_versions() -> dict[str, str]:

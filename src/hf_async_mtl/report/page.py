@@ -42,11 +42,6 @@ def make_page(report: Mapping[str, Any], title: str, facts: Mapping[str, Any] | 
     facts = facts or {}
     final = report.get("final")
     columns, rows = _tasks(report)
-    teachers = [
-        [name, *(value_text(quality.get(kind)) for kind in ("entropy", "calibration", "accuracy", "residual"))]
-        for name, task in report["tasks"].items()
-        if (quality := task.get("teacher_quality"))
-    ]
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
     return environment.get_template(TEMPLATE.name).render(
         title=title,
@@ -73,11 +68,6 @@ def make_page(report: Mapping[str, Any], title: str, facts: Mapping[str, Any] | 
         conflicts=_image(plot_conflicts, report["conflicts"])
         if report.get("conflicts") and len(report["tasks"]) > 1
         else None,
-        teacher_columns=[
-            ("task", ""),
-            *((name, "number") for name in ("entropy", "calibration error", "accuracy", "residual")),
-        ],
-        teacher_rows=teachers,
         setting_columns=[("setting", ""), ("value", "wrap")],
         setting_rows=[[key, text] for key, text in _flat(facts.get("training", {}))],
         versions=", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),

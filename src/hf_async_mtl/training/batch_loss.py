@@ -18,7 +18,6 @@ from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
 from .combining import add_gradients, split, weigh_losses, weighted_sum
 from .conflicts import ConflictMonitor, last_shared_layer
-from .distilling import label_share
 from .finite import FiniteCheck
 from .task_losses import TaskLosses
 from .teachers import Teachers
@@ -99,7 +98,7 @@ class BatchLoss:
         return self._sum_over_ranks(torch.as_tensor(count, device=device))
 
     def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int, max_steps: int
+        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
         """Run a batch.
 
@@ -108,7 +107,6 @@ class BatchLoss:
             inputs: A packed batch.
             examples: N, or None for the examples of this batch.
             step: Optimizer steps made so far.
-            max_steps: Those of the whole run.
 
         Returns:
             The loss, and the model's output.
@@ -117,7 +115,7 @@ class BatchLoss:
         example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
         # DDP would reduce each task's gradient as it comes.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
-        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step, max_steps)
+        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step)
         self.sums.add(list(losses.values()))
         self._measure_conflicts(losses, step)
         n = (example_ids >= 0).sum() if examples is None else torch.as_tensor(examples, device=task_ids.device)
@@ -131,7 +129,6 @@ class BatchLoss:
         task_ids: Tensor,
         labels: Mapping[str, Tensor],
         step: int,
-        max_steps: int,
     ) -> dict[str, Tensor]:
         """Task -> the losses of its examples in this batch, empty where it is not in the loss."""
         assert outputs.losses is not None
@@ -147,7 +144,6 @@ class BatchLoss:
                 losses = outputs.logits[name][:0].flatten().float()
             elif len(losses) and phases[name] == "distilling":
                 head: Any = self.model.heads[name]
-                switched_at = self.schedule.converged_at(name) or 0
                 losses = self.teachers.losses(
                     name,
                     head,
@@ -156,7 +152,6 @@ class BatchLoss:
                     labels[name],
                     outputs.layouts[name],
                     losses,
-                    label_share(self.args.distillation_config, step, switched_at, max_steps),
                 )
             if len(losses):
                 own = places[task_ids == index]
