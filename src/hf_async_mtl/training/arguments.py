@@ -16,8 +16,8 @@ from transformers.utils import logging
 from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
-from ..model.configuration_multitask import ConfigurationError
-from ..report.card import without_folder
+from ..modeling.configuration_multitask import ConfigurationError
+from ..report.model_card import without_folder
 
 __all__ = [
     "REFUSED",
@@ -98,7 +98,7 @@ class DistillationConfig:
     """How a converged task learns from its teacher.
 
     Args:
-        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.model.losses.categorical_kl`.
+        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
         label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
         teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """

@@ -1,0 +1,65 @@
+"""Is a teacher nearly one-hot? Then its recorded logits say no more than the labels do.
+
+A teacher is recorded on the rows that it was trained on. One that has memorized them gives each label a probability of
+nearly 1, and distilling from it is nearly the same as training on the labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.losses import IGNORE
+
+__all__ = ["near_one_hot_warning", "normalized_entropy"]
+
+_ENTROPY_FLOOR = 0.02
+"""For two classes, the entropy of 0.998 to 0.002. Set by eye: far below a teacher that is unsure of some rows."""
+
+
+def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) -> float | None:
+    """Return the mean entropy of a teacher's distributions, divided by the largest possible one.
+
+    Args:
+        task_type: The type of the task.
+        logits: ``[U, C]`` (``[U]`` for a regression), the recorded logits divided by the temperature.
+        labels: The encoded ``labels`` of the same rows. Read for token classification only, where each row has one
+            label per token and a token with the label -100 does not count.
+
+    Returns:
+        0 (one-hot) to 1 (uniform). None where there is no such value: for regression, question answering (its
+        distributions are over the tokens of a window), one class, or no labelled token.
+
+    >>> normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0])
+    1.0
+    """
+    if task_type in ("regression", "question_answering") or not len(logits):
+        return None
+    if task_type == "multilabel":
+        # Both outcomes from the logit: 1 - sigmoid(z) loses its digits where z is large.
+        probabilities = torch.stack([-logits.flatten(), logits.flatten()], dim=-1).sigmoid()
+    else:
+        probabilities = logits.softmax(-1)
+    if task_type == "token_classification":
+        probabilities = probabilities[torch.tensor(list(itertools.chain.from_iterable(labels))) != IGNORE]
+    decisions, classes = probabilities.shape
+    if decisions == 0 or classes == 1:
+        return None
+    return float(torch.special.entr(probabilities).sum(-1).mean()) / math.log(classes)
+
+
+def near_one_hot_warning(task: str, entropy: float | None) -> str | None:
+    """Return the warning for a teacher with this `normalized_entropy`, or None where there is nothing to warn of."""
+    if entropy is None or entropy >= _ENTROPY_FLOOR:
+        return None
+    return (
+        f"The recorded logits of task {task!r} are nearly one-hot: on its training rows their normalized entropy "
+        f"should be at least {_ENTROPY_FLOOR}; found {entropy:.4f}. Distilling from them is nearly the same as "
+        "training on the labels. Let the task converge earlier (a smaller `patience` or a larger `min_delta`), raise "
+        "`distillation.temperature`, or give the task more data."
+    )
