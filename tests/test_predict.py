@@ -134,11 +134,13 @@ def test_a_file_of_an_unknown_type_is_refused(model: Path, tmp_path: Path) -> No
 
 
 GLUE = {
-    "cola": TaskConfig("classification", ["sentence"], labels=["unacceptable", "acceptable"]),
+    "cola": TaskConfig("classification", ["sentence"], label_names=["unacceptable", "acceptable"]),
     "stsb": TaskConfig("regression", ["sentence1", "sentence2"], target_mean=2.5, target_std=9.0),
-    "mnli": TaskConfig("classification", ["premise", "hypothesis"], labels=["entailment", "neutral", "contradiction"]),
+    "mnli": TaskConfig(
+        "classification", ["premise", "hypothesis"], label_names=["entailment", "neutral", "contradiction"]
+    ),
     # Trained on numbers, as they are in a file that was taken from the Hub.
-    "rte": TaskConfig("classification", ["sentence1", "sentence2"], labels=[0, 1]),
+    "rte": TaskConfig("classification", ["sentence1", "sentence2"], label_names=[0, 1]),
     "polarity": task_configs()["polarity"],
 }
 
@@ -239,6 +241,6 @@ def test_what_is_no_submission_is_refused(glue: Path, test_sets: Path, model: Pa
 def test_labels_that_are_not_those_of_glue() -> None:
     """Bug: a model with other labels fills the files with numbers that mean something else."""
     with pytest.raises(ConfigurationError, match=r"labels of GLUE \(entailment, not_entailment\) .* found 'yes'"):
-        prediction("rte", TaskConfig("classification", ["a", "b"], labels=["yes", "no"]), {"label": "yes"})
+        prediction("rte", TaskConfig("classification", ["a", "b"], label_names=["yes", "no"]), {"label": "yes"})
     with pytest.raises(ConfigurationError, match="must be of type regression, as in GLUE; found classification"):
         prediction("stsb", TaskConfig("classification", ["a", "b"]), {"label": 1})

@@ -93,7 +93,7 @@ def prediction(name: str, task: TaskConfig, answer: dict[str, Any]) -> str:
     if name == "stsb":
         # Scores beyond the scale are refused by the server.
         return f"{min(max(answer['value'], 0.0), 5.0):.3f}"
-    labels: list[str] = preset["labels"]
+    labels: list[str] = preset["label_names"]
     label = str(answer["label"])
     if label.isdigit() and int(label) < len(labels):
         place = int(label)

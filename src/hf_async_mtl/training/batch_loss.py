@@ -18,7 +18,7 @@ from ..model.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
 from .combining import add_gradients, split, weigh_losses, weighted_sum
 from .conflicts import ConflictMonitor, last_shared_layer
-from .distilling import label_share
+from .distilling import hard_label_weight
 from .finite import FiniteCheck
 from .task_losses import TaskLosses
 from .teachers import Teachers
@@ -156,7 +156,7 @@ class BatchLoss:
                     labels[name],
                     outputs.layouts[name],
                     losses,
-                    label_share(self.args.distillation_config, step, switched_at, max_steps),
+                    hard_label_weight(self.args.distillation_config, step, switched_at, max_steps),
                 )
             if len(losses):
                 own = places[task_ids == index]

@@ -110,7 +110,7 @@ class ConvergingTrainer(PerTaskTrainer):
             task, rows = self.tasks[name], self.eval_dataset[name].rows
             before = self.teachers.store.load_answers(name, reference_step)
             found[name] = paired_standard_error(
-                task.monitored, task.type, before, self._answers[name], references(task, rows), task.labels
+                task.monitored, task.type, before, self._answers[name], references(task, rows), task.label_names
             )
         return found
 
