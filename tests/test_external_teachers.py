@@ -207,7 +207,7 @@ def test_a_multi_task_teachers_labels_are_found_by_name(tmp_path: Path, name: st
     labels = task_configs()[name].label_names
     assert labels is not None
     turned = [*labels[1:], labels[0]]
-    found = answers_of(load(name, tmp_path, rows, labels=turned), rows, 32, 2)
+    found = answers_of(load(name, tmp_path, rows, label_names=turned), rows, 32, 2)
     for own, given in zip(packed_logits(teacher, name, name, rows), found, strict=True):
         torch.testing.assert_close(torch.from_numpy(given), own.roll(-1, dims=-1), atol=1e-5, rtol=1e-5)
 

@@ -189,10 +189,10 @@ def test_the_files_of_a_submission(glue: Path, test_sets: Path, tmp_path: Path) 
     assert all(0 <= score <= 5 for score in scores)
     # The answers are those of the rows.
     plain = json_answers(glue, test_sets / "cola" / "test.jsonl", "--task", "cola")
-    labels = PRESETS["glue/cola"]["labels"]
+    labels = PRESETS["glue/cola"]["label_names"]
     assert said_by["CoLA.tsv"] == [str(labels.index(answer["cola"]["label"])) for answer in plain]
     plain = json_answers(glue, test_sets / "rte" / "test.parquet", "--task", "rte")
-    labels = PRESETS["glue/rte"]["labels"]
+    labels = PRESETS["glue/rte"]["label_names"]
     assert said_by["RTE.tsv"] == [labels[int(answer["rte"]["label"])] for answer in plain]
 
 

@@ -227,7 +227,7 @@ def test_a_hundred_thousand_classes(name: str, column: str, tmp_path: Path) -> N
     for place, row in enumerate(rows):
         found = CLASSES[place * 7919]
         row[column] = {"label": found, "tags": [found] * len(row.get("tags", ())), "topics": [found]}[column]
-    out = train(tmp_path, {name: rows}, splits=3, labels=CLASSES)
+    out = train(tmp_path, {name: rows}, splits=3, label_names=CLASSES)
     assert task_of(out, name).num_labels == 100_000
     assert len((out / "README.md").read_text()) < 100_000
 

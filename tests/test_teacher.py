@@ -281,7 +281,7 @@ def test_fingerprint_sees_the_smallest_change(other):
 
 def test_fingerprint_sees_the_length_limit_and_the_label_order():
     """Rows cut elsewhere have other tokens to teach; swapped labels would teach the wrong class."""
-    swapped = encoded("polarity", labels=["pos", "neg"])
+    swapped = encoded("polarity", label_names=["pos", "neg"])
     shorter = encoded("polarity", max_length=8)
     assert len({fingerprint(rows) for rows in (encoded("polarity"), swapped, shorter)}) == 3
 
