@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..model.configuration_multitask import TaskConfig
-from ..model.losses import IGNORE
+from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.losses import IGNORE
 
 __all__ = ["is_constant", "label_array", "predictions", "references", "token_counts", "unit_counts"]
 

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from ..model import labels, shortening
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.labels import WAY_OUT, LabelError, shown
-from ..model.losses import IGNORE
-from ..model.shortening import shorten, shorten_words
+from ..modeling import labels
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.labels import WAY_OUT, LabelError, shown
+from ..modeling.losses import IGNORE
+from . import pretruncation as shortening
 from . import targets
+from .pretruncation import shorten, shorten_words
 from .targets import first_subwords, target_function
 
 __all__ = ["DEFAULT_STRIDE", "count_truncated", "encode", "not_utf8", "truncation_warning"]

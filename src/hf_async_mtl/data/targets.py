@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..model.configuration_multitask import TaskConfig
-from ..model.labels import LabelError, check_number, is_missing, shown
-from ..model.losses import IGNORE
+from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.labels import LabelError, check_number, is_missing, shown
+from ..modeling.losses import IGNORE
 
 __all__ = ["first_subwords", "target_function"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_async_mtl.model.configuration_multitask import TaskConfig
+    from hf_async_mtl.modeling.configuration_multitask import TaskConfig
 
 __all__ = ["example_of", "tokenizer_call"]
 
