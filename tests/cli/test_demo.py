@@ -86,7 +86,7 @@ def test_a_swapped_pair_in_another_case_counts_as_a_repetition() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_label_is_there_and_none_dominates(bundle: Path, task: str, split: str) -> None:
     """A split missed a class, or one class alone gave a good score."""
-    counts = Counter(row[TASKS[task].label_column] for row in rows_of(bundle, task, split))
+    counts = Counter(row[TASKS[task].label] for row in rows_of(bundle, task, split))
     assert len(counts) == {"relevance": 4, "category": 8, "match": 2, "rating": 5}[task]
     share = {label: count / counts.total() for label, count in counts.items()}
     assert min(share.values()) > 0.3 / len(counts)
