@@ -48,7 +48,6 @@ TABLE: dict[str, set[str]] = {
     "demo": {"demo", "utils"},
     # To be removed with the moves that make them needless.
     "data.loading": {"distillation.unlabeled", "data", "tasks", "modeling", "utils"},
-    "diagnostics.gradient_conflicts": {"convergence.criteria", "modeling"},
     "distillation.teachers": {
         "training.arguments",
         "distillation",

@@ -92,7 +92,7 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
 def _check_classes(task: TaskConfig, train: Dataset) -> None:
     if task.type != "classification":
         return
-    (column,) = task.label_columns
+    (column,) = task.target_columns
     found = set(map(repr, distinct(train, column)))
     if len(found) < 2:
         raise ConfigurationError(

@@ -63,7 +63,7 @@ def listen(folder: Path, **settings: Any) -> tuple[ScriptedTrainer, list[dict[st
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_labels_keep_their_share(tmp_path: Path, share: float) -> None:
     """Bug: the share is the teacher's, depends on the step, or leaves a trace of the other loss at 0 and 1."""
-    _, calls = listen(tmp_path, distillation={"label_share": share})
+    _, calls = listen(tmp_path, distillation={"hard_label_weight": share})
     for call in calls:
         assert torch.equal(call["losses"], torch.lerp(call["teacher"], call["supervised"], share))
     assert all((call["teacher"] - call["supervised"]).abs().max() > 1e-4 for call in calls)
@@ -71,7 +71,7 @@ def test_the_labels_keep_their_share(tmp_path: Path, share: float) -> None:
 
 def test_the_logged_loss_is_the_one_that_was_learned_from(tmp_path: Path) -> None:
     """Bug: the log shows the teacher's loss while the labels' is what the gradient comes from."""
-    trainer, calls = listen(tmp_path, distillation={"label_share": 0.5})
+    trainer, calls = listen(tmp_path, distillation={"hard_label_weight": 0.5})
     logged = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
     for call in calls:
         mean = float(call["losses"].mean())

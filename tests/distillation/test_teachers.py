@@ -142,7 +142,7 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     assert list(map(type, found)) == list(map(type, answers))
     assert data.task.metrics is not None
     scores = [
-        compute(data.task.metrics, data.task.type, x, references(data.task, data.rows), data.task.labels)
+        compute(data.task.metrics, data.task.type, x, references(data.task, data.rows), data.task.label_names)
         for x in (answers, found)
     ]
     assert scores[0] == scores[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_async_mtl.data.encoding import _LABEL_FEATURES
-from hf_async_mtl.metrics import _INPUTS
+from hf_async_mtl.metrics import METRICS
 from hf_async_mtl.modeling.configuration_multitask import DEFAULT_METRICS, TaskConfig
 from hf_async_mtl.modeling.heads import HEADS, Head, pool
 from hf_async_mtl.modeling.packing import Layout, Ragged
@@ -264,5 +264,6 @@ def test_dropout_is_in_training_alone() -> None:
 
 def test_every_table_of_types_knows_every_head() -> None:
     """A new head trained for a day, and failed with a KeyError when its card was written."""
-    for table in (DEFAULT_METRICS, _LABEL_FEATURES, _INPUTS, _HUB_TASKS, _ANSWERS):
+    for table in (DEFAULT_METRICS, _LABEL_FEATURES, _HUB_TASKS, _ANSWERS):
         assert table.keys() == HEADS.keys()
+    assert {task_type for metric in METRICS.values() for task_type in metric.functions} == HEADS.keys()

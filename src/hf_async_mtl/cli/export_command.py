@@ -97,4 +97,4 @@ def _value(session: object, rows: EncodedTask, tokenizer: object) -> float:
     if task.type not in ("token_classification", "question_answering"):
         logits = np.stack(logits)  # type: ignore[call-overload]
     answers = predictions(task, logits, rows.rows)  # type: ignore[arg-type]
-    return compute([task.monitored], task.type, answers, references(task, rows.rows), task.labels)[task.monitored]
+    return compute([task.monitored], task.type, answers, references(task, rows.rows), task.label_names)[task.monitored]

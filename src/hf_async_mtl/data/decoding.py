@@ -54,8 +54,8 @@ def predictions(task: TaskConfig, logits: np.ndarray, rows: Dataset) -> list[Any
     if task.type == "multilabel":
         return (logits > 0).astype(int).tolist()
     if task.type == "token_classification":
-        assert task.labels is not None
-        names = task.labels
+        assert task.label_names is not None
+        names = task.label_names
         return [
             [names[c] for c, target in zip(scores.argmax(-1), labels, strict=False) if target != IGNORE]
             for scores, labels in zip(logits, rows["labels"], strict=True)
@@ -80,8 +80,8 @@ def is_constant(task_type: str, answers: Sequence[Any]) -> bool:
 def references(task: TaskConfig, rows: Dataset) -> list[Any]:
     """The true answers of a task, as its metrics take them; see `predictions`."""
     if task.type == "token_classification":
-        assert task.labels is not None
-        names = task.labels
+        assert task.label_names is not None
+        names = task.label_names
         return [[names[label] for label in labels if label != IGNORE] for labels in rows["labels"]]
     if task.type == "question_answering":
         return list(rows["answers"])

@@ -62,7 +62,7 @@ def encode(
     if len(dataset) == 0:
         raise ConfigurationError(f"Task {name!r} needs at least one row in each of its splits; found an empty one.")
     dataset = dataset.with_format(None)  # plain Python values of all columns, whatever the user looked at
-    columns = [*task.text_columns, *(task.label_columns if with_labels else ())]
+    columns = [*task.input_columns, *(task.target_columns if with_labels else ())]
     for column in columns:
         if column not in dataset.column_names:
             raise ConfigurationError(
@@ -79,10 +79,10 @@ def encode(
     schema = features.arrow_schema.remove_metadata()
 
     def convert(rows: Columns, indices: Sequence[int]) -> dict[str, list[Any]]:
-        for column in task.text_columns:
+        for column in task.input_columns:
             _check_texts(rows[column], indices, name, column, words=task.type == "token_classification")
         if task.type == "question_answering":
-            _check_contexts(rows[task.text_columns[1]], indices, name, task.text_columns[1], tokenizer, max_length)
+            _check_contexts(rows[task.input_columns[1]], indices, name, task.input_columns[1], tokenizer, max_length)
         encoded = tokenize(rows, task, tokenizer, max_length)
         if make_target is not None:
             made = []
@@ -92,7 +92,7 @@ def encode(
                 try:
                     made.append(make_target(row, tokens))
                 except LabelError as error:
-                    where = ", ".join(map(repr, task.label_columns))
+                    where = ", ".join(map(repr, task.target_columns))
                     raise ConfigurationError(
                         f"Task {name!r}, column {where}, row {indices[place]}: {error} {WAY_OUT}"
                     ) from None
@@ -103,8 +103,8 @@ def encode(
             ]
         encoded.pop("words", None)
         if task.type == "question_answering" and with_labels:
-            assert isinstance(task.label, str)
-            encoded["answers"] = [list(answers["text"]) for answers in rows[task.label]]
+            assert isinstance(task.label_column, str)
+            encoded["answers"] = [list(answers["text"]) for answers in rows[task.label_column]]
         return encoded
 
     def convert_all(rows: Columns, indices: Sequence[int]) -> pa.Table:
@@ -242,13 +242,13 @@ def _segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, list[A
 
 
 def _tokenize_texts(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.text_columns]
+    texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.input_columns]
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
     return _segments(encoded, [[i] for i in range(len(texts[0]))])
 
 
 def _tokenize_words(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    spaced = _spaced(list(rows[task.text_columns[0]]), tokenizer)
+    spaced = _spaced(list(rows[task.input_columns[0]]), tokenizer)
     words = [shorten_words(row, tokenizer, max_length) for row in spaced]
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     result = _segments(encoded, [[i] for i in range(len(words))])
@@ -274,11 +274,11 @@ def _spaced(rows: list[list[str]], tokenizer: Any) -> list[list[str]]:
 
 
 def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    assert isinstance(task.text, Mapping)
-    prompts = [" ".join(parts) for parts in zip(*(rows[column] for column in task.text["prompt"]), strict=True)]
+    assert isinstance(task.text_columns, Mapping)
+    prompts = [" ".join(parts) for parts in zip(*(rows[column] for column in task.text_columns["prompt"]), strict=True)]
     prompts = [shorten(prompt, tokenizer, max_length) for prompt in prompts]
-    choices = list(zip(*(rows[column] for column in task.text["choices"]), strict=True))
-    count = len(task.text["choices"])
+    choices = list(zip(*(rows[column] for column in task.text_columns["choices"]), strict=True))
+    count = len(task.text_columns["choices"])
     encoded = tokenizer(
         [prompt for prompt in prompts for _ in range(count)],
         [shorten(choice, tokenizer, max_length) for row in choices for choice in row],
@@ -289,7 +289,7 @@ def _tokenize_choices(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
 
 
 def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-    questions, contexts = (list(rows[column]) for column in task.text_columns)
+    questions, contexts = (list(rows[column]) for column in task.input_columns)
     questions = [shorten(question, tokenizer, max_length) for question in questions]
     # Only the context is cut into windows; a question that filled the window would leave none of it.
     limit = (max_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2
@@ -297,7 +297,7 @@ def _tokenize_windows(rows: Columns, task: TaskConfig, tokenizer: Any, max_lengt
     questions = [q[: o[limit - 1][1]] if len(o) > limit else q for q, o in zip(questions, short, strict=True)]
     # At least `limit` tokens of a window are the context's. Windows that share nearly all of them would be very many,
     # and a stride at or above them crashes the tokenizer.
-    stride = min(DEFAULT_STRIDE if task.stride is None else task.stride, limit // 2)
+    stride = min(DEFAULT_STRIDE if task.doc_stride is None else task.doc_stride, limit // 2)
     encoded = tokenizer(
         questions,
         contexts,

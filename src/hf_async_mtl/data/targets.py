@@ -28,17 +28,17 @@ def target_function(dataset: Dataset, task: TaskConfig) -> Target:
         A function that raises a `LabelError` where the label cannot be used.
     """
     if task.type == "question_answering":
-        return lambda row, tokens: _answer_positions(row[str(task.label)], row[task.text_columns[1]], tokens)
+        return lambda row, tokens: _answer_positions(row[str(task.label_column)], row[task.input_columns[1]], tokens)
     if task.type == "regression":
-        return lambda row, _: check_number(row[str(task.label)])
+        return lambda row, _: check_number(row[str(task.label_column)])
     if task.type == "multiple_choice":
-        assert isinstance(task.text, Mapping)
-        names = list(task.text["choices"])
-        return lambda row, _: _choice(row[str(task.label)], names)
-    if isinstance(task.label, list):
-        label_columns = task.label
+        assert isinstance(task.text_columns, Mapping)
+        names = list(task.text_columns["choices"])
+        return lambda row, _: _choice(row[str(task.label_column)], names)
+    if isinstance(task.label_column, list):
+        label_columns = task.label_column
         return lambda row, _: [_zero_or_one(row[column]) for column in label_columns]
-    label, encode_label = task.label, task.label_encoder(dataset)
+    label, encode_label = task.label_column, task.label_encoder(dataset)
     if task.type == "classification":
         return lambda row, _: encode_label(row[label])
     if task.type == "multilabel":
@@ -60,7 +60,7 @@ def target_function(dataset: Dataset, task: TaskConfig) -> Target:
         return several
 
     def tags(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[int]:
-        words, raw = row[task.text_columns[0]], row[label]
+        words, raw = row[task.input_columns[0]], row[label]
         if not isinstance(raw, list) or len(raw) != len(words):
             found = len(raw) if isinstance(raw, list) else shown(raw)
             raise LabelError(f"A row needs one label for each of its {len(words)} words; found {found}.")

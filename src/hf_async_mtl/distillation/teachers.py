@@ -34,8 +34,8 @@ def logit_columns(task: TaskConfig) -> int | None:
     """The columns of a task's logits; None for a regression, whose logits are numbers."""
     if task.type == "regression":
         return None
-    if isinstance(task.text, dict):
-        return len(task.text["choices"])
+    if isinstance(task.text_columns, dict):
+        return len(task.text_columns["choices"])
     return task.num_labels
 
 
@@ -127,7 +127,7 @@ class Teachers:
         """
         teacher = self._opened[task].lookup(example_ids).to(logits.device).view(logits.shape)
         losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
-        share = self.config.label_share
+        share = self.config.hard_label_weight
         return torch.lerp(losses, supervised, share) if share else losses
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ __all__ = ["check_unlabelled", "is_unlabelled", "with_placeholders"]
 
 def is_unlabelled(rows: Dataset, task: TaskConfig) -> bool:
     """Whether raw rows have none of the columns that hold the task's labels."""
-    return not any(column in rows.column_names for column in task.label_columns)
+    return not any(column in rows.column_names for column in task.target_columns)
 
 
 def check_unlabelled(task: TaskConfig) -> None:
@@ -23,9 +23,10 @@ def check_unlabelled(task: TaskConfig) -> None:
     Raises:
         ConfigurationError: Its labels, or the scale of its targets, are not known.
     """
-    if task.type in ("classification", "multilabel", "token_classification") and task.labels is None:
+    if task.type in ("classification", "multilabel", "token_classification") and task.label_names is None:
         raise ConfigurationError(
-            "Training rows without labels do not say what the labels are. Give `labels`, in the order of the teacher."
+            "Training rows without labels do not say what the labels are. Give `label_names`, in the order of the "
+            "teacher."
         )
     if task.type == "regression" and (task.target_mean is None or task.target_std is None):
         raise ConfigurationError(
@@ -44,7 +45,7 @@ def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
         task: The resolved task.
 
     Examples:
-        >>> task = TaskConfig("classification", ["text"], labels=["neg", "pos"])
+        >>> task = TaskConfig("classification", ["text"], label_names=["neg", "pos"])
         >>> with_placeholders(Dataset.from_dict({"text": ["good"]}), task)[0]
         {'text': 'good', 'label': 'neg'}
     """
@@ -52,23 +53,23 @@ def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
 
 
 def _add_placeholder(row: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
-    label, kind = task["label"], task["type"]
+    label, kind = task["label_column"], task["type"]
     if isinstance(label, list):
         return dict.fromkeys(label, 0)
     if kind == "question_answering":
         # An answer has to stand in its context.
-        context = row[task["text"][1]]
+        context = row[task["text_columns"][1]]
         if not isinstance(context, str) or not context.strip():
             raise ConfigurationError(
-                f"Column {task['text'][1]!r}: a context must be a text with an answer in it; found {context!r}."
+                f"Column {task['text_columns'][1]!r}: a context must be a text with an answer in it; found {context!r}."
             )
         start = len(context) - len(context.lstrip())
         return {label: {"text": [context[start : start + 1]], "answer_start": [start]}}
     if kind == "token_classification":
         # What is no list of words is told with its row, when it is tokenized.
-        return {label: [task["labels"][0]] * len(row[task["text"][0]] or ())}
+        return {label: [task["label_names"][0]] * len(row[task["text_columns"][0]] or ())}
     if kind == "multilabel":
-        return {label: [task["labels"][0]]}
+        return {label: [task["label_names"][0]]}
     if kind == "regression":
         return {label: float(task["target_mean"])}
-    return {label: 0 if kind == "multiple_choice" else task["labels"][0]}
+    return {label: 0 if kind == "multiple_choice" else task["label_names"][0]}

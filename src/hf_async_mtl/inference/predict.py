@@ -32,16 +32,16 @@ def answerable(tasks: dict[str, TaskConfig], rows: Dataset, chosen: Sequence[str
     for name in chosen or ():
         if name not in tasks:
             raise ConfigurationError(f"`--task` must be one of {', '.join(tasks)}; found {name!r}.")
-        for column in tasks[name].text_columns:
+        for column in tasks[name].input_columns:
             if column not in rows.column_names:
                 raise ConfigurationError(
                     f"Task {name!r} reads the column {column!r}; the input has {', '.join(rows.column_names)}."
                 )
     if chosen:
         return list(chosen)
-    found = [name for name, task in tasks.items() if set(task.text_columns) <= set(rows.column_names)]
+    found = [name for name, task in tasks.items() if set(task.input_columns) <= set(rows.column_names)]
     if not found:
-        wanted = "; ".join(f"{name}: {', '.join(task.text_columns)}" for name, task in tasks.items())
+        wanted = "; ".join(f"{name}: {', '.join(task.input_columns)}" for name, task in tasks.items())
         raise ConfigurationError(
             f"The input must have the columns of at least one task ({wanted}); it has {', '.join(rows.column_names)}."
         )
@@ -112,15 +112,15 @@ def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[st
         return {"answer": prediction}
     if task.type == "token_classification":
         found = dict(zip((word for word in encoded["labels"][0] if word != IGNORE), prediction, strict=True))
-        return {"labels": [found.get(word) for word in range(len(row[task.text_columns[0]]))]}
+        return {"labels": [found.get(word) for word in range(len(row[task.input_columns[0]]))]}
     scores = torch.from_numpy(logits[0])
     if task.type == "multilabel":
-        assert task.labels is not None
+        assert task.label_names is not None
         probabilities = scores.sigmoid().tolist()
-        chosen = [label for label, hit in zip(task.labels, prediction, strict=True) if hit]
-        return {"labels": chosen, "scores": dict(zip(task.labels, probabilities, strict=True))}
+        chosen = [label for label, hit in zip(task.label_names, prediction, strict=True) if hit]
+        return {"labels": chosen, "scores": dict(zip(task.label_names, probabilities, strict=True))}
     score = float(scores.softmax(-1)[prediction])
     if task.type == "multiple_choice":
         return {"choice": prediction, "score": score}
-    assert task.labels is not None
-    return {"label": task.labels[prediction], "score": score}
+    assert task.label_names is not None
+    return {"label": task.label_names[prediction], "score": score}

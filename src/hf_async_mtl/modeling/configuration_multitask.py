@@ -20,6 +20,7 @@ from .presets import PRESETS
 
 __all__ = [
     "DEFAULT_METRICS",
+    "RENAMED",
     "ConfigurationError",
     "MultiTaskConfig",
     "TaskConfig",
@@ -29,6 +30,9 @@ __all__ = [
 
 DEFAULT_METRICS = {name: head.default_metric for name, head in HEADS.items()}
 """The task types, each with the metric that is monitored unless the task names others."""
+
+RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
+"""Fields of `TaskConfig` in version 0.1, each with its name today."""
 
 POOLINGS = ("cls", "mean", "max")
 PACKINGS = ("auto", "off")
@@ -49,13 +53,14 @@ class TaskConfig:
     Args:
         type: One of ``classification``, ``multilabel``, ``regression``, ``token_classification``, ``multiple_choice``,
             ``question_answering``.
-        text: The columns that are read: one, or two for a pair; the column of word lists for
+        text_columns: The columns that are read: one, or two for a pair; the column of word lists for
             ``token_classification``; ``[question, context]``; ``{"prompt": [...], "choices": [...]}``.
-        label: The label's column; several 0/1 columns for ``multilabel``; the ``answers`` column of question answering.
-        labels: The names of the classes, in the order of the logits. Found by `resolve` where they are not given.
+        label_column: The column of the labels; several 0/1 columns for ``multilabel``; ``answers`` for
+            ``question_answering``.
+        label_names: The names of the classes, in the order of the logits. Found by `resolve` where they are not given.
         metrics: Names of metrics; the first is monitored. Default: the one that `DEFAULT_METRICS` names.
         max_length: The longest sequence of the task, in tokens. Default: the bundle's.
-        stride: Tokens that two windows of a long question-answering context share.
+        doc_stride: Tokens that two windows of a long question-answering context share.
         target_mean: Mean of a regression task's training targets; found by `resolve`.
         target_std: Their standard deviation; found by `resolve`. A head learns standardised targets, so that tasks
             with other units weigh the same; its logits are in the data's own units.
@@ -64,25 +69,31 @@ class TaskConfig:
         ConfigurationError: A value does not fit the type.
 
     Examples:
-        >>> TaskConfig(type="classification", text=["sentence"], labels=["neg", "pos"]).num_labels
+        >>> TaskConfig(type="classification", text_columns=["sentence"], label_names=["neg", "pos"]).num_labels
         2
     """
 
     type: str
-    text: list[str] | dict[str, list[str]]
-    label: str | list[str] = "label"
-    labels: list[str] | None = None
+    text_columns: list[str] | dict[str, list[str]]
+    label_column: str | list[str] = "label"
+    label_names: list[str] | None = None
     metrics: list[str] | None = None
     max_length: int | None = None
-    stride: int | None = None
+    doc_stride: int | None = None
     target_mean: float | None = None
     target_std: float | None = None
+
+    def __new__(cls, *args: Any, **fields: Any) -> TaskConfig:
+        for key in fields:
+            if key in RENAMED:
+                raise ConfigurationError(f"`{key}` is now `{RENAMED[key]}`. Rename the key.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.type not in DEFAULT_METRICS:
             raise ConfigurationError(f"`type` must be one of {', '.join(DEFAULT_METRICS)}; found {self.type!r}.")
-        if isinstance(self.text, str):
-            self.text = [self.text]
+        if isinstance(self.text_columns, str):
+            self.text_columns = [self.text_columns]
         self._check_text()
         if self.metrics is None:
             self.metrics = [DEFAULT_METRICS[self.type]]
@@ -91,31 +102,34 @@ class TaskConfig:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
         self._check_label()
-        if self.labels is not None:
-            if not isinstance(self.labels, list | tuple):
-                raise ConfigurationError(f"`labels` must be a list of names; found {self.labels!r}.")
-            self.labels = [str(label) for label in self.labels]
+        if self.label_names is not None:
+            if not isinstance(self.label_names, list | tuple):
+                raise ConfigurationError(f"`label_names` must be a list of names; found {self.label_names!r}.")
+            self.label_names = [str(label) for label in self.label_names]
             if self.type not in _CLASS_TYPES:
-                raise ConfigurationError(f"A {self.type} task has no `labels`; found {self.labels!r}. Remove the key.")
-            if len(set(self.labels)) < len(self.labels):
-                (twice, count), *_ = Counter(self.labels).most_common(1)
                 raise ConfigurationError(
-                    f"`labels` must differ from each other; found {shown(twice)} {count} times. Name it once."
+                    f"A {self.type} task has no `label_names`; found {self.label_names!r}. Remove the key."
+                )
+            if len(set(self.label_names)) < len(self.label_names):
+                (twice, count), *_ = Counter(self.label_names).most_common(1)
+                raise ConfigurationError(
+                    f"`label_names` must differ from each other; found {shown(twice)} {count} times. Name it once."
                 )
             self._check_number_of_labels()
-            if isinstance(self.label, list) and len(self.label) != len(self.labels):
+            if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
                 raise ConfigurationError(
-                    f"`labels` must name each of the columns {self.label!r}; found {self.labels!r}. Without the key, "
+                    f"`label_names` must name each of the columns {self.label_column!r}; found {self.label_names!r}. "
+                    "Without the key, "
                     "the labels have the names of their columns."
                 )
         if self.max_length is not None:
             _check_max_length(self.max_length)
-        if self.stride is not None and (
-            self.type != "question_answering" or not isinstance(self.stride, int) or self.stride < 0
+        if self.doc_stride is not None and (
+            self.type != "question_answering" or not isinstance(self.doc_stride, int) or self.doc_stride < 0
         ):
             raise ConfigurationError(
-                "`stride` must be a whole number of at least 0, and only question_answering has one; found "
-                f"{self.stride!r} in a {self.type} task."
+                "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found "
+                f"{self.doc_stride!r} in a {self.type} task."
             )
         if self.target_std is not None and not self.target_std > 0:
             raise ConfigurationError(
@@ -124,54 +138,57 @@ class TaskConfig:
             )
 
     def _check_label(self) -> None:
-        if isinstance(self.label, list) and self.type != "multilabel":
+        if isinstance(self.label_column, list) and self.type != "multilabel":
             raise ConfigurationError(
-                f"`label` must be one column in a {self.type} task; found {self.label!r}. Several 0/1 columns are "
+                f"`label_column` must be one column in a {self.type} task; found {self.label_column!r}. Several 0/1 "
+                "columns are "
                 "type multilabel."
             )
-        if not _are_names(self.label_columns):
-            raise ConfigurationError(f"`label` must be the name of a column; found {self.label!r}.")
+        if not _are_names(self.target_columns):
+            raise ConfigurationError(f"`label_column` must be the name of a column; found {self.label_column!r}.")
 
     def _check_text(self) -> None:
         if self.type == "multiple_choice":
-            sides: dict[str, Any] = dict(self.text) if isinstance(self.text, Mapping) else {}
+            sides: dict[str, Any] = dict(self.text_columns) if isinstance(self.text_columns, Mapping) else {}
             if isinstance(sides.get("prompt"), str):
                 sides["prompt"] = [sides["prompt"]]
             ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
             if ok and len(sides["choices"]) > 1:
-                self.text = sides
+                self.text_columns = sides
             else:
                 raise ConfigurationError(
-                    "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} "
-                    f"with two choices or more; found {self.text!r}."
+                    "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, "
+                    "column, ...]} "
+                    f"with two choices or more; found {self.text_columns!r}."
                 )
             return
         counts = {"token_classification": (1,), "question_answering": (2,)}.get(self.type, (1, 2))
-        columns = self.text
+        columns = self.text_columns
         if not _are_names(columns) or len(columns) not in counts:
             wanted = " or ".join(map(str, counts))
             raise ConfigurationError(
-                f"`text` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
+                f"`text_columns` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
             )
 
     def _check_number_of_labels(self) -> None:
-        if self.labels is not None and len(self.labels) < (1 if self.type == "multilabel" else 2):
+        if self.label_names is not None and len(self.label_names) < (1 if self.type == "multilabel" else 2):
             raise ConfigurationError(
-                f"A {self.type} task needs two classes or more; found {self.labels!r}. Remove the task, or give it "
+                f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or give "
+                "it "
                 "data in which it can be wrong."
             )
 
     @property
-    def text_columns(self) -> list[str]:
+    def input_columns(self) -> list[str]:
         """All columns that hold text."""
-        if isinstance(self.text, Mapping):
-            return [*self.text["prompt"], *self.text["choices"]]
-        return list(self.text)
+        if isinstance(self.text_columns, Mapping):
+            return [*self.text_columns["prompt"], *self.text_columns["choices"]]
+        return list(self.text_columns)
 
     @property
-    def label_columns(self) -> list[str]:
+    def target_columns(self) -> list[str]:
         """All columns that hold labels."""
-        return list(self.label) if isinstance(self.label, list) else [self.label]
+        return list(self.label_column) if isinstance(self.label_column, list) else [self.label_column]
 
     @property
     def monitored(self) -> str:
@@ -188,12 +205,12 @@ class TaskConfig:
         """
         if self.type not in _CLASS_TYPES:
             return 2 if self.type == "question_answering" else 1
-        if self.labels is None:
+        if self.label_names is None:
             raise ConfigurationError(
-                f"The labels of a {self.type} task are not known yet. Give `labels`, or call "
+                f"The labels of a {self.type} task are not known yet. Give `label_names`, or call "
                 "`task.resolve(train_dataset)`."
             )
-        return len(self.labels)
+        return len(self.label_names)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TaskConfig:
@@ -204,7 +221,7 @@ class TaskConfig:
             **overrides: Fields that replace the preset's own.
 
         Examples:
-            >>> TaskConfig.from_preset("glue/rte").labels
+            >>> TaskConfig.from_preset("glue/rte").label_names
             ['entailment', 'not_entailment']
         """
         if name not in PRESETS:
@@ -224,22 +241,25 @@ class TaskConfig:
         Raises:
             ConfigurationError: A label is missing or no number, all targets are the same, or there is one class only.
         """
-        if self.type in _CLASS_TYPES and self.labels is None:
-            labels = list(self.label) if isinstance(self.label, list) else self._find_labels(dataset)
-            resolved = dataclasses.replace(self, labels=labels)
+        if self.type in _CLASS_TYPES and self.label_names is None:
+            labels = list(self.label_column) if isinstance(self.label_column, list) else self._find_labels(dataset)
+            resolved = dataclasses.replace(self, label_names=labels)
             resolved._check_number_of_labels()
             return resolved
         if self.type == "regression" and (self.target_mean is None or self.target_std is None):
-            assert isinstance(self.label, str)
+            assert isinstance(self.label_column, str)
             # Eight bytes a row: a list of numbers takes four times as much.
             targets = array.array("d")
             try:
-                targets.extend(check_number(value) for value in dataset[self.label])
+                targets.extend(check_number(value) for value in dataset[self.label_column])
             except LabelError as error:
-                raise ConfigurationError(f"Column {self.label!r}, row {len(targets)}: {error} {WAY_OUT}") from None
+                raise ConfigurationError(
+                    f"Column {self.label_column!r}, row {len(targets)}: {error} {WAY_OUT}"
+                ) from None
             if not targets or min(targets) == max(targets):
                 raise ConfigurationError(
-                    f"A regression task needs targets that differ; column {self.label!r} has {len(targets)} rows and "
+                    f"A regression task needs targets that differ; column {self.label_column!r} has {len(targets)} "
+                    "rows and "
                     f"no value but {list(targets[:1])}. Remove the task, or give it other data."
                 )
             mean = statistics.fmean(targets) if self.target_mean is None else self.target_mean
@@ -248,8 +268,8 @@ class TaskConfig:
         return self
 
     def _find_labels(self, dataset: Any) -> list[str]:
-        assert isinstance(self.label, str)
-        names = source_label_names(dataset, self.label)
+        assert isinstance(self.label_column, str)
+        names = source_label_names(dataset, self.label_column)
         if names is not None:
             return names
         try:
@@ -257,13 +277,13 @@ class TaskConfig:
         except LabelError as error:
             row = self._first_bad_label(dataset)
             if row is None:
-                raise ConfigurationError(f"Column {self.label!r}: {error} Write all in one way.") from None
-            raise ConfigurationError(f"Column {self.label!r}, row {row}: {error} {WAY_OUT}") from None
+                raise ConfigurationError(f"Column {self.label_column!r}: {error} Write all in one way.") from None
+            raise ConfigurationError(f"Column {self.label_column!r}, row {row}: {error} {WAY_OUT}") from None
 
     def _first_bad_label(self, dataset: Any) -> int | None:
         """The first row with a label that is none; None where only all of them together are at fault."""
-        assert isinstance(self.label, str)
-        for row, value in enumerate(dataset[self.label]):
+        assert isinstance(self.label_column, str)
+        for row, value in enumerate(dataset[self.label_column]):
             try:
                 find_label_names([value] if self.type == "classification" else value or ())
             except LabelError:
@@ -272,27 +292,35 @@ class TaskConfig:
 
     def _labels_of(self, dataset: Any) -> Iterator[Any]:
         """The class labels of a split, each at least once."""
-        assert isinstance(self.label, str)
+        assert isinstance(self.label_column, str)
         if self.type == "classification":
-            yield from distinct(dataset, self.label)
+            yield from distinct(dataset, self.label_column)
             return
-        for row, labels in enumerate(dataset[self.label]):
+        for row, labels in enumerate(dataset[self.label_column]):
             if labels is not None and not isinstance(labels, list):
                 raise ConfigurationError(
-                    f"Column {self.label!r}, row {row}: a row of a {self.type} task must have a list of labels; found "
+                    f"Column {self.label_column!r}, row {row}: a row of a {self.type} task must have a list of "
+                    "labels; found "
                     f"{shown(labels)}. CSV files have no lists: use JSON lines or Parquet."
                 )
             yield from labels or ()
 
     def label_encoder(self, dataset: Any) -> LabelEncoder:
         """The encoder of this task's class labels, as they are written in ``dataset``."""
-        assert self.labels is not None
-        assert isinstance(self.label, str)
-        return LabelEncoder(self.labels, source_label_names(dataset, self.label))
+        assert self.label_names is not None
+        assert isinstance(self.label_column, str)
+        return LabelEncoder(self.label_names, source_label_names(dataset, self.label_column))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, for ``config.json``."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def _task_from(task: TaskConfig | Mapping[str, Any]) -> TaskConfig:
+    """Return a task as it stands in ``config.json``, which version 0.1 wrote with other names."""
+    if isinstance(task, TaskConfig):
+        return task
+    return TaskConfig(**{RENAMED.get(key, key): value for key, value in task.items()})
 
 
 def _are_names(columns: Any) -> bool:
@@ -379,10 +407,7 @@ class MultiTaskConfig(PreTrainedConfig):
         if isinstance(self.encoder_config, Mapping):
             settings = dict(self.encoder_config)
             self.encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        tasks = {
-            name: task.to_dict() if isinstance(task, TaskConfig) else TaskConfig(**task).to_dict()
-            for name, task in (self.tasks or {}).items()
-        }
+        tasks = {name: _task_from(task).to_dict() for name, task in (self.tasks or {}).items()}
         if self.task_order is None:
             self.task_order = list(tasks)
         if sorted(self.task_order) != sorted(tasks):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["example_of", "tokenizer_call"]
 
-_LABELS = 'labels = model.config.tasks["{name}"]["labels"]'
+_LABELS = 'labels = model.config.tasks["{name}"]["label_names"]'
 _ANSWERS = {
     "classification": [_LABELS, "[labels[row.argmax()] for row in logits]"],
     "multilabel": [
@@ -59,13 +59,13 @@ def example_of(name: str, task: TaskConfig) -> list[str]:
 def tokenizer_call(task: TaskConfig) -> str:
     """The expression that makes a model's inputs of one row of a task."""
     ends = 'return_tensors="pt", padding=True, truncation=True'
-    if isinstance(task.text, Mapping):
-        count = len(task.text["choices"])
-        prompt = " ".join(_words(column) for column in task.text["prompt"])
-        choices = ", ".join(f'"{_words(column)} ..."' for column in task.text["choices"])
+    if isinstance(task.text_columns, Mapping):
+        count = len(task.text_columns["choices"])
+        prompt = " ".join(_words(column) for column in task.text_columns["prompt"])
+        choices = ", ".join(f'"{_words(column)} ..."' for column in task.text_columns["choices"])
         pairs = f'tokenizer(["{prompt} ..."] * {count}, [{choices}], {ends})'
         return f"{{key: value.unsqueeze(0) for key, value in {pairs}.items()}}"
     if task.type == "token_classification":
         return f'tokenizer([["some", "words"]], is_split_into_words=True, {ends})'
-    texts = ", ".join(f'["{_words(column)} ..."]' for column in task.text)
+    texts = ", ".join(f'["{_words(column)} ..."]' for column in task.text_columns)
     return f"tokenizer({texts}, {ends})"

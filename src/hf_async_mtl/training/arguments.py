@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
-from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import RENAMED, ConfigurationError
 from ..report.model_card import without_folder
 
 __all__ = [
@@ -50,15 +50,19 @@ REFUSED = {
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
 
+_RENAMED = {**RENAMED, "limit": "max_samples", "hard_label_weight": "hard_label_weight"}
+
 T = TypeVar("T")
 
 
 def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for a key that nobody knows, and name the nearest one that is known."""
+    """Raise a `ConfigurationError` for an unknown key, and name its new name or the nearest known key."""
     for key in given:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
             name = f"{section}.{key}" if section else str(key)
+            if _RENAMED.get(str(key)) in known:
+                raise ConfigurationError(f"`{name}`: `{key}` is now `{_RENAMED[key]}`. Rename the key.")
             raise ConfigurationError(f"Unknown key `{name}`. The nearest known key is `{nearest}`.")
 
 
@@ -99,19 +103,19 @@ class DistillationConfig:
 
     Args:
         temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
-        label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
+        hard_label_weight: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
         teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """
 
     temperature: float = 1.0
-    label_share: float = 0.0
+    hard_label_weight: float = 0.0
     teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ok = _is_number(self.temperature) and self.temperature > 0
         _check("distillation.temperature", ok, "a number above 0", self.temperature)
-        ok = _is_number(self.label_share) and 0 <= self.label_share <= 1
-        _check("distillation.label_share", ok, "a number from 0 to 1", self.label_share)
+        ok = _is_number(self.hard_label_weight) and 0 <= self.hard_label_weight <= 1
+        _check("distillation.hard_label_weight", ok, "a number from 0 to 1", self.hard_label_weight)
         ok = isinstance(self.teachers, Mapping) and all(isinstance(x, str) and x for x in self.teachers.values())
         _check("distillation.teachers", ok, "a dictionary: task -> folder or Hub id", self.teachers)
 
@@ -165,8 +169,8 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         mixing: The fields of `MixingConfig`.
         balancing: The fields of `BalancingConfig`.
         schedule: The fields of `ScheduleConfig`.
-        conflict_steps: Every so many optimizer steps the cosines between the tasks' gradients are measured, over the
-            parameters of the last shared layer; 0: never. At 50 it costs 1 to 2 % of the time.
+        conflict_steps: Number of optimizer steps between two measurements of the cosines between the tasks' gradients,
+            over the parameters of the last shared layer; 0 (the default): never. At 50 it costs 1 to 2 % of the time.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -186,7 +190,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
-    conflict_steps: int = field(default=50, metadata={"help": "Measure gradient conflicts every so many steps."})
+    conflict_steps: int = field(default=0, metadata={"help": "Measure gradient conflicts every n steps; 0: never."})
     convergence: dict[str, Any] | str | None = field(default=None, metadata={"help": "When a task has converged."})
     distillation: dict[str, Any] | str | None = field(default=None, metadata={"help": "How it then learns."})
     mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})

@@ -136,9 +136,9 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
 
 def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -> None:
     """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
-    if names and config.label_share:
+    if names and config.hard_label_weight:
         raise ConfigurationError(
-            f"`distillation.label_share` needs labels, and the training rows of {', '.join(names)} have none. Set it "
+            f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. Set it "
             "to 0, or give the rows their labels."
         )
 

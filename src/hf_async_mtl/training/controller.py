@@ -110,7 +110,7 @@ class ConvergingTrainer(PerTaskTrainer):
             task, rows = self.tasks[name], self.eval_dataset[name].rows
             before = self.teachers.store.load_answers(name, reference_step)
             found[name] = paired_standard_error(
-                task.monitored, task.type, before, self._answers[name], references(task, rows), task.labels
+                task.monitored, task.type, before, self._answers[name], references(task, rows), task.label_names
             )
         return found
 
@@ -192,9 +192,9 @@ class ConvergingTrainer(PerTaskTrainer):
         ``conflicts`` is there once they have been measured.
         """
         report = self.schedule.report()
-        conflicts = self.batch_loss.conflicts.report()
-        if any(any(row) for row in conflicts["counts"]):
-            report["conflicts"] = conflicts
+        conflicts = self.batch_loss.conflicts
+        if conflicts is not None and conflicts.has_measured:
+            report["conflicts"] = conflicts.report()
         return report
 
     def _write_report(self) -> None:
