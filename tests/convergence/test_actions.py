@@ -192,7 +192,7 @@ FALLING = {"polarity": [0.5, 0.7, 0.6, 0.6, 0.4, 0.8], "overlap": [0.2, 0.1, 0.1
         {"convergence": {"criterion": "significant", "z": 0.5}},
         {"convergence": {"criterion": "decline", "z": 0.1}},
         {"convergence": {"min_epochs": 1.5}},
-        {"convergence": {}, "distillation": {"label_share": 0.5}},
+        {"convergence": {}, "distillation": {"hard_label_weight": 0.5}},
         {"convergence": {}, "schedule": {"mode": "sequential"}},
     ],
     ids=lambda settings: "-".join(f"{k}={v}" for section in settings.values() for k, v in section.items()),

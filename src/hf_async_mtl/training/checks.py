@@ -138,8 +138,8 @@ def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -
     """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
     if names and config.hard_label_weight:
         raise ConfigurationError(
-            f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. Set it "
-            "to 0, or give the rows their labels."
+            f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. "
+            "Set it to 0, or give the rows their labels."
         )
 
 
