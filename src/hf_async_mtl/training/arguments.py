@@ -50,7 +50,7 @@ REFUSED = {
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
 
-_RENAMED = {**RENAMED, "limit": "max_samples", "hard_label_weight": "hard_label_weight"}
+_RENAMED = {**RENAMED, "limit": "max_samples", "label_share": "hard_label_weight"}
 
 T = TypeVar("T")
 
