@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.building import grown
 from hf_async_mtl.cli.config_file import load_config
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.data.unlabelled import is_unlabelled, with_placeholders
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")

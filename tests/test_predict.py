@@ -19,7 +19,7 @@ from hf_async_mtl.cli import glue_submission
 from hf_async_mtl.cli.glue_submission import FILES, find_rows, prediction
 from hf_async_mtl.cli.predicting import predict_rows
 from hf_async_mtl.model.configuration_multitask import ConfigurationError
-from hf_async_mtl.model.presets import PRESETS
+from hf_async_mtl.tasks.presets import PRESETS
 
 TEXTS = ["the red sofa", 'a, "big" cat', "not good"]
 

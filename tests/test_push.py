@@ -23,7 +23,7 @@ REPOSITORY = "user/model"
 TOKEN = "hf_of_nobody"
 TASKS = ("polarity", "overlap")
 LAST = "End of training"
-UNUSED = {"__init__.py", "pipeline_multitask.py", "shortening.py"}
+UNUSED = {"__init__.py", "pipeline_multitask.py"}
 """Modules that no modelling code needs."""
 
 

@@ -20,9 +20,9 @@ from hf_async_mtl.convergence import teacher as teacher_module
 from hf_async_mtl.convergence.recording import TeacherError, check_room
 from hf_async_mtl.convergence.teacher import RecordedLogits, TeacherStore, link_or_copy
 from hf_async_mtl.data.collating import MultiTaskCollator
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.tokenization import encode
 
 HASH = "a" * 64
 

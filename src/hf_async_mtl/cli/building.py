@@ -8,13 +8,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
-from ..data.encoding import not_utf8
 from ..data.loading import load_splits
+from ..data.tokenization import not_utf8
 from ..data.unlabelled import check_unlabelled, is_unlabelled
 from ..metrics import check_metric
-from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, distinct
+from ..model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..model.growing import adopt, kept_tasks
 from ..model.modeling_multitask import MultiTaskModel
+from ..tasks.registry import TASK_TYPES
 from ..training.external_teachers import UNLOADABLE
 from .config_file import RunConfig
 
@@ -82,7 +83,7 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
                 tasks[name] = task
             else:
                 tasks[name] = task.resolve(train)
-                _check_classes(tasks[name], train)
+                TASK_TYPES[task.type].check_training_labels(tasks[name], train)
             for metric in tasks[name].metrics or ():
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:
@@ -90,18 +91,6 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
         except UnicodeDecodeError as error:
             raise not_utf8(name, error) from None
     return splits, tasks
-
-
-def _check_classes(task: TaskConfig, train: Dataset) -> None:
-    if task.type != "classification":
-        return
-    (column,) = task.label_columns
-    found = set(map(repr, distinct(train, column)))
-    if len(found) < 2:
-        raise ConfigurationError(
-            f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
-            f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
-        )
 
 
 def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
@@ -135,7 +124,7 @@ def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
     """The tokenizer of a model or an encoder, as its tasks need it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        has_words = any(task.type == "token_classification" for task in tasks.values())
+        has_words = any(TASK_TYPES[task.type].reads_words for task in tasks.values())
         if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers read a list of words only when each word may begin with a space.
             tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True, trust_remote_code=False)

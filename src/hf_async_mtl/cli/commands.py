@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from transformers import set_seed
 
 from ..convergence.recording import TeacherError
-from ..data.encoding import encode
 from ..data.loading import load_splits
+from ..data.tokenization import encode
 from ..data.unlabelled import is_unlabelled
 from ..model.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ..data.loading import READERS, DataSource, load_split, read_file
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.presets import PRESETS
+from ..tasks.presets import PRESETS
 
 __all__ = ["FILES", "SubmissionFile", "find_rows", "lines_of", "prediction"]
 

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
 
 from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.labels import is_missing
+from ..tasks.labels import is_missing
 from .unlabelled import is_unlabelled
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import Pipeline, TextClassificationPipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
+from ..tasks.pretruncation import shorten
 from .configuration_multitask import ConfigurationError
 from .modeling_multitask import MultiTaskModel
-from .shortening import shorten
 from .views import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]

@@ -15,9 +15,9 @@ from transformers.utils import logging
 from ..convergence.recording import LogitsWriter, check_room
 from ..convergence.teacher import RecordedLogits, TeacherStore
 from ..convergence.teacher_quality import TeacherQuality, degenerate_warning, is_degenerate, quality_of
-from ..data.decoding import unit_counts
 from ..data.fingerprint import fingerprint
 from ..data.mixing import EncodedTask
+from ..data.tokenization import unit_counts
 from ..model.configuration_multitask import TaskConfig
 from ..model.heads import Head
 from ..model.packing import Layout

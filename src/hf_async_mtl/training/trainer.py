@@ -68,8 +68,8 @@ class AsyncMTLTrainer(SavingTrainer):
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
     tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
-    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics. The
-    rest is as upstream.
+    `TaskType.label_array` returns them), whose values are reported beside the task's own metrics. The rest is as
+    upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
