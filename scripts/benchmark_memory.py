@@ -33,7 +33,7 @@ import yaml
 
 from hf_async_mtl import AsyncMTLTrainer
 from hf_async_mtl.cli.commands import main as run_command
-from hf_async_mtl.cli.demo import write_demo
+from hf_async_mtl.demo.task_set import write_demo
 
 WORDS = [f"word{number}" for number in range(500)]
 

@@ -53,11 +53,11 @@ from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerContr
 from transformers import set_seed as seed_everything
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
-from hf_async_mtl.cli.building import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.metrics import compute
+from hf_async_mtl.run import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
 from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.training.checkpoints import write_whole

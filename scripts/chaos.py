@@ -31,7 +31,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from hf_async_mtl.cli.demo import write_demo
+from hf_async_mtl.demo.task_set import write_demo
 
 DEMO = ("training.max_steps=240", "training.eval_steps=12", "training.logging_steps=12", "convergence.patience=1")
 CLOCK = ("runtime", "per_second", "preparation_time", "train_loss")

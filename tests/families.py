@@ -20,9 +20,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from hf_async_mtl.data.collating import MultiTaskCollator
-from hf_async_mtl.model.configuration_multitask import MultiTaskConfig, TaskConfig
-from hf_async_mtl.model.modeling_multitask import MultiTaskModel
+from hf_async_mtl.data.collator import MultiTaskCollator
+from hf_async_mtl.modeling.configuration_multitask import MultiTaskConfig, TaskConfig
+from hf_async_mtl.modeling.modeling_multitask import MultiTaskModel
 
 VOCABULARY = 99
 LONGEST = 20

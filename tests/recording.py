@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_async_mtl.convergence.recording import LogitsWriter
-from hf_async_mtl.convergence.teacher import RecordedLogits
+from hf_async_mtl.distillation.logits import LogitsWriter
+from hf_async_mtl.distillation.snapshots import RecordedLogits
 
 
 def put_all(writer: LogitsWriter, logits: Sequence[np.ndarray]) -> None:

@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import METRICS, check_metric, compute, normalize_answer
-from hf_async_mtl.model.configuration_multitask import ConfigurationError, TaskConfig
+from hf_async_mtl.modeling.configuration_multitask import ConfigurationError, TaskConfig
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 3, (2, 200))

@@ -10,7 +10,7 @@ from datasets import Features, Value
 
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import METRICS, compute
-from hf_async_mtl.model.configuration_multitask import ConfigurationError
+from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.significance import bootstrap_values, paired_standard_error
 
 # Also tags that seqeval does not know, rows without a tag, and rows of one length.

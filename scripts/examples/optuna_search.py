@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 
 from hf_async_mtl import AsyncMTLTrainer
-from hf_async_mtl.cli.building import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.run import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
 
 
 def suggest(trial: optuna.Trial) -> dict[str, object]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
-from .model.modeling_multitask import MultiTaskModel, MultiTaskOutput
-from .model.pipeline_multitask import PIPELINE_TASK, MultiTaskPipeline
+from .inference.pipeline import PIPELINE_TASK, MultiTaskPipeline
+from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 
 if TYPE_CHECKING:
     from .training.arguments import AsyncMTLTrainingArguments

@@ -35,7 +35,7 @@ from scipy import stats
 from seqeval import metrics as seqeval_metrics
 from sklearn import metrics as sklearn_metrics
 
-from hf_async_mtl.model.configuration_multitask import ConfigurationError, TaskConfig
+from hf_async_mtl.modeling.configuration_multitask import ConfigurationError, TaskConfig
 
 __all__ = ["METRICS", "check_metric", "chunk_tag", "compute", "normalize_answer"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import ConfigurationError
 from .config import METHODS
 
 __all__ = ["Balancer", "GradientBalancer", "LossBalancer", "WeightingBalancer", "seeded"]

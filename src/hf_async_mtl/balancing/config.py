@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..model.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import ConfigurationError
 
 __all__ = ["METHODS", "OVERS", "BalancingConfig", "Method", "Parameter"]
 

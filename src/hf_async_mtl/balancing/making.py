@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..model.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import ConfigurationError
 from .balancer import GradientBalancer, LossBalancer
 from .config import METHODS, BalancingConfig
 from .gradnorm import GradNorm
@@ -58,7 +58,7 @@ def _loss_balancer(
     # An extra: imported where it is asked for.
     from torchjd import scalarization
 
-    from .scalarizers import FAMO, DynamicWeightAverage, LearntScales, Stateless
+    from .loss_weighting import FAMO, DynamicWeightAverage, LearntScales, Stateless
 
     if method == "uw":
         return LearntScales(method, tasks, seed, scalarization.UW, **settings)
@@ -78,7 +78,7 @@ def _gradient_balancer(
 ) -> GradientBalancer:
     from torchjd import aggregation
 
-    from .aggregators import GradientVaccine, GramianWeighting, SignDropout
+    from .gradient_weighting import GradientVaccine, GramianWeighting, SignDropout
 
     if method == "graddrop":
         return SignDropout(method, tasks, seed, over)

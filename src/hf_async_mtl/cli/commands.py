@@ -19,24 +19,24 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from ..convergence.recording import TeacherError
 from ..data.loading import load_splits
 from ..data.tokenization import encode
-from ..data.unlabelled import is_unlabelled
-from ..model.configuration_multitask import ConfigurationError, check_task_names
+from ..demo.task_set import write_demo
+from ..distillation.logits import TeacherError
+from ..distillation.unlabeled import is_unlabelled
+from ..modeling.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
 from ..report.saved_card import FACTS
 from ..report.tables import final_table, progress_table, render
+from ..run import evaluation_sets, grown, load_encoder, load_model, load_shared_tokenizer, load_tasks
 from ..training.checkpoints import write_whole
-from ..training.ranks import newest_checkpoint
+from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
-from .building import evaluation_sets, grown, load_encoder, load_model, load_shared_tokenizer, load_tasks
 from .config_file import RunConfig, load_config
-from .demo import write_demo
 from .export_command import add_export
-from .folders import check_output_dir, removed_where_nothing_is_written
 from .interruption import CheckpointOnSignal, RunInterrupted
+from .output_dir import check_output_dir, removed_where_nothing_is_written
 from .predict_command import add_predict
 from .push_command import add_push
 

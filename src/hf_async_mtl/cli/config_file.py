@@ -14,8 +14,8 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from ..data.loading import DataSource, expand_path
-from ..model.adapters import check_lora
-from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..modeling.adapters import check_lora
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from ..tasks.presets import PRESETS
 from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
 
@@ -49,7 +49,7 @@ class RunConfig:
         tasks: Name -> task, its labels not yet found.
         sources: Name -> where its data is.
         training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``. A teacher of a task may be
-            None, which says that it has none; see `hf_async_mtl.cli.building.grown`.
+            None, which says that it has none; see `hf_async_mtl.run.grown`.
         output_dir: Absolute, or None.
     """
 

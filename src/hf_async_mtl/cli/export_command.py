@@ -12,13 +12,13 @@ from ..data.loading import load_splits
 from ..data.mixing import EncodedTask
 from ..data.tokenization import encode
 from ..export.onnx_files import export_onnx, open_session, quantize
-from ..export.running import onnx_logits
+from ..export.onnx_inference import onnx_logits
 from ..metrics import compute
-from ..model.configuration_multitask import ConfigurationError
-from ..model.modeling_multitask import MultiTaskModel
+from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.modeling_multitask import MultiTaskModel
 from ..report.tables import render
+from ..run import load_model
 from ..tasks.registry import TASK_TYPES
-from .building import load_model
 from .config_file import load_config
 
 __all__ = ["add_export"]

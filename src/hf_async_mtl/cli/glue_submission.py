@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.loading import READERS, DataSource, load_split, read_file
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.presets import PRESETS
 
 __all__ = ["FILES", "SubmissionFile", "find_rows", "lines_of", "prediction"]

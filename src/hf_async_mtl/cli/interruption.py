@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from ..training.ranks import any_process
+from ..training.distributed import any_process
 
 __all__ = ["CheckpointOnSignal", "RunInterrupted"]
 

@@ -12,12 +12,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.loading import READERS, read_file
-from ..model.configuration_multitask import ConfigurationError
-from ..model.modeling_multitask import MultiTaskModel
-from .answer_files import to_csv, to_json_lines, writing
-from .building import load_model
+from ..inference.predict import answerable, predict_rows
+from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.modeling_multitask import MultiTaskModel
+from ..run import load_model
 from .glue_submission import FILES, find_rows, lines_of
-from .predicting import answerable, predict_rows
+from .prediction_files import to_csv, to_json_lines, writing
 
 __all__ = ["add_predict"]
 

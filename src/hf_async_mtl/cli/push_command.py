@@ -9,9 +9,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from ..model.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import ConfigurationError
 from ..report.saved_card import render_card
-from .building import load_model
+from ..run import load_model
 
 __all__ = ["add_push"]
 

@@ -18,9 +18,9 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..distillation.unlabeled import is_unlabelled
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.labels import is_missing
-from .unlabelled import is_unlabelled
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
 

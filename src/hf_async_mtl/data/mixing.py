@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 
 __all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task", "example_places"]
 

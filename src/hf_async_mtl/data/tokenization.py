@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.heads import HEADS
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
 from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES

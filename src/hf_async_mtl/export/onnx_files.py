@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.configuration_multitask import ConfigurationError
-from ..model.encoders import position_limit
-from ..model.modeling_multitask import MultiTaskModel
-from .dense import DenseBundle
+from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.encoders import position_limit
+from ..modeling.modeling_multitask import MultiTaskModel
+from .onnx_module import DenseBundle
 
 __all__ = ["TOLERANCE", "export_onnx", "open_session", "quantize"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from .card import without_folder
+from .model_card import without_folder
 from .plots import plot_conflicts, plot_curves, plot_retention
 from .tables import percent_text, step_text, value_text
 

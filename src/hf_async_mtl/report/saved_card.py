@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from .card import RunCard
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from .model_card import RunCard
 
 __all__ = ["FACTS", "render_card", "save_card"]
 

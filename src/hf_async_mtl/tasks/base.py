@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .labels import HINT, find_column_labels, truncated_repr
 from .pretruncation import shorten
 

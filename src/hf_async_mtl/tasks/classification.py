@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .base import Target, TaskType
 from .labels import label_encoder, unique_values
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig, truncated_repr
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, truncated_repr
 
 if TYPE_CHECKING:
     from datasets import Dataset

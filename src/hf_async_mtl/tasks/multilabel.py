@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.configuration_multitask import TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from .base import Target, TaskType
 from .classification import CARD_LABELS
 from .labels import LabelError, label_encoder, truncated_repr

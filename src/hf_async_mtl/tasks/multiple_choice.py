@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.configuration_multitask import TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from .base import Columns, Target, TaskType, example_text, group_segments, tokenizer_call
 from .labels import LabelError, is_missing, truncated_repr
 from .pretruncation import shorten

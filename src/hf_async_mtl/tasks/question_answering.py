@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .base import Columns, Target, TaskType, group_segments
 from .labels import LabelError, truncated_repr
 from .pretruncation import shorten

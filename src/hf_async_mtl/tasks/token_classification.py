@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.losses import IGNORE
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.losses import IGNORE
 from .base import Columns, Target, TaskType, group_segments, tokenizer_call
 from .classification import CARD_LABELS
 from .labels import LabelError, label_encoder, truncated_repr

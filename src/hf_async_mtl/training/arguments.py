@@ -16,8 +16,8 @@ from transformers.utils import logging
 from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
-from ..model.configuration_multitask import ConfigurationError
-from ..report.card import without_folder
+from ..modeling.configuration_multitask import ConfigurationError
+from ..report.model_card import without_folder
 
 __all__ = [
     "REFUSED",
@@ -98,13 +98,13 @@ class DistillationConfig:
     """How a converged task learns from its teacher.
 
     Args:
-        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.model.losses.categorical_kl`.
+        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
         label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
         ramp_steps: So many optimizer steps after its switch a task goes from labels to logits, linearly. 0: at once.
         annealing: The labels' share grows from 0 at the first step to 1 at the last, as in BAM (Clark et al., 2019).
             For a task that converges late there is then little left to distil.
         keep_gradient_norm: Weigh the distillation loss so that the task pulls as hard as its labels would have; see
-            `hf_async_mtl.training.distilling.norm_keeping_weight`.
+            `hf_async_mtl.distillation.loss.norm_keeping_weight`.
         snapshots: The teacher is the average of the weights of so many best evaluations of its task. Far apart, they
             may average to a worse model than each of them. The teacher's step and value in the report are those of the
             best of them; the average itself is not evaluated.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..convergence.teacher import link_or_copy
+from ..distillation.snapshots import link_or_copy
 
 __all__ = [
     "BEST_FOLDER",

@@ -11,8 +11,8 @@ from transformers import EvalPrediction
 
 from ..convergence.actions import ACTIONS
 from ..metrics import METRICS
-from ..model.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
-from ..model.modeling_multitask import MultiTaskModel
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleConfig
 
 __all__ = [

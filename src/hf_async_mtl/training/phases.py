@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..convergence.schedule import ConvergenceSchedule, TaskSpec
-from ..model.configuration_multitask import TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from .arguments import AsyncMTLTrainingArguments
 from .checks import join_order
 

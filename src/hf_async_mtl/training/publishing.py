@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..model.modeling_multitask import MultiTaskModel
-from ..report.card import RunCard
+from ..modeling.modeling_multitask import MultiTaskModel
+from ..report.model_card import RunCard
 from ..report.plots import draw
 from ..report.saved_card import save_card
 from .arguments import AsyncMTLTrainingArguments

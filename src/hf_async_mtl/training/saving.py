@@ -11,14 +11,14 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
-from ..model.freezing import what_learns
+from ..modeling.freezing import what_learns
 from .callbacks import ConvergenceCallback
+from .checkpoint_validation import placement
 from .checkpoints import TEACHERS_FOLDER, link_best
-from .converging import ConvergingTrainer
+from .controller import ConvergingTrainer
+from .distributed import share_rng_states
 from .publishing import publish
-from .ranks import share_rng_states
-from .resuming import placement
-from .weights import savable
+from .state_dict import savable
 
 if TYPE_CHECKING:
     import optuna

@@ -14,7 +14,7 @@ __all__ = ["TaskLosses"]
 class TaskLosses:
     """Adds up each task's losses on the device, so that no training step waits for a number.
 
-    A loss that is not finite is left out: its step is not made (see `hf_async_mtl.training.finite`).
+    A loss that is not finite is left out: its step is not made (see `hf_async_mtl.training.nonfinite`).
 
     Args:
         tasks: The names of the tasks, in the order of the sums.

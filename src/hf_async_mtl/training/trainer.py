@@ -13,17 +13,18 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Train
 from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
 
 from ..convergence.actions import ACTIONS, PHASES
-from ..convergence.recording import TeacherError
-from ..data.collating import MultiTaskCollator
+from ..data.collator import MultiTaskCollator
 from ..data.mixing import MixingSampler, TaskMixture
-from ..data.unlabelled import check_unlabelled, is_unlabelled, with_placeholders
+from ..distillation.logits import TeacherError
+from ..distillation.teachers import Teachers
+from ..distillation.unlabeled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric
-from ..model.configuration_multitask import ConfigurationError, TaskConfig
-from ..model.freezing import check_learns
-from ..model.modeling_multitask import MultiTaskModel
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.freezing import check_learns
+from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments
-from .batch_loss import BatchLoss
 from .callbacks import ConvergenceCallback, TableCallback
+from .checkpoint_validation import check_checkpoint
 from .checkpoints import TEACHERS_FOLDER, adopt_best, checkpoint_step
 from .checks import (
     check_best_metric,
@@ -35,11 +36,10 @@ from .checks import (
     check_unlabelled_tasks,
     checked_model,
 )
+from .distributed import check_files_reach, newest_checkpoint
+from .loss import BatchLoss
 from .phases import new_schedule
-from .ranks import check_files_reach, newest_checkpoint
-from .resuming import check_checkpoint
 from .saving import SavingTrainer
-from .teachers import Teachers
 
 if TYPE_CHECKING:
     import optuna

@@ -1,0 +1,70 @@
+"""Answers on their way to a file: one line a row, as they come."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..tasks.registry import TASK_TYPES
+from .output_dir import removed_where_nothing_is_written
+
+__all__ = ["to_csv", "to_json_lines", "writing"]
+
+Answers = Mapping[str, Mapping[str, Any]]
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[TextIO]:
+    """A file to write lines to, or stdout. The file has its name once it is whole: a failure costs no older one."""
+    if path is None:
+        yield sys.stdout
+        return
+    if path.is_dir():
+        raise ConfigurationError(f"`--output` must be a file; {path} is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to, not replaced.
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        return
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with removed_where_nothing_is_written(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def to_json_lines(rows: Iterable[Answers]) -> Iterator[str]:
+    """A JSON object a row: task -> answer."""
+    for answers in rows:
+        yield json.dumps(answers, ensure_ascii=False) + "\n"
+
+
+def to_csv(rows: Iterable[Answers], tasks: Mapping[str, TaskConfig], names: Sequence[str]) -> Iterator[str]:
+    """A line a row, with a header ``<task>.label``, ``<task>.score``, ...; lists and dictionaries are JSON."""
+    columns = [(name, field) for name in names for field in TASK_TYPES[tasks[name].type].prediction_fields]
+    yield _csv_line([f"{name}.{field}" for name, field in columns])
+    for answers in rows:
+        yield _csv_line([_csv_value(answers[name][field]) for name, field in columns])
+
+
+def _csv_value(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

@@ -1,0 +1,175 @@
+"""The embedded default: a five-task e-commerce bundle, a tiny encoder and a configuration, all generated.
+
+It exists so that one command shows the whole road on a fresh machine without a network. It is a demo: the text comes
+from a small grammar (:mod:`hf_async_mtl.demo.grammar`), so figures on it are evidence of nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from .grammar import TASKS, Row
+
+__all__ = ["write_demo"]
+
+HELD_OUT_ROWS = 250
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY_SIZE = 2000
+# Standard deviations of some weights, in units of ``initializer_range``: what a word is outweighs where it stands.
+SCALES = {"position_embeddings": 0.3, "token_type_embeddings": 0.3, "query": 2.0}
+
+CONFIGURATION = """\
+# The demo of hf_async_mtl: five tasks of an invented shop, generated from seed {seed}.
+# A few minutes on two cores. The text comes from a small grammar: its figures are evidence of nothing.
+encoder: encoder                # a tiny BERT, not pretrained: everything is learned here
+seed: {seed}
+max_length: 64
+pooling: mean
+tasks:
+  relevance:                    # how well a product answers a search query
+    type: classification
+    data: {{train: relevance/train.jsonl, validation: relevance/validation.jsonl, test: relevance/test.jsonl}}
+    text: [query, title]
+    label: label
+    labels: [exact, substitute, complement, irrelevant]
+    metrics: [accuracy, macro_f1]
+    # The hardest of the five: it begins late, and then gains a little at every evaluation until the learning rate is 0.
+    convergence: {{patience: 2, min_delta: 0.02, min_steps: 1500}}
+  category:                     # the department that sells a product
+    type: classification
+    data: {{train: category/train.jsonl, validation: category/validation.jsonl, test: category/test.jsonl}}
+    text: [title]
+    label: label
+    metrics: [accuracy, macro_f1]
+  match:                        # do two offers sell the same product
+    type: classification
+    data: {{train: match/train.jsonl, validation: match/validation.jsonl, test: match/test.jsonl}}
+    text: [left, right]
+    label: label
+    metrics: [f1, accuracy]
+  rating:                       # the stars that belong to a review, 1 to 5
+    type: regression
+    data: {{train: rating/train.jsonl, validation: rating/validation.jsonl, test: rating/test.jsonl}}
+    text: [review]
+    label: stars
+    metrics: [pearson, mae]
+  attributes:                   # brand, color, material and size in a title
+    type: token_classification
+    data: {{train: attributes/train.jsonl, validation: attributes/validation.jsonl, test: attributes/test.jsonl}}
+    text: [tokens]
+    label: tags
+    metrics: [seqeval_f1, seqeval_accuracy]
+convergence: {{criterion: plateau, patience: 3, on_convergence: distill}}
+training:
+  learning_rate: 1.0e-3
+  head_learning_rate: 1.0e-3
+  lr_scheduler_type: linear
+  warmup_steps: 100
+  per_device_train_batch_size: 48
+  per_device_eval_batch_size: 64
+  num_train_epochs: 18
+  eval_steps: 170
+"""
+
+
+def write_demo(folder: Path, seed: int = 0) -> Path:
+    """Write the demo bundle: rows as JSON lines, an encoder folder and ``demo.yaml``.
+
+    The rows, the tokenizer and the weights are a pure function of the seed: no clock, no hash order, no global random
+    state (which is left as it was found). Files of an earlier demo in the folder are overwritten.
+
+    Args:
+        folder: Where to write; made if it is missing.
+        seed: Seed of rows, weights and, through ``demo.yaml``, of the training.
+
+    Returns:
+        The path of ``demo.yaml``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_demo(Path(folder)).name
+        'demo.yaml'
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts: list[str] = []
+    for name, grammar in TASKS.items():
+        for split, rows in grammar.splits(f"{seed}/{name}", HELD_OUT_ROWS).items():
+            write_rows(folder / name / f"{split}.jsonl", rows)
+            if split == "train":
+                texts += [text for row in rows for text in grammar.texts(row)]
+    write_encoder(folder / "encoder", texts, seed)
+    path = folder / "demo.yaml"
+    path.write_text(CONFIGURATION.format(seed=seed), encoding="utf-8", newline="\n")
+    return path
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
+
+
+def write_encoder(folder: Path, texts: list[str], seed: int) -> None:
+    """Write a tokenizer trained on the texts and a small BERT with random weights as one ``from_pretrained`` folder."""
+    tokenizer = BertTokenizer(vocab=train_vocabulary(texts), model_max_length=128)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        initializer_range=0.04,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = BertModel(config)
+    fill(model, seed)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def train_vocabulary(texts: list[str]) -> dict[str, int]:
+    """Train WordPiece on the texts and return its vocabulary, the same in every process."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers the characters inside words in the order of a hash map that is seeded per process, and merges
+    # of equal count go by number. Naming all of them as special tokens fixes their numbers beforehand.
+    characters = sorted(set("".join(texts).lower()) - {" "})
+    alphabet = characters + [f"##{character}" for character in characters]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS + alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def fill(model: BertModel, seed: int) -> None:
+    """Draw every weight matrix anew, uniformly and around zero, and set the keys of attention equal to the queries.
+
+    Torch's own normal numbers go through vectorized logarithms whose last bits may differ between processors; these
+    are exact. With equal keys and queries a word attends to its likes from the first step ("Mimetic Initialization of
+    Self-Attention Layers", Trockman and Kolter, ICML 2023). Without that, so small an encoder learns the pair tasks by
+    heart and compares nothing.
+    """
+    width = 3**0.5 * model.config.initializer_range  # of a uniform distribution with that standard deviation
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.ndim < 2:
+            continue
+        scale = next((factor for part, factor in SCALES.items() if part in name), 1.0)
+        rng = Random(f"{seed}/{name}")
+        values = torch.tensor([rng.random() for _ in range(parameter.numel())], dtype=torch.float64)
+        parameter.data = ((2 * values - 1) * (scale * width)).to(parameter.dtype).view_as(parameter)
+    for name, parameter in parameters.items():
+        if name.endswith("key.weight"):
+            parameter.data = parameters[name.replace("key", "query")].data.clone()

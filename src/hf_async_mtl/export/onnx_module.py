@@ -1,0 +1,101 @@
+"""A bundle's answers on padded rows, without ragged lengths: what a graph with fixed operations can hold."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.heads import Head
+from ..modeling.modeling_multitask import MultiTaskModel
+from ..modeling.packing import Layout, Ragged
+
+__all__ = ["DenseBundle", "pool_padded"]
+
+
+def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector a row, as `hf_async_mtl.modeling.heads.pool` makes one a segment.
+
+    Args:
+        states: ``[B, L, H]``.
+        mask: ``[B, L]``, 1 on tokens, of which each row has at least one, and 0 on padding, on either side.
+        pooling: ``cls`` (the first token), ``mean`` or ``max``.
+
+    Returns:
+        ``[B, H]``.
+
+    Examples:
+        >>> states, mask = torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]])
+        >>> [pool_padded(states, mask, pooling).item() for pooling in ("cls", "mean", "max")]
+        [1.0, 2.0, 3.0]
+    """
+    if pooling == "cls":
+        first = mask.argmax(dim=1)
+        return states.gather(1, first[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+    here = mask.unsqueeze(-1).to(states.dtype)
+    if pooling == "mean":
+        return (states * here).sum(1) / here.sum(1)
+    return states.masked_fill(here == 0, torch.finfo(states.dtype).min).amax(1)
+
+
+class DenseBundle(nn.Module):
+    """Encoder and heads of a `MultiTaskModel`, whose weights it shares.
+
+    Args:
+        model: The model; it is put in evaluation mode.
+
+    Attributes:
+        inputs: The names of what `forward` takes, in order: ``input_ids``, ``attention_mask`` and, where the encoder
+            reads them, ``token_type_ids``.
+        tasks: The names of what it returns, in order.
+    """
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.pooling: str = model.config.pooling
+        known = set(model._encoder_inputs)
+        self.inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in known]
+        self.tasks = list(model.config.task_order)
+        heads: dict[str, nn.Module] = {}
+        for name in self.tasks:
+            # Pooled states come in as sequences of one token, of which the first is the only one.
+            heads[name] = copy.copy(model.heads[name])
+            heads[name].pooling = "cls"  # type: ignore[assignment]
+        self.heads = nn.ModuleDict(heads)
+        self.eval()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The logits of each task.
+
+        Args:
+            input_ids: ``[B, L]``; a choice of a multiple-choice task, or a window of a long context, is a row.
+            attention_mask: ``[B, L]``.
+            token_type_ids: ``[B, L]``.
+
+        Returns:
+            ``[B, C]`` for sequences, ``[B]`` for regression, ``[B]``, a score a row, for choices, ``[B, L, C]`` for
+            tokens, 0 on padding.
+        """
+        given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
+        states = self.encoder(**given).last_hidden_state
+        rows, length = input_ids.shape
+        each = torch.arange(rows + 1, device=input_ids.device)
+        pooled = Ragged(pool_padded(states, attention_mask, self.pooling), Layout(each, each))
+        tokens = Ragged(states.flatten(0, 1), Layout(each * length, each))
+        answers = []
+        for head in self.heads.values():
+            assert isinstance(head, Head)
+            if head.unit == "token":
+                scores = head(tokens).unflatten(0, (rows, length))
+                answers.append(scores * attention_mask.unsqueeze(-1).to(scores.dtype))
+            else:
+                scores = head(pooled)
+                answers.append(scores.flatten() if head.has_choices else scores)
+        return tuple(answers)

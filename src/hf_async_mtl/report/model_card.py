@@ -1,0 +1,350 @@
+"""The model card of a run: a dataclass filled from what the run left, and `card_template.md` beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
+
+from ..tasks.registry import TASK_TYPES
+
+if TYPE_CHECKING:
+    from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+
+__all__ = ["RunCard", "installed_versions", "without_folder"]
+
+MISSING = "–"  # noqa: RUF001, an en dash, where a value is null, NaN or was never measured
+TAGS = ["hf_async_mtl", "multi-task", "knowledge-distillation"]
+TEMPLATE = Path(__file__).with_name("card_template.md")
+PACKAGES = ("hf_async_mtl", "torch", "transformers", "datasets", "accelerate", "tokenizers")
+LABELS_SHOWN = 8
+
+_MIXING = {
+    "proportional": "An epoch has each training row of each task once.",
+    "temperature": "Small tasks were drawn more often than their share of the rows (a temperature, below).",
+    "uniform": "All tasks were drawn equally often, whatever their size.",
+}
+_HUB_METRICS = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "squad_f1": "f1",
+    "seqeval_f1": "f1",
+    "seqeval_accuracy": "accuracy",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+
+
+@dataclass
+class RunCard:
+    """What a model card says of a run.
+
+    Args:
+        model_name: The model's name or its repository, such as `user/model`.
+        tasks: The task configurations, by name, with their labels resolved.
+        report: The content of `convergence.json`.
+        results: The content of `all_results.json`: `eval_<task>_<metric>`, `test_<task>_<metric>` and the averages.
+            What is missing, None or NaN is shown as an en dash.
+        encoder: The Hub id or the folder of the pretrained encoder. Of a folder, the last name alone is published. A
+            relative folder that does not exist from here is taken for a Hub id: give an absolute one.
+        training: Settings of note, by name; values may be nested. Absolute paths in them are cut to their last name.
+        data: The tasks' `data` sections. Only a Hub dataset (`hub`, `name`) is published.
+        rows: Task -> `train` and `validation` -> how many rows it had there.
+        license: The model's licence as the Hub names it.
+        language: The language or languages of the data, as ISO codes.
+        versions: The packages of note and their versions.
+
+    Example:
+        >>> from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+        >>> task = TaskConfig(type="classification", text=["title"], labels=["toy", "tool"])
+        >>> history = {"phase": "learning", "converged_step": None, "teacher_value": 0.8, "teacher_step": 10,
+        ...            "best": 0.8, "best_step": 10, "last": 0.8, "history": [[10, 0.8]]}
+        >>> report = {"step": 10, "average": 0.8, "tasks": {"category": history}, "events": []}
+        >>> card = RunCard("user/model", {"category": task}, report, {}, encoder="google-bert/bert-base-uncased")
+        >>> card.to_model_card().data.base_model
+        'google-bert/bert-base-uncased'
+    """
+
+    model_name: str
+    tasks: Mapping[str, TaskConfig]
+    report: Mapping[str, Any]
+    results: Mapping[str, Any]
+    encoder: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    license: str | None = None
+    language: str | list[str] | None = None
+    versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
+
+    def to_model_card(self) -> ModelCard:
+        """Fill the template and the metadata.
+
+        Returns:
+            The card; `save(path)` writes it.
+        """
+        phases = [task["phase"] for task in self.report["tasks"].values()]
+        example_task, example_inputs = self._example()
+        card: ModelCard = ModelCard.from_template(
+            self.metadata(),
+            template_path=str(TEMPLATE),
+            title=_last_name(self.model_name),
+            model_id=without_folder(self.model_name),
+            encoder=_last_name(self.encoder) if self.base_model is None else self.encoder,
+            encoder_url=None if self.base_model is None else f"https://huggingface.co/{self.base_model}",
+            task_count=len(self.tasks),
+            tasks_table=self._tasks_table(),
+            results_table=self._results_table(),
+            convergence_table=self._convergence_table(),
+            teachers_table=self._teachers_table(),
+            has_conflicts="conflicts" in self.report and len(self.tasks) > 1,
+            examples="\n\n".join(
+                "\n".join([f"# {name}", *TASK_TYPES[task.type].card_example(name, task)])
+                for name, task in self.tasks.items()
+            ),
+            data_table=self._data_table(),
+            mixing=_MIXING[(self.training.get("mixing") or {}).get("strategy", "proportional")],
+            training_table=_markdown_table(
+                ["Setting", "Value"], [[_code(name), _setting(value)] for name, value in self.training.items()]
+            ),
+            versions=", ".join(f"{name} {version}" for name, version in self.versions.items()),
+            distilled=phases.count("distilling"),
+            stopped=phases.count("stopped"),
+            converged=sum(task["converged_step"] is not None for task in self.report["tasks"].values()),
+            final_step=self.report["final"]["step"] if "final" in self.report else None,
+            last_step=self.report["step"],
+            has_test=any(_is_number(self.results.get(f"test_{key}")) for key in self._metric_keys()),
+            notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
+            has_lora="lora" in self.training,
+            example_task=example_task,
+            example_inputs=example_inputs,
+        )
+        return card
+
+    def metadata(self) -> ModelCardData:
+        """The YAML block, its model index with the test results, or the validation results of a task without any."""
+        return ModelCardData(
+            model_name=_last_name(self.model_name),
+            base_model=self.base_model,
+            datasets=sorted({data["hub"] for data in self.data.values() if "hub" in data}) or None,
+            language=self.language,
+            library_name="transformers",
+            license=self.license,
+            metrics=sorted({_HUB_METRICS.get(m, m) for task in self.tasks.values() for m in task.metrics or ()}),
+            tags=TAGS,
+            eval_results=self._eval_results() or None,
+        )
+
+    @property
+    def base_model(self) -> str | None:
+        """The encoder's Hub id; None where it is a folder."""
+        try:
+            validate_repo_id(self.encoder)
+        except HFValidationError:
+            return None
+        return None if Path(self.encoder).is_dir() else self.encoder
+
+    def _metric_keys(self) -> list[str]:
+        return [f"{name}_{metric}" for name, task in self.tasks.items() for metric in task.metrics or ()]
+
+    def _eval_results(self) -> list[EvalResult]:
+        # One split a task: the Hub merges entries of the same dataset and split, and a validation split that was
+        # carved out of another has no name of its own there.
+        results = []
+        for name, task in self.tasks.items():
+            tested = any(_is_number(self.results.get(f"test_{name}_{metric}")) for metric in task.metrics or ())
+            prefix, split = ("test", "test") if tested else ("eval", "validation")
+            data = self.data.get(name, {})
+            source_split = data.get(split, split)
+            for metric in task.metrics or ():
+                value = self.results.get(f"{prefix}_{name}_{metric}")
+                if not _is_number(value):
+                    continue
+                results.append(
+                    EvalResult(
+                        task_type=TASK_TYPES[task.type].hub_name,
+                        task_name=name,
+                        dataset_type=data.get("hub", name),
+                        dataset_name=name,
+                        dataset_config=data.get("name") if "hub" in data else None,
+                        dataset_split=source_split if "hub" in data and isinstance(source_split, str) else split,
+                        metric_type=_HUB_METRICS.get(metric, metric),
+                        metric_name=f"{name} {metric}",
+                        metric_value=float(value),
+                    )
+                )
+        return results
+
+    def _example(self) -> tuple[str | None, str]:
+        """A task that a plain call of the tokenizer can feed, and that call."""
+        for name, task in self.tasks.items():
+            if TASK_TYPES[task.type].problem_type is not None:
+                return name, TASK_TYPES[task.type].tokenizer_call(task)
+        return None, ""
+
+    def _tasks_table(self) -> str:
+        rows = []
+        for name, task in self.tasks.items():
+            rows.append([_code(name), task.type.replace("_", " "), _inputs(task), _labels(task)])
+        return _markdown_table(["Task", "Type", "Inputs", "Labels"], rows)
+
+    def _data_table(self) -> str:
+        rows = []
+        for name in self.tasks:
+            data, counts = self.data.get(name, {}), self.rows.get(name, {})
+            source = ", ".join(_code(data[key]) for key in ("hub", "name") if key in data) if "hub" in data else MISSING
+            rows.append([_code(name), source, *(_step(counts.get(split)) for split in ("train", "validation"))])
+        return _markdown_table(["Task", "Dataset of the Hub", "Training rows", "Validation rows"], rows, numbers_from=2)
+
+    def _results_table(self) -> str:
+        final = self.report.get("final", {"average": None, "tasks": {}})
+        rows = []
+        for name, task in self.tasks.items():
+            end = final["tasks"].get(name, {"value": None, "retention": None})
+            for i, metric in enumerate(task.metrics or ()):
+                monitored = i == 0
+                value = (
+                    end["value"] if monitored and "final" in self.report else self.results.get(f"eval_{name}_{metric}")
+                )
+                rows.append(
+                    [
+                        _code(name) if monitored else "",
+                        _code(metric),
+                        _value(value),
+                        _value(self.report["tasks"][name]["best"]) if monitored else "",
+                        _percent(end["retention"]) if monitored else "",
+                        _value(self.results.get(f"test_{name}_{metric}")),
+                    ]
+                )
+        average = final["average"] if "final" in self.report else self.results.get("eval_average")
+        rows.append(
+            ["**average**", "monitored", _value(average), "", "", _value(self.results.get("test_average"))],
+        )
+        header = ["Task", "Metric", "Validation", "Best in the run", "Retention", "Test"]
+        return _markdown_table(header, rows, numbers_from=2)
+
+    def _convergence_table(self) -> str:
+        rows = []
+        for name, task in self.report["tasks"].items():
+            converged = task["converged_step"] is not None
+            rows.append(
+                [
+                    _code(name),
+                    task["phase"],
+                    _step(task["converged_step"]),
+                    _step(task["teacher_step"] if converged else None),
+                    _value(task["teacher_value"] if converged else None),
+                    _step(task["best_step"]),
+                    _value(task["best"]),
+                ]
+            )
+        header = [
+            "Task",
+            "Phase at the end",
+            "Converged",
+            "Teacher's step",
+            "Teacher's value",
+            "Best at step",
+            "Best value",
+        ]
+        return _markdown_table(header, rows, numbers_from=2)
+
+    def _teachers_table(self) -> str:
+        kinds = ["entropy", "calibration", "accuracy", "residual"]
+        rows = [
+            [_code(name), *(_value(quality.get(kind)) for kind in kinds)]
+            for name, task in self.report["tasks"].items()
+            if (quality := task.get("teacher_quality"))
+        ]
+        header = ["Teacher of", "Entropy", "Calibration error", "Accuracy", "Residual"]
+        return _markdown_table(header, rows, numbers_from=1)
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that made a model, as far as they are installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # our own, in a source tree that is not installed
+            continue
+    return versions
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> str:
+    """A table whose columns are right-aligned from `numbers_from` on."""
+    first_number = len(header) if numbers_from is None else numbers_from
+    rule = ["---" if i < first_number else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def _code(text: object) -> str:
+    """A code span that holds any text, in a table's cell too."""
+    flat = " ".join(str(text).split()).replace("|", "\\|")
+    return f"`` {flat} ``" if "`" in flat else f"`{flat}`"
+
+
+def _inputs(task: TaskConfig) -> str:
+    if isinstance(task.text, Mapping):
+        prompt, choices = (", ".join(_code(column) for column in task.text[key]) for key in ("prompt", "choices"))
+        return f"{prompt} with each of {choices}"
+    return ", ".join(_code(column) for column in task.text)
+
+
+def _labels(task: TaskConfig) -> str:
+    if not task.labels:
+        return MISSING
+    shown = ", ".join(_code(label) for label in task.labels[:LABELS_SHOWN])
+    return shown if len(task.labels) <= LABELS_SHOWN else f"{shown}, ... ({len(task.labels)} in all)"
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_setting(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_setting(inner) for inner in value)
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else MISSING
+    if isinstance(value, Path) or (isinstance(value, str) and _is_absolute(value)):
+        return _code(_last_name(str(value)))
+    return _code(value) if isinstance(value, str) else str(value)
+
+
+def without_folder(text: str) -> str:
+    """The last name of an absolute path, as where it lies is nobody else's; any other text as it is."""
+    return _last_name(text) if _is_absolute(text) else text
+
+
+def _is_absolute(text: str) -> bool:
+    return bool(re.match(r"[/\\~]|[A-Za-z]:[/\\]|file:", text))
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _value(value: float | None) -> str:
+    return f"{value:.4f}" if _is_number(value) else MISSING
+
+
+def _percent(value: float | None) -> str:
+    return f"{100 * value:.1f}%" if _is_number(value) else MISSING
+
+
+def _step(step: int | None) -> str:
+    return MISSING if step is None else str(step)

@@ -1,0 +1,163 @@
+"""From a checked configuration to data, tokenizer and model; every failure is one message for people."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer
+
+from .cli.config_file import RunConfig
+from .data.loading import load_splits
+from .data.tokenization import not_utf8
+from .distillation.external import UNLOADABLE
+from .distillation.unlabeled import check_unlabelled, is_unlabelled
+from .metrics import check_metric
+from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .modeling.growing import adopt, kept_tasks
+from .modeling.modeling_multitask import MultiTaskModel
+from .tasks.registry import TASK_TYPES
+
+__all__ = [
+    "evaluation_sets",
+    "grown",
+    "load_encoder",
+    "load_model",
+    "load_shared_tokenizer",
+    "load_tasks",
+    "load_tokenizer",
+]
+
+
+def grown(config: RunConfig) -> RunConfig:
+    """The configuration of a run that starts from a trained bundle, or several; any other as it is.
+
+    A task that a bundle has takes over its labels, and is taught by that bundle from the first step, unless it has
+    another teacher, or none (null): then it learns from labels. An evaluation before the first step says what each
+    task can do by then.
+
+    Raises:
+        ConfigurationError: A task does not fit its head in the bundle, or a head is to be frozen that is new.
+    """
+    try:
+        trained = {source: AutoConfig.from_pretrained(source, trust_remote_code=False) for source in _sources(config)}
+    except UNLOADABLE:
+        # `load_encoder` says it, once the data has been looked at.
+        return config
+    bundles = {source: found for source, found in trained.items() if isinstance(found, MultiTaskConfig)}
+    known = {name: task for found in bundles.values() for name, task in found.task_configs.items()}
+    owners = {name: source for source, found in bundles.items() for name in found.tasks}
+    kept = kept_tasks(known, config.tasks, config.model["new_heads"])
+    for name in config.frozen_heads:
+        if name not in kept:
+            raise ConfigurationError(
+                f"`tasks.{name}.head: frozen` needs a head that has been trained, and `encoder` has none for it. Start "
+                "from a bundle that has the task, or let the head learn."
+            )
+    if not bundles:
+        return config
+    distillation = config.training["distillation"]
+    training = {
+        **config.training,
+        "distillation": {
+            **distillation,
+            "teachers": {name: owners[name] for name in kept} | (distillation.get("teachers") or {}),
+        },
+        "eval_on_start": config.training.get("eval_on_start", True),
+    }
+    tasks = config.tasks | {name: adopt(name, config.tasks[name], known[name]) for name in kept}
+    return dataclasses.replace(config, tasks=tasks, training=training)
+
+
+def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
+    """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
+    splits, tasks = {}, {}
+    for name, task in config.tasks.items():
+        taught = (config.training["distillation"].get("teachers") or {}).get(name) is not None
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, taught=taught)
+        train = splits[name]["train"]
+        try:
+            if is_unlabelled(train, task):
+                check_unlabelled(task)
+                tasks[name] = task
+            else:
+                tasks[name] = task.resolve(train)
+                TASK_TYPES[task.type].check_training_labels(tasks[name], train)
+            for metric in tasks[name].metrics or ():
+                check_metric(metric, tasks[name])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"Task {name!r}: {error}") from None
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, error) from None
+    return splits, tasks
+
+
+def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
+    """The validation sets as the trainer names them: ``<task>`` and ``<task>_<suffix>``."""
+    return {
+        name + split.removeprefix("validation"): rows
+        for name, sets in splits.items()
+        for split, rows in sets.items()
+        if split.startswith("validation")
+    }
+
+
+def _sources(config: RunConfig) -> list[str]:
+    return [config.encoder] if isinstance(config.encoder, str) else config.encoder
+
+
+def load_shared_tokenizer(config: RunConfig, tasks: dict[str, TaskConfig]) -> Any:
+    """The tokenizer of a run's encoder; of bundles that are merged, that which all of them have."""
+    first, *others = _sources(config)
+    tokenizer = load_tokenizer(first, tasks)
+    for other in others:
+        if load_tokenizer(other, tasks).get_vocab() != tokenizer.get_vocab():
+            raise ConfigurationError(
+                f"Models that are merged must have one vocabulary; {other!r} has another than {first!r}. Name one of "
+                "them as a teacher instead."
+            )
+    return tokenizer
+
+
+def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
+    """The tokenizer of a model or an encoder, as its tasks need it."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        has_words = any(TASK_TYPES[task.type].reads_words for task in tasks.values())
+        if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
+            # Byte-level tokenizers read a list of words only when each word may begin with a space.
+            tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer
+
+
+def load_model(source: str) -> tuple[MultiTaskModel, Any]:
+    """A trained model in evaluation mode, and its tokenizer."""
+    try:
+        model = MultiTaskModel.from_pretrained(source)
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
+        raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
+    return model.eval(), load_tokenizer(source, model.config.task_configs)
+
+
+def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
+    """New heads on the configured encoder, with what is to stay as it is frozen."""
+    try:
+        model = MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
+        raise ConfigurationError(
+            f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if config.freeze is not None:
+        model.freeze_encoder(None if config.freeze == "encoder" else int(config.freeze))
+    for name in config.frozen_heads:
+        model.heads[name].requires_grad_(False)
+    return model

@@ -1,0 +1,145 @@
+"""What several processes do together: agree, gather what they have shared out, and find each other's files."""
+
+from __future__ import annotations
+
+import secrets
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from ..modeling.configuration_multitask import ConfigurationError
+from .arguments import AsyncMTLTrainingArguments
+from .checkpoints import whole_checkpoints
+
+__all__ = [
+    "agreed",
+    "any_process",
+    "check_files_reach",
+    "gather_examples",
+    "newest_checkpoint",
+    "share_rng_states",
+]
+
+T = TypeVar("T")
+
+
+def agreed(value: T) -> T:
+    """The first process's value, on all: what is decided on it is decided once.
+
+    Args:
+        value: Can be pickled; it comes from a process of the same run.
+    """
+    return broadcast_object_list([value])[0]
+
+
+@cache
+def _cpu_group() -> dist.ProcessGroup:
+    # Flags are on the processor; through NCCL they would wait for all that the accelerator has to do.
+    return dist.new_group(backend="gloo")
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set on any process; all ask together, and none learns of it a step before the others."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, group=_cpu_group())
+    return bool(flags)
+
+
+def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples of all processes' batches, one process's after the other.
+
+    Args:
+        accelerator: Of the trainer.
+        example_ids: ``[B]``; B may differ from process to process.
+        logits: ``[U, ...]``, the examples' units one after the other.
+
+    Returns:
+        ``[sum of the B]`` and ``[sum of the U, ...]``, the same on all processes.
+    """
+    if accelerator.num_processes == 1:
+        return example_ids, logits
+    sizes = accelerator.gather(torch.tensor([[len(example_ids), len(logits)]], device=example_ids.device)).tolist()
+    whole = []
+    for values, counts in zip((example_ids, logits), zip(*sizes, strict=True), strict=True):
+        padded = values.new_zeros(max(counts), *values.shape[1:])
+        padded[: len(values)] = values
+        parts = accelerator.gather(padded).split(max(counts))
+        whole.append(torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]))
+    return whole[0], whole[1]
+
+
+def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator) -> None:
+    """Check that every process will find what others write into the output folder.
+
+    Teachers and the best weights are written by the first process, or by the first of each machine with
+    ``save_on_each_node``, and read by all.
+
+    Raises:
+        ConfigurationError: On all processes, where a machine has a folder of its own and nobody writes there, or where
+            two machines would write into the same folder at once.
+    """
+    if accelerator.num_processes == 1:
+        return
+    folder = Path(args.output_dir)
+    token, path = agreed(secrets.token_hex(8)), folder / "_reached"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(token, encoding="utf-8")
+    accelerator.wait_for_everyone()
+    found = path.is_file() and path.read_text(encoding="utf-8") == token
+    sees = gather_object([(accelerator.local_process_index, found)])
+    if accelerator.is_main_process:
+        path.unlink()
+    if not args.save_on_each_node and not all(seen for _, seen in sees):
+        raise ConfigurationError(
+            f"The output folder {folder} must be on a file system that all machines share; it is not. Give such a "
+            "folder, or set `training.save_on_each_node: true`: each machine then keeps teachers and checkpoints of "
+            "its own."
+        )
+    if args.save_on_each_node and sum(local == 0 and seen for local, seen in sees) > 1:
+        raise ConfigurationError(
+            f"`training.save_on_each_node: true` is for machines with folders of their own; {folder} is one that they "
+            "share, and they would write the same files at once. Remove the key."
+        )
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint of an output folder that every process has, or None where none has any.
+
+    Raises:
+        ConfigurationError: On all processes, where machines have folders of their own, and none in common.
+    """
+    own = whole_checkpoints(output_dir)
+    have = gather_object([sorted(own)])
+    common = set(have[0]).intersection(*have)
+    if not common and any(have):
+        rank = next(rank for rank, steps in enumerate(have) if steps)
+        without = ", ".join(str(rank) for rank, steps in enumerate(have) if not steps) or "others"
+        raise ConfigurationError(
+            f"All machines must resume from one checkpoint; process {rank} has checkpoint-{have[rank][-1]} in "
+            f"{output_dir}, and process {without} does not. Copy that folder to each machine."
+        )
+    return own[max(common)] if common else None
+
+
+def share_rng_states(checkpoint: Path, args: AsyncMTLTrainingArguments) -> None:
+    """Give each machine's checkpoint the random states of all processes, and wait until they are written.
+
+    Upstream's processes write one each; a checkpoint must not be taken for whole before the last of them has.
+    """
+    if args.world_size == 1:
+        return
+    own = checkpoint / f"rng_state_{args.process_index}.pth"
+    states = gather_object([(own.name, own.read_bytes())])
+    if args.save_on_each_node and args.should_save:
+        for name, content in states:
+            (checkpoint / name).write_bytes(content)
+    dist.barrier()

@@ -1,0 +1,255 @@
+"""Low-rank layers on the encoder: whole heads, saved and loaded, merged, and pushed without the encoder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundles import bundle_config, write_bundle, write_config
+from commands_here import done, refused
+from fake_hub import Commit, python, serving
+from families import FAMILIES, packed, random_examples, tiny_model
+from other_environment import without_package
+from safetensors.torch import load_file
+from tiny import task_configs, tiny_encoder, tiny_tokenizer
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+from hf_async_mtl import ConfigurationError, MultiTaskModel
+from hf_async_mtl.modeling.adapters import add_lora, is_adapter
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("polarity", "overlap", "colors")
+LORA = {"r": 4, "lora_alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three tasks with low-rank layers, which converge and distil."""
+    folder = tmp_path_factory.mktemp("lora")
+    write_bundle(folder, TASKS)
+    config = {**bundle_config(TASKS), "lora": LORA}
+    config["training"] |= {"load_best_model_at_end": False, "learning_rate": 0.02}
+    done("train", write_config(folder, config, "lora"), "--output-dir", folder / "run")
+    return folder / "run"
+
+
+def answers(model: MultiTaskModel) -> dict[str, torch.Tensor]:
+    batch = tiny_tokenizer()(["the red cat", "a very big sofa is not good"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, logits in expected.items():
+        torch.testing.assert_close(found[name], logits, **tolerance)
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_begins_as_it_was(family: str) -> None:
+    """Bug: an encoder that peft does not know is refused, or answers otherwise before anything was learnt."""
+    model = tiny_model(family)
+    batch = packed(model, random_examples())
+    before = model(**batch)
+    settings = add_lora(model.encoder, LORA)
+    assert settings["target_modules"]
+    after = model(**batch)
+    assert_same(after.logits, before.logits)
+    after.loss.backward()
+    learns = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+    assert learns
+    assert all(is_adapter(name) for name in learns)
+    assert all(p.grad is not None for p in model.encoder.parameters() if p.requires_grad)
+
+
+def test_a_run_moves_low_rank_layers_and_heads_alone(run: Path) -> None:
+    """Bug: the encoder's own weights are trained beside its adapters, or the heads are frozen with them."""
+    saved = load_file(run / "model.safetensors")
+    begun = AutoModel.from_pretrained(run.parent / "encoder", add_pooling_layer=False).state_dict()
+    own = {name.removeprefix("encoder.").replace(".base_layer", ""): tensor for name, tensor in saved.items()}
+    for name, tensor in begun.items():
+        assert torch.equal(own[name], tensor), name
+    learnt = [tensor for name, tensor in saved.items() if ".lora_B." in name]
+    assert learnt
+    assert all(tensor.abs().max() > 0 for tensor in learnt)
+    report = json.loads((run / "convergence.json").read_text(encoding="utf-8"))
+    assert any(event["event"] == "converged" for event in report["events"])
+
+
+def test_a_saved_model_answers_the_same_and_learns_the_same(run: Path, tmp_path: Path) -> None:
+    """Bug: the layers are drawn anew in loading; or a loaded model trains its whole encoder."""
+    model = MultiTaskModel.from_pretrained(run)
+    model.save_pretrained(tmp_path)
+    again = MultiTaskModel.from_pretrained(tmp_path)
+    assert_same(answers(again), answers(model))
+    learns = {name for name, parameter in again.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, _ in model.named_parameters() if name.startswith("heads") or is_adapter(name)}
+
+
+def test_merged_it_is_a_model_like_any_other(run: Path, tmp_path: Path) -> None:
+    """Bug: what was learnt is lost in merging, or the merged model still asks for peft."""
+    model = MultiTaskModel.from_pretrained(run)
+    expected = answers(model)
+    model.merge_adapter()
+    assert_same(answers(model), expected, rtol=1e-4, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not any("lora" in name or "base_layer" in name for name in saved)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["lora"] is None
+    assert_same(answers(MultiTaskModel.from_pretrained(tmp_path)), answers(model))
+    with pytest.raises(ConfigurationError, match="must have low-rank layers; this one has none"):
+        model.merge_adapter()
+
+
+def test_a_run_is_resumed(run: Path, tmp_path: Path) -> None:
+    """Bug: a checkpoint of low-rank layers cannot be resumed, or is resumed from the plain encoder."""
+    command = ["train", run.parent / "lora.yaml", "--output-dir"]
+    done(*command, tmp_path / "run", "--set", "training.save_steps=8")
+    # As a run that was killed after its checkpoint left it.
+    for path in [tmp_path / "run" / "checkpoint-12"]:
+        for file in path.iterdir():
+            file.unlink() if file.is_file() else None
+    before = load_file(tmp_path / "run" / "model.safetensors")
+    done(*command, tmp_path / "run", "--resume", tmp_path / "run" / "checkpoint-8")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_bundle_grows_from_it(run: Path) -> None:
+    """Bug: the encoder of a bundle with low-rank layers is taken without what they have learnt."""
+    old = MultiTaskModel.from_pretrained(run)
+    chosen = {name: task_configs()[name] for name in ("polarity", "topics")}
+    for settings in (None, LORA):
+        grown = MultiTaskModel.from_encoder(str(run), chosen, lora=settings)
+        torch.testing.assert_close(answers(grown)["polarity"], answers(old)["polarity"], rtol=1e-4, atol=1e-5)
+        assert (grown.config.lora is None) == (settings is None)
+
+
+def test_what_comes_after_training(run: Path, tmp_path: Path) -> None:
+    """Bug: a command or a view does not know the layers."""
+    rows = run.parent / "data" / "polarity" / "test.jsonl"
+    done("predict", run, "--input", rows, "--task", "polarity", "--output", tmp_path / "answers.jsonl")
+    done("evaluate", run, run.parent / "lora.yaml")
+    done("export", run, "--onnx", "--output", tmp_path / "onnx")
+    model = MultiTaskModel.from_pretrained(run).eval()
+    pipe = pipeline(
+        "text-classification",
+        model=model.as_sequence_classifier("polarity"),
+        tokenizer=AutoTokenizer.from_pretrained(run),
+    )
+    assert pipe("the red cat")[0]["label"] in ("pos", "neg")
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+TRAIN = """
+import sys
+from hf_async_mtl.cli.commands import main
+sys.exit(main(["train", "hub.yaml", "--output-dir", "run"]))
+"""
+READ = """
+import json, sys, torch
+from transformers import AutoModel, AutoTokenizer
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+inputs = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)(["the red cat"], return_tensors="pt")
+print(json.dumps([model.config.lora_only, model(**inputs).logits["polarity"].tolist()]))
+"""
+
+
+def test_an_adapter_alone_is_pushed(tmp_path: Path) -> None:
+    """Bug: what is pushed holds the encoder; or a reader gets a random one, or that of another revision."""
+    write_bundle(tmp_path, TASKS)
+    write_config(tmp_path, {**bundle_config(TASKS), "encoder": "some/encoder", "lora": LORA}, "hub")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "encoder").iterdir()}
+    with serving("some/encoder", files, "model") as address:
+        python(tmp_path, address, "-c", TRAIN, PYTHONPATH=str(ROOT / "src"))
+    commits: list[Commit] = []
+    command = ("-m", "hf_async_mtl.cli.commands", "push", tmp_path / "run", "user/model")
+    for option in ("--adapter-only", "--merge"):
+        with serving("user/model", {}, "model", commits) as address:
+            python(tmp_path, address, *command, option, PYTHONPATH=str(ROOT / "src"), HF_TOKEN="hf_of_nobody")
+    model = MultiTaskModel.from_pretrained(tmp_path / "run")
+    reader = without_package(tmp_path / "venv")
+    (expected,) = [answers(model)["polarity"][:1].tolist()]
+    for commit, name in zip(commits, ("adapter", "merged"), strict=True):
+        for file, content in commit.files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(content)
+        # The encoder is in the reader's cache; there is no server to ask.
+        offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+        said = python(tmp_path, "http://127.0.0.1:9", "-c", READ, name, executable=reader, **offline)
+        lora_only, found = json.loads(said)
+        assert lora_only is False
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    adapter = load_file(tmp_path / "adapter" / "model.safetensors")
+    assert all(name.startswith("heads.") or is_adapter(name) for name in adapter)
+    assert not any(is_adapter(name) for name in load_file(tmp_path / "merged" / "model.safetensors"))
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_alone_needs_an_encoder_that_others_have(run: Path, tmp_path: Path) -> None:
+    """Bug: a model is pushed that nobody can load, or the path of this machine with it."""
+    message = refused("push", run, "user/model", "--adapter-only")
+    assert "this one began with a folder or a bundle. Save it whole, or merged." in message
+    plain = MultiTaskModel.from_encoder(tiny_encoder(tmp_path / "encoder"), task_configs(), max_length=32)
+    with pytest.raises(ConfigurationError, match="this one has no low-rank layers"):
+        plain.save_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([("lora", 4)], "`lora` must be a mapping"),
+        ([("lora.rank", 4)], "`lora` has no key `rank`. It takes r, lora_alpha"),
+        ([("lora.use_dora", "maybe")], "`lora.use_dora` must be true or false; found 'maybe'"),
+        ([("lora.r", 0)], "`lora.r` must be a whole number of at least 1; found 0"),
+        ([("lora.r", "many")], "`lora.r` must be a whole number of at least 1; found 'many'"),
+        ([("lora.lora_dropout", 1)], "`lora.lora_dropout` must be a number from 0 to below 1; found 1"),
+        ([("lora.lora_alpha", ".nan")], "`lora.lora_alpha` must be a number above 0; found nan"),
+        ([("lora.target_modules", "'('")], "`lora` does not fit"),
+        ([("lora.target_modules", "[keys]")], "`lora` does not fit: Target modules"),
+        ([("lora.r", 4), ("freeze", 1)], "`freeze` and `lora` exclude each other"),
+    ],
+)
+def test_refused(run: Path, settings: list[tuple[str, Any]], words: str) -> None:
+    """Bug: a typing error is a traceback, or trains the whole encoder."""
+    options = [part for key, value in settings for part in ("--set", f"{key}={value}")]
+    bundle, out = run.parent / "bundle.yaml", run.parent / "refused"
+    assert words in refused("train", bundle, "--output-dir", out, *options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("base", [None, "user/model", "@main", 5])
+def test_a_damaged_configuration_is_refused(run: Path, tmp_path: Path, base: Any) -> None:
+    """Bug: a `config.json` that was changed by hand is a traceback."""
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "lora_only": True, "lora_base": base}))
+    rows = run.parent / "data" / "polarity" / "test.jsonl"
+    assert "`lora_only` needs `lora` and `lora_base`" in refused("predict", tmp_path / "copy", "--input", rows)
+
+
+def test_peft_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: who lacks an optional package gets a traceback from the middle of a model."""
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'hf-async-mtl\[lora\]'"):
+        add_lora(tiny_model("bert").encoder, LORA)
+
+
+def test_what_is_not_finite_is_not_merged(run: Path) -> None:
+    """Bug: a broken layer breaks the encoder's own weight, or is a traceback."""
+    model = MultiTaskModel.from_pretrained(run)
+    broken = next(parameter for name, parameter in model.named_parameters() if is_adapter(name))
+    torch.nn.init.constant_(broken, float("nan"))
+    with pytest.raises(ConfigurationError, match="Weights that are merged must be finite"):
+        model.merge_adapter()

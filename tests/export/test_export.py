@@ -1,0 +1,162 @@
+"""A bundle in ONNX: the same answers from another engine, for every head, in batches of any shape."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from bundles import write_bundle
+from commands_here import done, refused
+from families import tiny_model
+from tiny import task_configs, tiny_encoder, tiny_tokenizer
+
+from hf_async_mtl import ConfigurationError, MultiTaskModel
+from hf_async_mtl.export import onnx_files
+from hf_async_mtl.export.onnx_files import TOLERANCE, export_onnx, open_session
+from hf_async_mtl.export.onnx_module import DenseBundle
+
+ALL = tuple(task_configs())
+
+
+def wide(model: MultiTaskModel) -> MultiTaskModel:
+    """Heads whose answers differ much."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for head in model.heads.values():
+            torch.nn.init.normal_(head.linear.weight, std=1.0)
+    return model
+
+
+def model_of(folder: Path, pooling: str) -> MultiTaskModel:
+    encoder = tiny_encoder(folder / "encoder")
+    return wide(MultiTaskModel.from_encoder(encoder, task_configs(), max_length=32, pooling=pooling))
+
+
+def batches(model: MultiTaskModel) -> list[dict[str, torch.Tensor]]:
+    """Rows of many shapes, padded on either side."""
+    found = []
+    for rows, length, padding in ((1, 2, 0), (4, 11, 3), (4, 11, -3), (7, 30, 12)):
+        ids = torch.randint(5, model.encoder.config.vocab_size, (rows, length))
+        mask = torch.ones_like(ids)
+        if padding > 0:
+            mask[1:, -padding:] = 0
+        elif padding < 0:
+            mask[1:, :-padding] = 0
+        found.append({"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)})
+        found[-1]["token_type_ids"][:, length // 2 :] = 1
+    return found
+
+
+@pytest.fixture(scope="module", params=["cls", "mean", "max"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MultiTaskModel:
+    return model_of(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@torch.no_grad()
+def test_padded_rows_answer_as_the_model(model: MultiTaskModel) -> None:
+    """Bug: a pooling reads padding, or a regression is in standard deviations."""
+    dense = DenseBundle(model)
+    for batch in batches(model):
+        found = dict(zip(dense.tasks, dense(**batch), strict=True))
+        expected = model(**batch).logits
+        assert list(found) == list(ALL)
+        for name, logits in expected.items():
+            torch.testing.assert_close(found[name], logits.reshape(found[name].shape), atol=1e-5, rtol=1e-5)
+    # Nothing was changed in the model.
+    assert all(head.pooling == model.config.pooling for head in model.heads.values())
+
+
+@torch.no_grad()
+def test_the_graph_answers_as_the_model(model: MultiTaskModel, tmp_path: Path) -> None:
+    """Bug: the number of rows or their length is that of the example that was traced."""
+    export_onnx(model, tmp_path / "new" / "model.onnx")
+    session = open_session(tmp_path / "new" / "model.onnx")
+    assert [item.name for item in session.get_outputs()] == list(ALL)
+    for batch in batches(model):
+        found = session.run(list(ALL), {name: tensor.numpy() for name, tensor in batch.items()})
+        for name, logits in zip(ALL, found, strict=True):
+            expected = model(**batch).logits[name].numpy().reshape(logits.shape)
+            assert np.abs(logits - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max()), name
+    tasks = json.loads(session.get_modelmeta().custom_metadata_map["tasks"])
+    assert tasks == {name: task.to_dict() for name, task in model.config.task_configs.items()}
+    onnx.checker.check_model(str(tmp_path / "new" / "model.onnx"))
+
+
+@pytest.mark.parametrize("family", ["roberta", "modernbert", "deberta-v2"])
+def test_other_encoders_are_exported(family: str, tmp_path: Path) -> None:
+    """Bug: positions, local attention or relative ones are those of the example that was traced."""
+    # It compares by itself.
+    export_onnx(tiny_model(family, "eager" if family == "deberta-v2" else "sdpa"), tmp_path / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained bundle with all types of task, in whose folder its configuration is."""
+    folder = tmp_path_factory.mktemp("run")
+    done("train", write_bundle(folder, ALL), "--output-dir", folder / "run", "--set", "training.max_steps=40")
+    return folder
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[2:] for line in text.splitlines() if line.split() and line.split()[0] in ALL}
+
+
+def test_metrics_of_the_graph_are_those_of_the_model(run: Path, tmp_path: Path) -> None:
+    """Bug: rows, windows or choices change places on the way through the other engine."""
+    said = done("export", run / "run", "--onnx", "--int8", "--output", tmp_path, "--evaluate", run / "bundle.yaml")
+    expected = json.loads(done("evaluate", run / "run", run / "bundle.yaml"))
+    found = table_of(said)
+    assert found.keys() == set(ALL)
+    for name, (plain, small, change) in found.items():
+        assert float(plain) == pytest.approx(expected[f"test_{name}_{task_configs()[name].monitored}"], abs=6e-5)
+        assert float(change) == pytest.approx(float(small) - float(plain), abs=2e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.onnx",
+        "model.int8.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    weights = [item.data_type for item in onnx.load(str(tmp_path / "model.int8.onnx")).graph.initializer]
+    assert onnx.TensorProto.INT8 in weights
+
+
+def test_a_bundle_in_half_precision(run: Path, tmp_path: Path) -> None:
+    """Bug: the other engine has no such numbers, and says so in words of its own."""
+    MultiTaskModel.from_pretrained(run / "run", dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    tiny_tokenizer().save_pretrained(tmp_path / "half")
+    assert "model.onnx" in done("export", tmp_path / "half", "--onnx", "--output", tmp_path / "out")
+
+
+def test_without_rows_there_is_no_table(run: Path, tmp_path: Path) -> None:
+    """Bug: a table with one file has a column of changes, or one is drawn of nothing."""
+    said = done("export", run / "run", "--onnx", "--output", tmp_path)
+    assert table_of(said) == {}
+    assert "model.onnx: 0." in said
+
+
+def test_what_cannot_be_exported_is_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bug: an import error of a package that the user never heard of; or a graph that answers otherwise is left."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    message = refused("export", run / "run", "--onnx", "--output", tmp_path / "out")
+    assert "(onnxruntime): pip install 'hf-async-mtl[onnx]'" in message
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
+    with pytest.raises(ConfigurationError, match="must answer as the model does; logits of task 'polarity' differ"):
+        export_onnx(model_of(tmp_path, "cls"), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_tokenizer_goes_with_the_graph(run: Path, tmp_path: Path) -> None:
+    """Bug: who serves the graph has to look for the words' numbers elsewhere."""
+    from transformers import AutoTokenizer
+
+    done("export", run / "run", "--onnx", "--output", tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a red cat")["input_ids"] == tiny_tokenizer()("a red cat")["input_ids"]

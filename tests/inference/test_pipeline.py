@@ -1,0 +1,313 @@
+"""Trained bundles in stock code: views of one task, and all tasks in one pass of the encoder."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+    TextClassificationPipeline,
+    pipeline,
+)
+from transformers.pipelines.pt_utils import KeyDataset
+
+from hf_async_mtl import ConfigurationError, MultiTaskModel, MultiTaskPipeline
+from hf_async_mtl.inference.predict import predict_rows
+from hf_async_mtl.modeling.views import SequenceView, TaskViewConfig, TokenView
+
+TEXTS = ["the red sofa is good", "a cat", "not the big blue hat very bad dog red shoe"]
+PAIR = {"text": "the red sofa", "text_pair": "a small cat is big"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> MultiTaskModel:
+    """All six types of task on one encoder, their heads drawn wide, so that answers differ."""
+    encoder = tiny_encoder(tmp_path_factory.mktemp("encoder"))
+    found = MultiTaskModel.from_encoder(encoder, task_configs(), max_length=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for head in found.heads.values():
+            torch.nn.init.normal_(head.linear.weight, std=0.5)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(model: MultiTaskModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as it is saved, with its tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def pipe(model: MultiTaskModel) -> MultiTaskPipeline:
+    return MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu")
+
+
+def close(found: Any, expected: Any) -> None:
+    """Answers are the same but for the last digits of their scores."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            close(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other)
+    elif isinstance(expected, float | np.floating):
+        assert found == pytest.approx(expected, abs=1e-5)
+    else:
+        assert found == expected
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["polarity", "topics", "overlap"])
+def test_a_view_has_the_logits_of_its_task(name: str, model: MultiTaskModel) -> None:
+    """Bug: a view asks another head, or gives a regression in standard deviations."""
+    batch = tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected, found = model(**batch).logits[name], model.as_sequence_classifier(name)(**batch).logits
+    assert torch.equal(found, expected.view(3, -1))
+    assert found.shape == (3, model.as_sequence_classifier(name).config.num_labels)
+
+
+def test_a_view_of_tokens(model: MultiTaskModel) -> None:
+    """Bug: tokens and padding change places."""
+    batch = tiny_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model.as_token_classifier("colors")(**batch).logits, model(**batch).logits["colors"])
+
+
+def test_a_view_copies_nothing(model: MultiTaskModel) -> None:
+    """Bug: eight views take eight encoders' memory, or show the weights of before the training."""
+    view = model.as_sequence_classifier("polarity")
+    assert {p.data_ptr() for p in view.parameters()} == {p.data_ptr() for p in model.parameters()}
+    assert view.training == model.training
+    assert not any(isinstance(module, SequenceView) for module in model.modules())
+
+
+def test_stock_pipelines_take_views(model: MultiTaskModel, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: labels are LABEL_0, a score goes through a sigmoid, or Transformers says that it cannot use the model."""
+    stock: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "device": "cpu"}
+    with caplog.at_level(logging.WARNING):
+        classes = pipeline("text-classification", model=model.as_sequence_classifier("polarity"), **stock)
+        score = pipeline("text-classification", model=model.as_sequence_classifier("overlap"), **stock)
+        labels = pipeline("text-classification", model=model.as_sequence_classifier("topics"), **stock)
+        tokens = pipeline("token-classification", model=model.as_token_classifier("colors"), **stock)
+        two = classes(TEXTS[0], top_k=None)
+        number = score(PAIR)
+        three = labels(TEXTS[0], top_k=None)
+        entities = tokens(TEXTS[2])
+    assert caplog.text == ""
+    assert {answer["label"] for answer in two} == {"neg", "pos"}
+    assert sum(answer["score"] for answer in two) == pytest.approx(1)
+    batch = tiny_tokenizer()(PAIR["text"], PAIR["text_pair"], return_tensors="pt")
+    with torch.no_grad():
+        expected = float(model(**batch).logits["overlap"])
+    assert number == {"label": "overlap", "score": pytest.approx(expected)}
+    assert {answer["label"] for answer in three} == {"cat", "dog", "hat"}
+    assert {entity["entity"] for entity in entities} <= {"B-color"}
+
+
+def test_views_are_known_to_the_auto_classes() -> None:
+    """Bug: code that looks the class up by the configuration finds none."""
+    assert AutoModelForSequenceClassification._model_mapping[TaskViewConfig] is SequenceView
+    assert AutoModelForTokenClassification._model_mapping[TaskViewConfig] is TokenView
+
+
+def test_a_view_of_another_type_is_refused(model: MultiTaskModel) -> None:
+    """Bug: the head of choices answers as if it had classes."""
+    with pytest.raises(ConfigurationError, match=r"'choice' is of type multiple_choice\. The model has: polarity, ov"):
+        model.as_sequence_classifier("choice")
+    with pytest.raises(ConfigurationError, match=r"'colours' is unknown\. The model has: colors"):
+        model.as_token_classifier("colours")
+
+
+def test_a_view_is_not_saved_alone(model: MultiTaskModel, tmp_path: Path) -> None:
+    """Bug: a folder is written that nothing can load."""
+    with pytest.raises(ConfigurationError, match="Save the `MultiTaskModel`"):
+        model.as_sequence_classifier("polarity").save_pretrained(tmp_path / "view")
+    assert not (tmp_path / "view").exists()
+
+
+# -- all tasks at once ------------------------------------------------------------------------------------------------
+
+
+def test_the_answers_are_those_of_the_stock_pipelines(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: one of the tasks answers for another, or its own way."""
+    stock: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "device": "cpu"}
+    for text in TEXTS:
+        found = pipe(text, top_k=None)
+        assert list(found) == ["polarity", "colors", "topics"]
+        for name in ("polarity", "topics"):
+            alone = TextClassificationPipeline(model=model.as_sequence_classifier(name), **stock)
+            close(found[name], alone(text, top_k=None))
+        tokens = pipeline("token-classification", model=model.as_token_classifier("colors"), **stock)
+        close(found["colors"], tokens(text, aggregation_strategy="first"))
+        close(pipe(text, aggregation_strategy="none")["colors"], tokens(text))
+
+
+def test_the_answers_are_those_of_predict(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: the pipeline pads and `predict` packs, or one of them cuts or joins texts another way."""
+    rows = Dataset.from_list([{"text": text, "left": PAIR["text"], "right": PAIR["text_pair"]} for text in TEXTS])
+    told = list(predict_rows(model, tiny_tokenizer(), rows, ["polarity", "overlap"]))
+    for text, answers in zip(TEXTS, told, strict=True):
+        close(pipe(text, tasks="polarity")["polarity"], [answers["polarity"]])
+        close(pipe(PAIR)["overlap"], [{"label": "overlap", "score": answers["overlap"]["value"]}])
+
+
+def test_entities_are_those_of_predict(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: the label of a word is read at a sub-word that was never trained."""
+    rows = raw_sets(20)["colors"]
+    told = list(predict_rows(model, tiny_tokenizer(), rows, ["colors"]))
+    for row, answers in zip(rows, told, strict=True):
+        text, ends = " ".join(row["tokens"]), np.cumsum([len(word) + 1 for word in row["tokens"]]) - 1
+        marked = set()
+        for entity in pipe(text, tasks="colors")["colors"]:
+            marked |= {end for end in ends.tolist() if entity["start"] < end <= entity["end"]}
+        expected = {
+            end for end, label in zip(ends.tolist(), answers["colors"]["labels"], strict=True) if label == "B-color"
+        }
+        assert marked == expected
+
+
+def test_all_tasks_cost_one_pass(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: each task runs the encoder by itself."""
+    calls = []
+    hook = model.encoder.register_forward_hook(lambda *args: calls.append(1))
+    pipe(TEXTS[0])
+    assert len(calls) == 1
+    pipe(TEXTS, batch_size=3)
+    assert len(calls) == 2
+    hook.remove()
+
+
+def test_a_batch_answers_as_each_alone(pipe: MultiTaskPipeline) -> None:
+    """Bug: padding is read, answers change places, or texts and pairs do not go together."""
+    inputs: list[Any] = [*TEXTS, PAIR, {"text": TEXTS[0]}]
+    alone = [pipe(one) for one in inputs]
+    close(pipe(inputs, batch_size=4), alone)
+    close(list(pipe((one for one in inputs), batch_size=2)), alone)
+    assert alone[3].keys() == {"overlap"}
+    assert alone[4] == alone[0]
+    close(list(pipe(KeyDataset(Dataset.from_dict({"text": TEXTS}), "text"), batch_size=2)), alone[:3])
+
+
+def test_tasks_may_be_chosen(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: heads that nobody asked for answer all the same; or a choice holds for one call only."""
+    assert pipe(TEXTS[0], tasks=["topics"]).keys() == {"topics"}
+    assert len(pipe(TEXTS[0], top_k=2)["topics"]) == 2
+    some = MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu", tasks="polarity", top_k=None)
+    assert some(TEXTS[0]).keys() == {"polarity"}
+    assert len(some(TEXTS[0])["polarity"]) == 2
+
+
+def test_a_long_text_is_cut(pipe: MultiTaskPipeline) -> None:
+    """Bug: a text beyond the encoder's positions is an error of the embedding."""
+    assert pipe("cat " * 500).keys() == {"polarity", "colors", "topics"}
+    close(pipe("cat " * 500), pipe("cat " * 30))
+
+
+def test_long_texts_are_read_to_their_limit(pipe: MultiTaskPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: all that is cut off is kept, of a pair every piece with every other: two texts of 40 kB take 9 GB."""
+    given: list[str] = []
+    tokenize = PreTrainedTokenizerFast.__call__
+
+    def counted(self: Any, *texts: Any, **kwargs: Any) -> Any:
+        given.extend(text for text in texts if text is not None)
+        return tokenize(self, *texts, **kwargs)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
+
+    def answers(times: int) -> list[Any]:
+        text, pair = "a small cat is big " * times, "the red sofa is good " * times
+        return [pipe(text), pipe({"text": text, "text_pair": pair})]
+
+    close(answers(500), answers(20))
+    assert max(map(len, given)) <= 16 * 32
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (TEXTS[0], {"tasks": "overlap"}, "Task 'overlap' reads a pair of texts; found a text. A pair is"),
+        (PAIR, {"tasks": "polarity"}, "Task 'polarity' reads a text; found a pair of texts"),
+        (TEXTS[0], {"tasks": "colour"}, "`tasks` must be among polarity, overlap, colors, topics; found 'colour'"),
+        (TEXTS[0], {"tasks": "answer"}, "`hf-async-mtl predict` answers tasks of all types"),
+        (3, {}, "An input must be a text or .* found 3"),
+        ({"text": "a", "text_pair": 3}, {}, "An input must be a text or .* both of them strings"),
+        ({"sentence": "a"}, {}, "An input must be a text or"),
+        (TEXTS[0], {"aggregation_strategy": "best"}, "must be one of none, simple, first, average, max; found 'best'"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(
+    inputs: Any, options: dict[str, Any], message: str, pipe: MultiTaskPipeline
+) -> None:
+    """Bug: a head of pairs answers for half of one, and nobody knows."""
+    with pytest.raises(ConfigurationError, match=message):
+        pipe(inputs, **options)
+
+
+def test_a_model_without_pairs_says_so(tmp_path: Path) -> None:
+    """Bug: an empty answer."""
+    model = MultiTaskModel.from_encoder(tiny_encoder(tmp_path), {"polarity": task_configs()["polarity"]}, max_length=32)
+    with pytest.raises(ConfigurationError, match="No task of this model reads a pair of texts; they read a text"):
+        MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu")(PAIR)
+
+
+def test_an_unknown_option_is_told(pipe: MultiTaskPipeline) -> None:
+    """Bug: a typing error goes unnoticed, as the option is swallowed."""
+    with pytest.raises(TypeError, match="takes `tasks`, `top_k` and `aggregation_strategy`; found topk"):
+        pipe(TEXTS[0], topk=3)
+
+
+def test_the_name_of_the_pipeline(folder: Path, pipe: MultiTaskPipeline) -> None:
+    """Bug: `transformers.pipeline` does not know the task, or asks to run code that is installed here."""
+    found = pipeline("multi-task-text", model=str(folder), device="cpu")
+    assert isinstance(found, MultiTaskPipeline)
+    close(found(TEXTS), pipe(TEXTS))
+
+
+WITHOUT_US = """
+import json, sys
+sys.modules["hf_async_mtl"] = None  # an import raises
+from transformers import AutoModel, AutoTokenizer, pipeline
+found = pipeline("multi-task-text", model=sys.argv[1], device="cpu", trust_remote_code=True)
+view = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).as_sequence_classifier("polarity")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+alone = pipeline("text-classification", model=view, tokenizer=tokenizer, device="cpu")
+texts = json.loads(sys.argv[2])
+# A score of the stock pipeline for tokens is of NumPy.
+print(json.dumps([found(texts), alone(texts)], default=float))
+"""
+
+
+def test_a_saved_pipeline_runs_without_the_package(pipe: MultiTaskPipeline, tmp_path: Path) -> None:
+    """Bug: the code beside the weights needs a module that does not go with it."""
+    pipe.save_pretrained(str(tmp_path / "pipe"))
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path / "pipe"), json.dumps(TEXTS)],
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    bundle, alone = json.loads(found.stdout.splitlines()[-1])
+    close(bundle, pipe(TEXTS))
+    close(alone, [one["polarity"][0] for one in pipe(TEXTS)])

@@ -1,0 +1,388 @@
+"""Tasks and their bundle: what is wrong is refused in words, and what is right survives ``config.json``."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from families import TASKS, family_config
+
+from hf_async_mtl.modeling.configuration_multitask import (
+    ConfigurationError,
+    MultiTaskConfig,
+    TaskConfig,
+    check_task_names,
+)
+from hf_async_mtl.modeling.heads import HEADS
+from hf_async_mtl.tasks.presets import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"type": "classify", "text": ["a"]},
+            "`type` must be one of classification, multilabel, regression, token_classification, multiple_choice, "
+            "question_answering; found 'classify'.",
+        ),
+        (
+            {"type": "classification", "text": ["a", "b", "c"]},
+            "`text` of a classification task must be a list of 1 or 2 column name(s); found ['a', 'b', 'c'].",
+        ),
+        (
+            {"type": "classification", "text": []},
+            "`text` of a classification task must be a list of 1 or 2 column name(s); found [].",
+        ),
+        (
+            {"type": "regression", "text": [1]},
+            "`text` of a regression task must be a list of 1 or 2 column name(s); found [1].",
+        ),
+        (
+            {"type": "token_classification", "text": ["a", "b"]},
+            "`text` of a token_classification task must be a list of 1 column name(s); found ['a', 'b'].",
+        ),
+        (
+            {"type": "question_answering", "text": ["context"]},
+            "`text` of a question_answering task must be a list of 2 column name(s); found ['context'].",
+        ),
+        (
+            {"type": "multiple_choice", "text": ["a", "b"]},
+            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
+            "choices or more; found ['a', 'b'].",
+        ),
+        (
+            {"type": "multiple_choice", "text": {"prompt": ["p"], "choices": ["a"]}},
+            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
+            "choices or more; found {'prompt': ['p'], 'choices': ['a']}.",
+        ),
+        (
+            {"type": "multiple_choice", "text": {"prompt": ["p"], "choices": "ab"}},
+            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
+            "choices or more; found {'prompt': ['p'], 'choices': 'ab'}.",
+        ),
+        (
+            {"type": "multiple_choice", "text": {"prompts": ["p"], "choices": ["a", "b"]}},
+            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
+            "choices or more; found {'prompts': ['p'], 'choices': ['a', 'b']}.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "metrics": []},
+            "`metrics` must name at least one metric, each once; found [].",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "metrics": ["f1", "f1"]},
+            "`metrics` must name at least one metric, each once; found ['f1', 'f1'].",
+        ),
+        (
+            {"type": "regression", "text": ["a"], "labels": ["low", "high"]},
+            "A regression task has no `labels`; found ['low', 'high']. Remove the key.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "labels": ["x", "y", "x"]},
+            "`labels` must differ from each other; found 'x' 2 times. Name it once.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "labels": "yes"},
+            "`labels` must be a list of names; found 'yes'.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "labels": ["only"]},
+            "A classification task needs two classes or more; found ['only']. Remove the task, or give it data in "
+            "which it can be wrong.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "label": ["x", "y"]},
+            "`label` must be one column in a classification task; found ['x', 'y']. Several 0/1 columns are type "
+            "multilabel.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "label": 3},
+            "`label` must be the name of a column; found 3.",
+        ),
+        (
+            {"type": "multilabel", "text": ["a"], "label": []},
+            "`label` must be the name of a column; found [].",
+        ),
+        (
+            {"type": "multilabel", "text": ["a"], "label": ["x", "y"], "labels": ["x", "y", "z"]},
+            "`labels` must name each of the columns ['x', 'y']; found ['x', 'y', 'z']. Without the key, the labels "
+            "have the names of their columns.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "max_length": 4},
+            "`max_length` must be a whole number of at least 8; found 4.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "max_length": "64"},
+            "`max_length` must be a whole number of at least 8; found '64'.",
+        ),
+        (
+            {"type": "classification", "text": ["a"], "stride": 16},
+            "`stride` must be a whole number of at least 0, and only question_answering has one; found 16 in a "
+            "classification task.",
+        ),
+        (
+            {"type": "question_answering", "text": ["q", "c"], "stride": -1},
+            "`stride` must be a whole number of at least 0, and only question_answering has one; found -1 in a "
+            "question_answering task.",
+        ),
+        (
+            {"type": "regression", "text": ["a"], "target_std": 0.0},
+            "`target_std` must be greater than 0; found 0.0. Leave it out: `task.resolve(train_dataset)` finds it.",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    """A mistake in a task showed as a KeyError in the tokenizer, or as no error at all."""
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        TaskConfig(**fields)
+
+
+def test_short_forms() -> None:
+    """One column, one metric or one prompt had to be written as a list."""
+    fields: dict[str, Any] = {"text": "sentence", "metrics": "f1", "labels": [0, 1]}
+    task = TaskConfig("classification", **fields)
+    assert (task.text, task.metrics, task.labels) == (["sentence"], ["f1"], ["0", "1"])
+    text: Any = {"prompt": "p", "choices": ["a", "b"]}
+    choice = TaskConfig("multiple_choice", text)
+    assert choice.text_columns == ["p", "a", "b"]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_type_has_its_default_metric_and_logits(task: TaskConfig) -> None:
+    """A type without a default metric failed at its first evaluation."""
+    assert task.monitored == HEADS[task.type].default_metric
+    assert task.num_labels == {"question_answering": 2, "regression": 1, "multiple_choice": 1}.get(
+        task.type, len(task.labels or ())
+    )
+    assert TaskConfig(**json.loads(json.dumps(task.to_dict()))) == task
+
+
+def test_labels_that_are_not_known_are_asked_for() -> None:
+    """A head was built before its labels were found, with two logits by default."""
+    with pytest.raises(
+        ConfigurationError, match=r"not known yet. Give `labels`, or call `task.resolve\(train_dataset\)`"
+    ):
+        _ = TaskConfig("classification", ["a"]).num_labels
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_make_tasks(name: str) -> None:
+    """A preset had a key that a task does not know, or a change to one task changed the preset."""
+    before = copy.deepcopy(PRESETS[name])
+    task = TaskConfig.from_preset(name)
+    for value in (task.metrics, task.labels, task.text_columns):
+        if value is not None:
+            value.append("changed")
+    assert PRESETS[name] == before
+    assert TaskConfig.from_preset(name, max_length=64).max_length == 64
+
+
+def test_unknown_preset() -> None:
+    """A misspelt preset was a KeyError."""
+    with pytest.raises(ConfigurationError, match=r"`preset` must be one of glue/cola, .*; found 'glue/colla'\."):
+        TaskConfig.from_preset("glue/colla")
+
+
+# -- what the training split knows ------------------------------------------------------------------------------------
+
+DATA = Dataset.from_dict(
+    {
+        "name": ["b", "a", "b"],
+        "star": [5, 1, 3],
+        "index": [1, 0, 1],
+        "number": ["1.0", "2.0", "6.0"],
+        "same": [2.0, 2.0, 2.0],
+        "one": ["x", "x", "x"],
+        "gap": ["x", None, "y"],
+        "tags": [["O", "B-x"], [], ["I-x", "O"]],
+        "several": [["q"], [], ["p", "q"]],
+        "named": [1, 0, 1],
+        "named_tags": [[1], [0, 2], []],
+    },
+    features=Features(
+        {
+            "name": Value("string"),
+            "star": Value("int64"),
+            "index": Value("int64"),
+            "number": Value("string"),
+            "same": Value("float64"),
+            "one": Value("string"),
+            "gap": Value("string"),
+            "tags": List(Value("string")),
+            "several": List(Value("string")),
+            "named": ClassLabel(names=["zero", "one", "two"]),
+            "named_tags": List(ClassLabel(names=["O", "B", "I"])),
+        }
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "column", "labels"),
+    [
+        ("classification", "name", ["a", "b"]),
+        ("classification", "star", ["1", "3", "5"]),
+        ("classification", "index", ["0", "1"]),
+        # The schema's order, and the class that no row has.
+        ("classification", "named", ["zero", "one", "two"]),
+        ("token_classification", "tags", ["O", "B-x", "I-x"]),
+        ("token_classification", "named_tags", ["O", "B", "I"]),
+        ("multilabel", "several", ["p", "q"]),
+        ("multilabel", ["index", "star"], ["index", "star"]),
+    ],
+)
+def test_labels_are_found(task_type: str, column: str | list[str], labels: list[str]) -> None:
+    """The head had as many logits as the split has classes, in the order of its rows."""
+    task = TaskConfig(task_type, ["text"], label=column)
+    assert task.resolve(DATA).labels == labels
+    assert task.labels is None
+
+
+def test_what_is_known_is_kept() -> None:
+    """`resolve` overwrote the names, or the scale, that the user had given."""
+    assert TaskConfig("classification", ["t"], "name", labels=["b", "a"]).resolve(DATA).labels == ["b", "a"]
+    task = TaskConfig("regression", ["t"], "number", target_std=7.0).resolve(DATA)
+    assert (task.target_mean, task.target_std) == (3.0, 7.0)
+    task = TaskConfig("regression", ["t"], "number", target_mean=1.0).resolve(DATA)
+    assert task.target_mean == 1.0
+    assert task.target_std is not None
+    choice = TASKS["choice"]
+    assert choice.resolve(DATA) == choice
+
+
+def test_targets_are_measured() -> None:
+    """The mean and deviation of another split, or of strings, were used."""
+    task = TaskConfig("regression", ["t"], "number").resolve(DATA)
+    assert task.target_mean == pytest.approx(3.0)
+    assert task.target_std == pytest.approx((14 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "column", "message"),
+    [
+        ("classification", "one", r"needs two classes or more; found \['x'\]\. Remove the task"),
+        ("classification", "gap", r"Column 'gap', row 1: A class label must be a string .*; found None\. Correct"),
+        ("regression", "name", r"Column 'name', row 0: A regression label must be a number; found 'b'\. Correct"),
+        ("regression", "same", r"needs targets that differ; column 'same' has 3 rows and no value but \[2\.0\]\."),
+    ],
+)
+def test_a_split_that_teaches_nothing_is_refused(task_type: str, column: str, message: str) -> None:
+    """A task that cannot be wrong, or divides by a deviation of 0, was trained to the end."""
+    with pytest.raises(ConfigurationError, match=message):
+        TaskConfig(task_type, ["t"], label=column).resolve(DATA)
+
+
+@pytest.mark.parametrize("task_type", ["classification", "regression"])
+def test_an_empty_split_is_refused(task_type: str) -> None:
+    """An empty file was a StatisticsError."""
+    empty = Dataset.from_dict({"label": []})
+    with pytest.raises(ConfigurationError, match=r"needs (two classes or more; found \[\]|targets that differ)"):
+        TaskConfig(task_type, ["t"]).resolve(empty)
+
+
+def test_label_encoder_reads_the_schema() -> None:
+    """Integers of a named column were taken in the order of the task's labels, not of the schema's."""
+    task = TaskConfig("classification", ["t"], "named", labels=["two", "one", "zero"])
+    encode = task.label_encoder(DATA)
+    assert [encode(value) for value in (0, 1, 2)] == [2, 1, 0]
+
+
+# -- names of tasks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Mrpc", "2nd", "a-b", "a.b", "a b", "", "é", "_a", "a\n", 3])
+def test_a_name_that_is_no_identifier_is_refused(name: Any) -> None:
+    """A dot in a name is a path in the state dict; a slash is a folder in TensorBoard."""
+    with pytest.raises(ConfigurationError, match=r"must begin with a lower-case letter.*; found ") as caught:
+        check_task_names({name: ["f1"]})
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["type", "keys", "train", "to", "eval", "test", "average", "loss", "items", "values", "pop", "update", "half",
+     "float", "forward", "training", "parameters", "state_dict", "all", "encoder", "cuda"],
+)  # fmt: skip
+def test_a_reserved_name_is_refused(name: str) -> None:
+    """`ModuleDict` has an attribute of that name, or the Trainer a metric: building or logging failed, or lied."""
+    with pytest.raises(ConfigurationError, match=rf"'{name}' is reserved. Choose another, such as '{name}_task'\."):
+        check_task_names({name: ["f1"]})
+    check_task_names({f"{name}_task": ["f1"]})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (
+            {"a": ["macro_f1"], "a_macro": ["f1"]},
+            "The tasks 'a' and 'a_macro' would both log 'a_macro_f1'. Rename one of them.",
+        ),
+        (
+            {"a_samples": ["f1"], "a": ["samples_f1"]},
+            "The tasks 'a_samples' and 'a' would both log 'a_samples_f1'. Rename one of them.",
+        ),
+        (
+            {"a": ["x_loss"], "a_x": ["f1"]},
+            "The tasks 'a' and 'a_x' would both log 'a_x_loss'. Rename one of them.",
+        ),
+    ],
+)
+def test_two_tasks_under_one_key_are_refused(metrics: dict[str, list[str]], message: str) -> None:
+    """One task's score was silently the other's."""
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        check_task_names(metrics)
+
+
+def test_no_task() -> None:
+    """An empty section trained an encoder without a loss."""
+    with pytest.raises(ConfigurationError, match="needs at least one task; found none"):
+        check_task_names({})
+
+
+# -- the bundle -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pooling": "first"}, "`pooling` must be one of cls, mean, max; found 'first'."),
+        ({"packing": "on"}, "`packing` must be one of auto, off; found 'on'."),
+        ({"max_length": 0}, "`max_length` must be a whole number of at least 8; found 0."),
+        (
+            {"task_order": ["topic", "topic"]},
+            "`task_order` must name each of the tasks topic, stars once; found ['topic', 'topic']. Without it, the "
+            "order is that of `tasks`.",
+        ),
+        ({"tasks": {"type": TASKS["topic"]}}, "The task name 'type' is reserved. Choose another, such as 'type_task'."),
+    ],
+)
+def test_a_bundle_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    """A misspelt pooling fell through to `max`."""
+    tasks = {name: TASKS[name] for name in ("topic", "stars")}
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        MultiTaskConfig(**{"encoder_config": family_config("bert"), "tasks": tasks, **settings})
+
+
+def test_configuration_survives_its_file(tmp_path: Path) -> None:
+    """Keys are sorted in the file: the tasks came back in the alphabet's order, and every task id meant another."""
+    config = MultiTaskConfig(
+        encoder_config=family_config("modernbert"), tasks=TASKS, pooling="mean", packing="off", max_length=77
+    )
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert list(written["tasks"]) == sorted(TASKS)
+    again = MultiTaskConfig.from_pretrained(tmp_path)
+    assert again.task_configs == TASKS
+    assert list(again.task_configs) == list(again.tasks) == again.task_order == list(TASKS)
+    assert (again.pooling, again.packing, again.max_length) == ("mean", "off", 77)
+    assert type(again.encoder_config) is type(config.encoder_config)
+    assert again.encoder_config.to_dict() == config.encoder_config.to_dict()
+
+
+def test_an_empty_configuration_can_be_made() -> None:
+    """transformers makes one to see which fields differ from their defaults."""
+    assert MultiTaskConfig().task_configs == {}
