@@ -57,7 +57,7 @@ from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.run import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
+from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.training.checkpoints import write_whole
@@ -336,7 +336,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     trainer = KeepingTrainer(
         model=model,
         args=arguments,
-        processing_class=load_shared_tokenizer(config, tasks),
+        processing_class=load_tokenizer(config.encoder, tasks),
         train_dataset={name: sets["train"] for name, sets in splits.items()},
         eval_dataset=evaluation_sets(splits),
     )
@@ -534,7 +534,7 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
     A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
     """
     config, splits, tasks = build(plan, cell)
-    tokenizer = load_shared_tokenizer(config, tasks)
+    tokenizer = load_tokenizer(config.encoder, tasks)
     values: dict[str, dict[str, float | None]] = {}
     means: dict[str, list[np.ndarray]] = {}
     with np.load(cell.file(cells, "npz"), allow_pickle=False) as answers:

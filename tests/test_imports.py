@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,20 +28,46 @@ FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 # Folder or module -> what it may import of ours. The longest entry that a module begins with counts; a folder that is
 # allowed stands for all that is in it.
 TABLE: dict[str, set[str]] = {
-    "model": {"model"},
-    "tasks": {"tasks", "model"},
-    "convergence": {"convergence.actions", "convergence.criteria", "convergence.schedule"},
-    "convergence.recording": set(),
-    "convergence.teacher": {"convergence.recording", "model"},
-    "convergence.teacher_quality": {"model"},
-    "data": {"data", "tasks", "model"},
-    "balancing": {"balancing", "model.configuration_multitask"},
-    "export": {"export", "data", "tasks", "model"},
-    "metrics": {"model.configuration_multitask"},
-    "significance": {"metrics", "model.configuration_multitask"},
-    "report": {"report", "convergence.schedule", "tasks", "model.configuration_multitask"},
-    "training": {"training", "report", "significance", "metrics", "balancing", "data", "convergence", "tasks", "model"},
-    "cli": {"cli", "export", "training", "report", "significance", "metrics", "data", "convergence", "tasks", "model"},
+    "utils": set(),
+    "modeling": {"modeling"},
+    "tasks": {"tasks", "modeling", "utils"},
+    "building": {"building", "tasks", "modeling", "utils"},
+    "data": {"data", "tasks", "modeling", "utils"},
+    "metrics": {"tasks", "modeling", "utils"},
+    "significance": {"metrics", "tasks", "modeling"},
+    "convergence": {"convergence"},
+    "inference": {"inference", "data", "tasks", "building", "modeling", "utils"},
+    "distillation": {"distillation", "inference", "data", "tasks", "building", "modeling", "utils"},
+    "balancing": {"balancing", "modeling", "utils"},
+    "diagnostics": {"diagnostics", "modeling", "utils"},
+    "report": {"report", "convergence", "tasks", "modeling", "utils"},
+    "training": {
+        *("training", "report", "diagnostics", "balancing", "distillation", "inference", "convergence"),
+        *("significance", "metrics", "data", "tasks", "building", "modeling", "utils"),
+    },
+    "export": {"export", "inference", "data", "tasks", "modeling", "utils"},
+    "demo": {"demo", "utils"},
+    # To be removed with the moves that make them needless.
+    "data.loading": {"distillation.unlabeled", "data", "tasks", "modeling", "utils"},
+    "diagnostics.gradient_conflicts": {"convergence.criteria", "modeling"},
+    "distillation.loss": {"training.arguments", "modeling"},
+    "distillation.teachers": {
+        "training.arguments",
+        "distillation",
+        "inference",
+        "data",
+        "tasks",
+        "building",
+        "modeling",
+    },
+    "run": {
+        *("cli.config_file", "training", "distillation", "balancing", "convergence", "metrics", "data"),
+        *("tasks", "building", "modeling", "utils"),
+    },
+    "cli": {
+        *("cli", "run", "demo", "export", "training", "report", "balancing", "distillation", "inference"),
+        *("convergence", "significance", "metrics", "data", "tasks", "building", "modeling", "utils"),
+    },
     "__main__": {"cli"},
     # The public names, imported when they are asked for.
     "": {"run", "training", "inference", "building", "tasks", "modeling"},
@@ -61,10 +88,21 @@ def origin(name: str, node: ast.ImportFrom) -> str | None:
     return base.removeprefix(PACKAGE).removeprefix(".") if inside(base, PACKAGE) else None
 
 
+def nodes_of(name: str) -> Iterator[ast.AST]:
+    """All nodes of a module; what travels may import more of ours inside ``try``, which is not looked at."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    if inside(name, "modeling"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Try):
+                assert not any(isinstance(part, ast.ImportFrom) and part.level for part in ast.walk(node)), name
+                node.body = []
+    return ast.walk(tree)
+
+
 def imports_of(name: str) -> set[str]:
     """Our modules that a module imports, wherever in it the statement stands."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    for node in nodes_of(name):
         if isinstance(node, ast.Import):
             found |= {
                 alias.name.removeprefix(PACKAGE).removeprefix(".")
@@ -107,7 +145,7 @@ def test_the_model_folder_is_flat() -> None:
     for name in MODULES:
         if inside(name, "modeling") and name != "modeling":
             assert MODULES[name].parent == ROOT / "modeling"
-            for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+            for node in nodes_of(name):
                 if isinstance(node, ast.ImportFrom) and (node.level or inside(node.module or "", PACKAGE)):
                     assert node.level == 1, (name, ast.unparse(node))
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
 
-from hf_async_mtl import TaskConfig
+from hf_async_mtl import MultiTaskModel, TaskConfig
 
 WORDS = ["good", "bad", "red", "blue", "big", "small", "shoe", "hat", "very", "not", "is", "the", "a", "cat", "dog"]
 WORDS_IN_PIECES = ["sofa", "lamp", "mug"]
@@ -137,3 +137,24 @@ def task_configs() -> dict[str, TaskConfig]:
         # Its contexts are longer than this: several windows each.
         "answer": TaskConfig("question_answering", ["question", "context"], "answers", max_length=24, stride=4),
     }
+
+
+def short_texts(rows: int) -> list[str]:
+    """Texts of at most five words, the same for the same number."""
+    return [" ".join(row["text"].split()[:5]) for row in raw_sets(rows, 8)["polarity"]]
+
+
+def save_model(folder: Path, tasks: dict[str, TaskConfig]) -> Path:
+    """Save a tokenizer and an untrained model, with heads that are drawn wide and centered: predictions differ."""
+    model = MultiTaskModel.from_encoder(tiny_encoder(folder / "encoder"), tasks, max_length=32, pooling="mean")
+    inputs = tiny_tokenizer()(short_texts(40), padding=True, return_tensors="pt")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for head in model.heads.values():
+            torch.nn.init.normal_(head.linear.weight, std=5.0)
+        states = model.encoder(**inputs).last_hidden_state.mean(1)
+        for head in model.heads.values():
+            head.linear.bias -= head.linear(states).mean(0)
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return folder / "model"

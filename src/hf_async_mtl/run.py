@@ -24,45 +24,42 @@ __all__ = [
     "grown",
     "load_encoder",
     "load_model",
-    "load_shared_tokenizer",
     "load_tasks",
     "load_tokenizer",
 ]
 
 
 def grown(config: RunConfig) -> RunConfig:
-    """The configuration of a run that starts from a trained bundle, or several; any other as it is.
+    """Return the configuration of a run that starts from a trained model; any other as it is.
 
-    A task that a bundle has takes over its labels, and is taught by that bundle from the first step, unless it has
-    another teacher, or none (null): then it learns from labels. An evaluation before the first step says what each
-    task can do by then.
+    A task that the trained model has takes over its labels, and the trained model is its teacher from the first step,
+    unless the task has another teacher, or none (null): then it learns from labels. The run evaluates before its first
+    step, so that the report shows where each task started.
 
     Raises:
-        ConfigurationError: A task does not fit its head in the bundle, or a head is to be frozen that is new.
+        ConfigurationError: A task does not fit its head in the trained model, or a new head is to be frozen.
     """
     try:
-        trained = {source: AutoConfig.from_pretrained(source, trust_remote_code=False) for source in _sources(config)}
+        trained = AutoConfig.from_pretrained(config.encoder, trust_remote_code=False)
     except UNLOADABLE:
-        # `load_encoder` says it, once the data has been looked at.
+        # `load_encoder` raises the error, after the checks of the data.
         return config
-    bundles = {source: found for source, found in trained.items() if isinstance(found, MultiTaskConfig)}
-    known = {name: task for found in bundles.values() for name, task in found.task_configs.items()}
-    owners = {name: source for source, found in bundles.items() for name in found.tasks}
+    known = trained.task_configs if isinstance(trained, MultiTaskConfig) else {}
     kept = kept_tasks(known, config.tasks, config.model["new_heads"])
     for name in config.frozen_heads:
         if name not in kept:
             raise ConfigurationError(
                 f"`tasks.{name}.head: frozen` needs a head that has been trained, and `encoder` has none for it. Start "
-                "from a bundle that has the task, or let the head learn."
+                "from a trained model that has the task, or train the head."
             )
-    if not bundles:
+    if not known:
         return config
     distillation = config.training["distillation"]
     training = {
         **config.training,
         "distillation": {
             **distillation,
-            "teachers": {name: owners[name] for name in kept} | (distillation.get("teachers") or {}),
+            "teachers": dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {}),
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }
@@ -101,23 +98,6 @@ def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]
         for split, rows in sets.items()
         if split.startswith("validation")
     }
-
-
-def _sources(config: RunConfig) -> list[str]:
-    return [config.encoder] if isinstance(config.encoder, str) else config.encoder
-
-
-def load_shared_tokenizer(config: RunConfig, tasks: dict[str, TaskConfig]) -> Any:
-    """The tokenizer of a run's encoder; of bundles that are merged, that which all of them have."""
-    first, *others = _sources(config)
-    tokenizer = load_tokenizer(first, tasks)
-    for other in others:
-        if load_tokenizer(other, tasks).get_vocab() != tokenizer.get_vocab():
-            raise ConfigurationError(
-                f"Models that are merged must have one vocabulary; {other!r} has another than {first!r}. Name one of "
-                "them as a teacher instead."
-            )
-    return tokenizer
 
 
 def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:

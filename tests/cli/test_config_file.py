@@ -570,6 +570,12 @@ def test_an_encoder_that_can_only_be_a_folder_must_be_there(folder, encoder):
     assert "there is no folder" in refused(folder, {"encoder": encoder})
 
 
+def test_several_encoders_are_refused(folder):
+    """Bug: a list of models, which version 0.1 merged, is a traceback."""
+    message = refused(folder, {"encoder": ["encoder", "other"]})
+    assert "`encoder` must be a Hub id or a folder; found ['encoder', 'other']." in message
+
+
 @pytest.mark.parametrize("key", ["encoder", "tasks.polarity.data.train", "training.output_dir"])
 def test_a_variable_that_is_not_set_is_named_with_its_key(folder, monkeypatch, key):
     """It would read as a folder of that name."""

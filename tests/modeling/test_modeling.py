@@ -521,6 +521,12 @@ def test_a_checkpoint_with_another_head_gives_its_encoder(tmp_path: Path) -> Non
     assert all(torch.equal(expected[name], tensor) for name, tensor in loaded.items())
 
 
+def test_several_encoders_are_refused() -> None:
+    """Bug: a list of models, which version 0.1 merged, is a traceback."""
+    with pytest.raises(ConfigurationError, match=r"`encoder` must be a Hub id or a folder; found \['a', 'b'\]"):
+        MultiTaskModel.from_encoder(["a", "b"], TASKS)  # type: ignore[arg-type]
+
+
 def test_what_is_no_plain_text_encoder_is_refused(tmp_path: Path) -> None:
     """A vision model or a decoder pair failed at its first batch, or deep inside a constructor."""
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 37}

@@ -29,7 +29,7 @@ from ..report.page import make_page
 from ..report.plots import draw
 from ..report.saved_card import FACTS
 from ..report.tables import final_table, progress_table, render
-from ..run import evaluation_sets, grown, load_encoder, load_model, load_shared_tokenizer, load_tasks
+from ..run import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
 from ..training.checkpoints import write_whole
 from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
@@ -179,7 +179,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     arguments = config.arguments(output_dir)
     checkpoint = newest_checkpoint(output_dir) if resume is True else resume
     splits, tasks = load_tasks(config)
-    tokenizer = load_shared_tokenizer(config, tasks)
+    tokenizer = load_tokenizer(config.encoder, tasks)
     set_seed(config.seed)
     model = load_encoder(config, tasks)
     test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}

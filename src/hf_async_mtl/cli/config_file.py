@@ -39,7 +39,7 @@ class RunConfig:
 
     Args:
         name: Of the file, without its ending.
-        encoder: Hub id or absolute folder; several, where trained bundles are to be merged.
+        encoder: Hub id or absolute folder of a text encoder, or of a trained multi-task model.
         seed: Of model, order and dropout.
         data_seed: Of samples and carves.
         model: ``max_length``, ``pooling``, ``packing``, ``lora`` and ``new_heads``, as `MultiTaskModel.from_encoder`
@@ -54,7 +54,7 @@ class RunConfig:
     """
 
     name: str
-    encoder: str | list[str]
+    encoder: str
     seed: int
     data_seed: int
     model: dict[str, Any]
@@ -217,7 +217,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         }
     return RunConfig(
         name=path.stem,
-        encoder=_encoder(config["encoder"], folder),
+        encoder=_model_source("encoder", config["encoder"], folder),
         seed=seed,
         data_seed=_whole_number("data_seed", config.get("data_seed", seed), maximum=_LARGEST_SEED),
         model={
@@ -269,15 +269,6 @@ def _model_source(key: str, value: Any, folder: Path) -> str:
     if value.startswith((".", "/", "~", "$")):
         raise ConfigurationError(f"`{key}` must be a Hub id or a folder; there is no folder {path}.")
     return value
-
-
-def _encoder(value: Any, folder: Path) -> str | list[str]:
-    if not isinstance(value, list):
-        return _model_source("encoder", value, folder)
-    sources = [_model_source("encoder", item, folder) for item in value]
-    if len(sources) < 2 or len(set(sources)) < len(sources):
-        raise ConfigurationError(f"`encoder` must be one model, or a list of two or more; found {value!r}.")
-    return sources
 
 
 def _with_preset(name: str, section: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from ..modeling.configuration_multitask import ConfigurationError
 from ..report.saved_card import render_card
-from ..run import load_model
 
 __all__ = ["add_push"]
 
@@ -39,9 +38,6 @@ def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     push.add_argument("repository", metavar="USER/NAME")
     push.add_argument("--private", action="store_true", help="where the repository is new")
     push.add_argument("--revision", help="default: main")
-    weights = push.add_mutually_exclusive_group()
-    weights.add_argument("--adapter-only", action="store_true", help="of a model with `lora`, without its encoder")
-    weights.add_argument("--merge", action="store_true", help="of a model with `lora`, as one without")
     push.set_defaults(command=_push)
 
 
@@ -49,29 +45,14 @@ def _push(args: argparse.Namespace) -> None:
     card = CommitOperationAdd("README.md", _card(args.run, args.repository))
     if not any(args.run.glob("*.safetensors")):
         raise ConfigurationError(f"{args.run} has no weights yet: push a run that has ended.")
-    with tempfile.TemporaryDirectory() as scratch:
-        files = _files(args.run)
-        if args.adapter_only or args.merge:
-            files = {name: path for name, path in files.items() if ".safetensors" not in name}
-            files |= _files(_other_weights(args.run, Path(scratch), args.merge))
-        _upload(args, [*(CommitOperationAdd(name, path) for name, path in sorted(files.items())), card])
+    files = _files(args.run)
+    _upload(args, [*(CommitOperationAdd(name, path) for name, path in sorted(files.items())), card])
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Name in the repository -> file."""
     paths = {path for pattern in (*_FILES, *_KINDS) for path in folder.glob(pattern) if path.is_file()}
     return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _other_weights(run: Path, folder: Path, merge: bool) -> Path:
-    """The model again, merged, or without its encoder's own weights."""
-    model, _ = load_model(str(run))
-    if merge:
-        model.merge_adapter()
-        model.save_pretrained(folder)
-    else:
-        model.save_adapter(folder)
-    return folder
 
 
 def _upload(args: argparse.Namespace, operations: list[CommitOperationAdd]) -> None:

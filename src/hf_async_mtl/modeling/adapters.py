@@ -1,7 +1,7 @@
-"""LoRA on an encoder, through peft: the layers are peft's own, in place, and the heads stay whole.
+"""LoRA on an encoder, with peft's own layers. The heads train all their weights.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), arXiv:2106.09685, equation 3: a frozen weight W
-answers as W + (alpha / r) B A, of which A and B learn.
+is applied as W + (alpha / r) B A, and only A and B are trained.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from .configuration_multitask import ConfigurationError
 
-__all__ = ["LORA_KEYS", "add_lora", "check_lora", "is_adapter", "merge_lora"]
+__all__ = ["LORA_KEYS", "add_lora", "check_lora", "freeze_base_weights", "is_adapter", "merge_lora"]
 
 LORA_KEYS = (
     "r",
@@ -75,9 +75,9 @@ def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: peft is not installed, or refuses a value.
     """
     checked = check_lora(settings)
-    # Loading a model's code from the Hub asks everybody for what is imported outside a `try`.
+    # Inside `try`, so that loading the code from the Hub does not require peft.
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError as error:
         raise ConfigurationError(
@@ -87,7 +87,7 @@ def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         config: Any = LoraConfig(**checked)
         if config.target_modules is None:
             config.target_modules = KNOWN.get(encoder.config.model_type, "all-linear")
-        inject_adapter_in_model(config, encoder)
+        encoder.add_adapter(config)
     except (ValueError, TypeError, re.error) as error:
         raise ConfigurationError(f"`lora` does not fit: {error}") from error
     found = config.target_modules
@@ -95,15 +95,21 @@ def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight of this name in an encoder is one of its low-rank layers'."""
+    """Return whether a weight of this name in an encoder belongs to a low-rank layer."""
     return ".lora_" in name
 
 
-def merge_lora(encoder: nn.Module) -> None:
-    """Add what the low-rank layers have learnt to the weights beside them, and take the layers away.
+def freeze_base_weights(encoder: nn.Module) -> None:
+    """Freeze all weights of an encoder but its low-rank layers. Loading a checkpoint makes them all trainable."""
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def merge_lora(encoder: Any) -> None:
+    """Add the low-rank updates to the weights beside them, and remove the layers.
 
     Raises:
-        ConfigurationError: peft is not installed, or a sum is not finite.
+        ConfigurationError: peft is not installed, or a merged weight is not finite.
     """
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -120,6 +126,7 @@ def merge_lora(encoder: nn.Module) -> None:
                 ) from error
             parent, _, child = name.rpartition(".")
             setattr(encoder.get_submodule(parent), child, module.get_base_layer())
-    # Else peft takes new layers for a second set of them.
+    # Otherwise peft adds new layers as a second adapter, and Transformers saves adapters only.
     del encoder.peft_config
+    encoder._hf_peft_config_loaded = False
     encoder.requires_grad_(True)

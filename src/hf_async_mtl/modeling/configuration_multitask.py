@@ -326,8 +326,6 @@ class MultiTaskConfig(PreTrainedConfig):
         task_order: The names of the tasks in the order of their ids; found from ``tasks``. It is a field of its own
             because ``config.json`` is written with sorted keys.
         lora: The low-rank layers beside the encoder's; see `hf_async_mtl.modeling.adapters.add_lora`.
-        lora_base: ``user/model@revision``, where the encoder's own weights are from, if they are the Hub's.
-        lora_only: The encoder's own weights are not saved, and are read from there.
     """
 
     model_type = "hf_async_mtl"
@@ -340,8 +338,6 @@ class MultiTaskConfig(PreTrainedConfig):
     max_length: int = 128
     task_order: list[str] | None = None
     lora: dict[str, Any] | None = None
-    lora_base: str | None = None
-    lora_only: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, Mapping):
@@ -363,11 +359,12 @@ class MultiTaskConfig(PreTrainedConfig):
         if self.packing not in PACKINGS:
             raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
         _check_max_length(self.max_length)
-        base = self.lora_base
-        if self.lora_only and not (self.lora and isinstance(base, str) and all(base.partition("@"))):
+        # Keys that version 0.1 wrote.
+        kwargs.pop("lora_base", None)
+        if kwargs.pop("lora_only", False):
             raise ConfigurationError(
-                "`lora_only` needs `lora` and `lora_base`, a Hub id and a revision such as user/model@main; found "
-                f"{base!r}. Was the configuration changed by hand? Save the model again."
+                "A checkpoint must hold the weights of its encoder; this one was saved by version 0.1 with "
+                "`--adapter-only`. Push the run again, with its weights merged."
             )
         super().__post_init__(**kwargs)
 

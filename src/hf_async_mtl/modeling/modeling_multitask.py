@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils import ModelOutput
 
-from .adapters import add_lora, is_adapter, merge_lora
+from .adapters import add_lora, merge_lora
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from .encoders import (
     build_encoder,
@@ -29,7 +28,6 @@ from .encoders import (
 from .freezing import freeze
 from .growing import adopt, kept_tasks
 from .heads import HEADS, Head
-from .merging import average, merged_config
 from .packing import (
     Layout,
     Ragged,
@@ -46,8 +44,8 @@ from .views import SequenceView, TokenView
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
-# Arguments of `from_pretrained` that say how the Hub is read.
-_HUB_KEYS = ("token", "cache_dir", "local_files_only")
+# Arguments of `from_pretrained` that also apply to the configuration.
+_HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code")
 
 # What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
 _UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
@@ -114,46 +112,11 @@ class MultiTaskModel(PreTrainedModel):
         if config.lora is not None:
             # Afterwards: they are drawn as peft draws them, so that an encoder answers as before.
             config.lora = add_lora(self.encoder, config.lora)
-        if config.lora_only:
-            self._keys_to_ignore_on_load_missing = [r"^encoder\.(?!.*\.lora_)"]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As upstream; of a model that was saved without its encoder's own weights, these are read from the Hub."""
-        found = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
-        if model.config.lora_only:
-            model._read_base({key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
-        if model.config.lora is not None:
-            # Loading makes new parameters, all of which learn.
-            for name, parameter in model.encoder.named_parameters():
-                parameter.requires_grad_(is_adapter(name))
-        return found
-
-    def _read_base(self, hub: Mapping[str, Any]) -> None:
-        """Replace the encoder, of which only the low-rank layers are known, by the whole one."""
-        name, _, revision = self.config.lora_base.partition("@")
-        model_class: Any = type(self.encoder)
-        encoder, info = model_class.from_pretrained(
-            name,
-            config=self.config.encoder_config,
-            revision=revision,
-            dtype=self.dtype,
-            output_loading_info=True,
-            **without_pooler(model_class),
-            **hub,
-        )
-        check_whole(name, info)
-        add_lora(encoder, self.config.lora)
-        learnt = {name: tensor for name, tensor in self.encoder.state_dict().items() if is_adapter(name)}
-        encoder.load_state_dict(encoder.state_dict() | learnt)
-        self.encoder, self.config.encoder_config = encoder.to(self.device).eval(), encoder.config
-        self.config.lora_only = False
 
     @classmethod
     def from_encoder(
         cls,
-        encoder: str | os.PathLike[str] | Sequence[str],
+        encoder: str | os.PathLike[str],
         tasks: Mapping[str, TaskConfig],
         *,
         pooling: str | None = None,
@@ -168,8 +131,7 @@ class MultiTaskModel(PreTrainedModel):
         Args:
             encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``; or of a
                 `MultiTaskModel`. The heads of its tasks that are among ``tasks``, by their names, are taken over with
-                their labels or the scale of their targets; the others are dropped. Of several such models the
-                encoders' mean is taken; see `hf_async_mtl.modeling.merging`.
+                their labels or the scale of their targets; the others are dropped.
             tasks: Name -> resolved task.
             pooling: ``cls`` (the default), ``mean`` or ``max``. A trained bundle's heads know its own alone.
             packing: ``auto`` or ``off``.
@@ -186,12 +148,11 @@ class MultiTaskModel(PreTrainedModel):
         """
         # Left open, Transformers asks the terminal whether to run the code of a stranger.
         kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
-        hub = {key: kwargs[key] for key in (*_HUB_KEYS, "revision", "subfolder", "trust_remote_code") if key in kwargs}
-        sources = [str(encoder)] if isinstance(encoder, str | os.PathLike) else [str(source) for source in encoder]
-        if not sources:
-            raise ConfigurationError("`encoder` must name a model, or several to merge; found none.")
-        configs = {source: AutoConfig.from_pretrained(source, **hub) for source in sources}
-        encoder_config = merged_config(configs) if len(sources) > 1 else configs[sources[0]]
+        if not isinstance(encoder, str | os.PathLike):
+            raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {encoder!r}.")
+        source = str(encoder)
+        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        encoder_config = AutoConfig.from_pretrained(source, **hub)
         trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
         kept: list[str] = []
         tasks = dict(tasks)
@@ -226,75 +187,61 @@ class MultiTaskModel(PreTrainedModel):
                 f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
                 "it, or choose an encoder for longer texts."
             )
-        loaded, heads = cls._load(sources, type(model.encoder) if trained is None else None, kwargs)
-        for name in kept:
-            model.heads[name] = heads[name]
+        if trained is None:
+            encoder_class: Any = type(model.encoder)
+            loaded, info = encoder_class.from_pretrained(
+                source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
+            )
+            check_whole(source, info)
+        else:
+            loaded, heads = cls._load_trained(source, kwargs)
+            model.heads.update({name: heads[name] for name in kept})
         # One configuration, not two: what changes the encoder's must stand in `config.json`.
         model.encoder, config.encoder_config = loaded, loaded.config
-        # The mean of several models began where they did.
-        if len(sources) == 1:
-            loaded.config._name_or_path = public_name(sources[0])
+        loaded.config._name_or_path = public_name(source)
         if lora is not None:
             config.lora = add_lora(loaded, lora)
-            # Such a part of a repository is not named by a revision.
-            if trained is None and not Path(sources[0]).is_dir() and "subfolder" not in kwargs:
-                commit = extract_commit_hash(cached_file(sources[0], CONFIG_NAME, **hub), None)
-                config.lora_base = f"{sources[0]}@{commit}"
         model.heads.to(loaded.dtype)
         # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
         return model.eval()
 
     @classmethod
-    def _load(
-        cls, sources: Sequence[str], encoder_class: Any, kwargs: Mapping[str, Any]
-    ) -> tuple[PreTrainedModel, dict[str, nn.Module]]:
-        """The encoder of a checkpoint of that class; without a class, that of trained bundles, and their heads."""
-        model_class, pooler = (cls, {}) if encoder_class is None else (encoder_class, without_pooler(encoder_class))
-        found = []
-        for source in sources:
-            loaded, info = model_class.from_pretrained(source, output_loading_info=True, **pooler, **kwargs)
-            check_whole(source, info)
-            found.append(loaded)
-        if encoder_class is not None:
-            return found[0], {}
-        for bundle in found:
-            if bundle.config.lora is not None:
-                bundle.merge_adapter()
-        heads = {name: head for bundle in found for name, head in bundle.heads.items()}
-        return average([bundle.encoder for bundle in found]), heads
+    def _load_trained(cls, source: str, kwargs: Mapping[str, Any]) -> tuple[PreTrainedModel, nn.ModuleDict]:
+        """Return the encoder of a trained model, low-rank layers merged, and its heads."""
+        model, info = cls.from_pretrained(source, output_loading_info=True, **kwargs)
+        check_whole(source, info)
+        if model.config.lora is not None:
+            model.merge_adapter()
+        return model.encoder, model.heads
 
     def merge_adapter(self) -> None:
-        """Add what low-rank layers have learnt to the encoder's own weights, in place: a model as without them.
+        """Add the low-rank updates to the encoder's own weights, in place, and remove the layers.
+
+        A run's final model is saved merged; see `merged`. To save the adapter alone, in peft's format, call
+        ``model.encoder.save_pretrained(folder)`` before merging, on a model from a checkpoint of the run.
 
         Raises:
-            ConfigurationError: The model has no such layers.
+            ConfigurationError: The model has no low-rank layers.
         """
         if self.config.lora is None:
             raise ConfigurationError(
                 "A model that is merged must have low-rank layers; this one has none. Use it as is."
             )
         merge_lora(self.encoder)
-        self.config.lora = self.config.lora_base = None
+        self.config.lora = None
 
-    def save_adapter(self, folder: str | Path) -> None:
-        """Save the low-rank layers and the heads, and not the encoder's own weights, which are read from the Hub.
+    def merged(self, state_dict: Mapping[str, Tensor] | None = None) -> MultiTaskModel:
+        """Return a copy on the CPU with its low-rank layers merged.
 
-        Raises:
-            ConfigurationError: The model has no such layers, or its encoder is not one of the Hub's.
+        Args:
+            state_dict: The weights of this model; its own, where absent. (A sharded model's are gathered first.)
         """
-        if self.config.lora_base is None:
-            reason = "has no low-rank layers" if self.config.lora is None else "began with a folder or a bundle"
-            raise ConfigurationError(
-                f"A model is saved without its encoder where it has low-rank layers on a plain one of the Hub's; this "
-                f"one {reason}. Save it whole, or merged."
-            )
-        weights = self.state_dict()
-        kept = {name: weights[name] for name in weights if not name.startswith("encoder.") or is_adapter(name)}
-        self.config.lora_only = True
-        try:
-            self.save_pretrained(folder, state_dict=kept)
-        finally:
-            self.config.lora_only = False
+        config = copy.deepcopy(self.config)
+        model = type(self)(config)
+        model.load_state_dict(self.state_dict() if state_dict is None else state_dict)
+        # The sum is taken in float32, whatever the type of the weights.
+        model.merge_adapter()
+        return model.to(self.dtype).eval()
 
     def freeze_encoder(self, layers: int | None = None) -> None:
         """Let the encoder stay as it is in training, or its embeddings and first layers.

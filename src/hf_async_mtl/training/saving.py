@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from ..modeling.freezing import what_learns
 from .callbacks import ConvergenceCallback
@@ -97,10 +97,18 @@ class SavingTrainer(ConvergingTrainer):
         return Path(best) if best is not None and self.args.load_best_model_at_end else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token."""
+        """Save as upstream, without the pickled arguments: they hold local paths and the Hub's token.
+
+        Low-rank layers are merged, except in checkpoints, from which they are resumed.
+        """
+        folder = Path(output_dir or self.args.output_dir)
         with savable(self.model):
             super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if self.model.config.lora is not None and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+                merged = self.model.merged(state_dict)
+                with savable(merged):
+                    merged.save_pretrained(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(
         self,

@@ -19,6 +19,7 @@ from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
 from ..distillation.unlabeled import check_unlabelled, is_unlabelled, with_placeholders
 from ..metrics import check_metric
+from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.freezing import check_learns
 from ..modeling.modeling_multitask import MultiTaskModel
@@ -124,6 +125,8 @@ class AsyncMTLTrainer(SavingTrainer):
         self._max_length = model.config.max_length
         check_sets(self.tasks, train_dataset, eval_dataset)
         if train_dataset is not None:
+            if model.config.lora is not None:
+                freeze_base_weights(model.encoder)
             check_learns(model.encoder, model.heads)
         check_task_settings(self.tasks, args)
         self.args = args
