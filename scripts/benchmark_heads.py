@@ -30,9 +30,9 @@ WORDS = ["the", "a", "good", "bad", "shoe", "hat", "is", "was", "not", "very", "
 LABELS = ["no", "maybe", "yes"]
 CLASSES = [f"class_{number}" for number in range(6)]
 TASKS = {
-    **{name: TaskConfig("classification", ["text"], labels=LABELS) for name in CLASSES},
+    **{name: TaskConfig("classification", ["text"], label_names=LABELS) for name in CLASSES},
     "score": TaskConfig("regression", ["text"], target_mean=0.0, target_std=1.0),
-    "tags": TaskConfig("token_classification", ["tokens"], labels=["O", "B-x", "I-x"]),
+    "tags": TaskConfig("token_classification", ["tokens"], label_names=["O", "B-x", "I-x"]),
 }
 ASKED = {"one head": CLASSES[:1], "seven heads": [*CLASSES, "score"], "eight heads": list(TASKS)}
 

@@ -84,8 +84,8 @@ def write_run(folder: Path, rows: int, record: bool) -> Path:
         "tasks": {
             "kind": {
                 "type": "classification",
-                "text": ["text"],
-                "label": "label",
+                "text_columns": ["text"],
+                "label_column": "label",
                 "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
             }
         },

@@ -290,7 +290,8 @@ def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
     task = rows.task
     assert task.metrics is not None
     metric = task.metrics[0]
-    return compute([metric], task.type, answers, TASK_TYPES[task.type].references(task, rows.rows), task.labels)[metric]
+    references = TASK_TYPES[task.type].references(task, rows.rows)
+    return compute([metric], task.type, answers, references, task.label_names)[metric]
 
 
 def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
@@ -298,8 +299,8 @@ def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
     if task.type == "regression":
         return np.asarray(answers, dtype=np.float32)
     if task.type == "token_classification":
-        assert task.labels is not None
-        place = {label: index for index, label in enumerate(task.labels)}
+        assert task.label_names is not None
+        place = {label: index for index, label in enumerate(task.label_names)}
         return np.asarray([place[label] for words in answers for label in words], dtype=np.int16)
     return np.asarray(answers, dtype=np.int16)
 
@@ -308,8 +309,8 @@ def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list
     """Answers as metrics take them; the references give the lengths of lists."""
     if task.type != "token_classification":
         return array.tolist()
-    assert task.labels is not None
-    names = iter([task.labels[index] for index in array.tolist()])
+    assert task.label_names is not None
+    names = iter([task.label_names[index] for index in array.tolist()])
     return [list(itertools.islice(names, len(words))) for words in true]
 
 
@@ -545,10 +546,12 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
             true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
             given = from_array(task, answers[key], true)
             metric = task.monitored
-            values.setdefault(kind, {})[name] = defined(compute([metric], task.type, given, true, task.labels)[metric])
+            values.setdefault(kind, {})[name] = defined(
+                compute([metric], task.type, given, true, task.label_names)[metric]
+            )
             # Tasks with equally many rows are not to share their draws.
             place = plan.tasks(cell.bundle).index(name)
-            resampled = bootstrap_values(metric, task.type, given, true, task.labels, RESAMPLES, seed=place)
+            resampled = bootstrap_values(metric, task.type, given, true, task.label_names, RESAMPLES, seed=place)
             means.setdefault(kind, []).append(np.asarray(resampled))
     drawn = {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
     return values, {kind: list(map(defined, numbers)) for kind, numbers in drawn.items()}

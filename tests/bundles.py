@@ -32,10 +32,10 @@ def bundle_config(tasks: Sequence[str] = ("polarity", "overlap")) -> Settings:
         task = task_configs()[name]
         sections[name] = {
             "type": task.type,
-            "text": task.text,
-            "label": task.label,
+            "text_columns": task.text_columns,
+            "label_column": task.label_column,
             "data": {split: f"data/{name}/{split}.jsonl" for split in ("train", "validation", "test")},
-            **({"max_length": task.max_length, "stride": task.stride} if task.max_length else {}),
+            **({"max_length": task.max_length, "doc_stride": task.doc_stride} if task.max_length else {}),
         }
     return {
         "encoder": "encoder",

@@ -84,12 +84,12 @@ FAMILIES_AND_ATTENTION = [
 
 # The order is not the alphabet's: `config.json` is written with sorted keys.
 TASKS = {
-    "topic": TaskConfig("classification", ["text"], labels=["c", "a", "b"]),
+    "topic": TaskConfig("classification", ["text"], label_names=["c", "a", "b"]),
     "stars": TaskConfig("regression", ["text"], target_mean=3.0, target_std=1.5),
-    "tags": TaskConfig("token_classification", ["tokens"], labels=["O", "B-x", "I-x", "B-y"]),
+    "tags": TaskConfig("token_classification", ["tokens"], label_names=["O", "B-x", "I-x", "B-y"]),
     "choice": TaskConfig("multiple_choice", {"prompt": ["p"], "choices": ["x", "y", "z"]}),
-    "marks": TaskConfig("multilabel", ["text"], labels=["p", "q"]),
-    "answer": TaskConfig("question_answering", ["question", "context"], label="answers"),
+    "marks": TaskConfig("multilabel", ["text"], label_names=["p", "q"]),
+    "answer": TaskConfig("question_answering", ["question", "context"], label_column="answers"),
 }
 
 

@@ -32,7 +32,7 @@ def task(task_type, **fields):
         "multiple_choice": {"prompt": ["p"], "choices": ["a", "b"]},
         "question_answering": ["question", "context"],
     }.get(task_type, ["text"])
-    return TaskConfig(type=task_type, text=text, **fields)
+    return TaskConfig(type=task_type, text_columns=text, **fields)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_lengths_must_agree(predictions, references):
         ),
         (
             "f1",
-            task("classification", labels=["a", "b", "c"]),
+            task("classification", label_names=["a", "b", "c"]),
             (
                 "The metric 'f1' needs exactly two classes, of which the second is the positive one; found 3: a, b, c. "
                 "Take macro_f1."
@@ -286,7 +286,7 @@ def test_metric_that_fits_is_accepted():
     """An error metric is refused although it is not the monitored one, or F1 before the classes are known."""
     check_metric("mae", task("regression", metrics=["pearson", "mae"]))
     check_metric("f1", task("classification"))
-    check_metric("f1", task("classification", labels=["no", "yes"]))
+    check_metric("f1", task("classification", label_names=["no", "yes"]))
 
 
 def test_compute_checks_the_classes_once_they_are_known():

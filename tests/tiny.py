@@ -129,13 +129,13 @@ def raw_sets(rows: int = 32, seed: int = 0) -> dict[str, Dataset]:
 def task_configs() -> dict[str, TaskConfig]:
     """One task of each type, with all that `TaskConfig.resolve` would find, for the data of `raw_sets`."""
     return {
-        "polarity": TaskConfig("classification", ["text"], labels=["neg", "pos"]),
-        "overlap": TaskConfig("regression", ["left", "right"], label="score", target_mean=1.0, target_std=1.0),
-        "colors": TaskConfig("token_classification", ["tokens"], label="tags", labels=["O", "B-color"]),
+        "polarity": TaskConfig("classification", ["text"], label_names=["neg", "pos"]),
+        "overlap": TaskConfig("regression", ["left", "right"], label_column="score", target_mean=1.0, target_std=1.0),
+        "colors": TaskConfig("token_classification", ["tokens"], label_column="tags", label_names=["O", "B-color"]),
         "choice": TaskConfig("multiple_choice", {"prompt": ["prompt"], "choices": ["first", "second"]}),
-        "topics": TaskConfig("multilabel", ["text"], label="topics", labels=["cat", "dog", "hat"]),
+        "topics": TaskConfig("multilabel", ["text"], label_column="topics", label_names=["cat", "dog", "hat"]),
         # Its contexts are longer than this: several windows each.
-        "answer": TaskConfig("question_answering", ["question", "context"], "answers", max_length=24, stride=4),
+        "answer": TaskConfig("question_answering", ["question", "context"], "answers", max_length=24, doc_stride=4),
     }
 
 

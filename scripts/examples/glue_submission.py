@@ -102,7 +102,7 @@ def to_glue(name: str, task: TaskConfig, prediction: Mapping[str, Any]) -> str:
     if name == "stsb":
         # The server refuses scores beyond the scale.
         return f"{min(max(prediction['value'], 0.0), 5.0):.3f}"
-    names, label = preset["labels"], str(prediction["label"])
+    names, label = preset["label_names"], str(prediction["label"])
     if label not in (*names, *map(str, range(len(names)))):
         raise ConfigurationError(
             f"Task {name!r} must have the labels of GLUE ({', '.join(names)}) or their indices; found {label!r}. "

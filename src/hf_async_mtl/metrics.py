@@ -334,7 +334,7 @@ def check_metric(name: str, task: TaskConfig) -> None:
     if name not in METRICS:
         _try_loaded(name, task)
         return
-    _check_fit(name, task.type, task.labels)
+    _check_fit(name, task.type, task.label_names)
     if not METRICS[name].greater_is_better and name == task.monitored:
         better = [other for other in _fitting(task.type) if METRICS[other].greater_is_better]
         raise ConfigurationError(
@@ -344,7 +344,7 @@ def check_metric(name: str, task: TaskConfig) -> None:
 
 
 def _try_loaded(name: str, task: TaskConfig) -> None:
-    labels = task.labels or ["O", "B-X"]
+    labels = task.label_names or ["O", "B-X"]
     classes = list(range(len(labels)))
     perfect: dict[str, list[Any]] = {
         "classification": classes,

@@ -12,7 +12,7 @@ from .cli.config_file import RunConfig
 from .data.loading import load_splits
 from .data.tokenization import not_utf8
 from .distillation.external import UNLOADABLE
-from .distillation.unlabeled import check_unlabelled, is_unlabelled
+from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
 from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from .modeling.growing import adopt, kept_tasks
@@ -76,7 +76,7 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
         train = splits[name]["train"]
         try:
             if is_unlabelled(train, task):
-                check_unlabelled(task)
+                TASK_TYPES[task.type].check_unlabeled(task)
                 tasks[name] = task
             else:
                 tasks[name] = task.resolve(train)

@@ -83,8 +83,16 @@ def test_a_head_may_begin_anew(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (TaskConfig("classification", ["text"], labels=["bad", "good"]), {}, "has the labels neg, pos, in that order"),
-        (TaskConfig("classification", ["text"], labels=["pos", "neg"]), {}, "found pos, neg. Name the task otherwise"),
+        (
+            TaskConfig("classification", ["text"], label_names=["bad", "good"]),
+            {},
+            "has the labels neg, pos, in that order",
+        ),
+        (
+            TaskConfig("classification", ["text"], label_names=["pos", "neg"]),
+            {},
+            "found pos, neg. Name the task otherwise",
+        ),
         (TaskConfig("regression", ["text"], target_mean=0.0, target_std=1.0), {}, "is of type classification; found"),
         (task_configs()["polarity"], {"pooling": "cls"}, "`pooling` must be mean, which the heads of"),
         (task_configs()["polarity"], {"new_heads": ["polarty"]}, "must name tasks (polarity); found 'polarty'"),
@@ -145,12 +153,12 @@ def test_labels_of_the_head_hold_whatever_the_data_has(trained: Path) -> None:
     """Bug: data in which a class is missing makes a head of one class less, or another scale of a regression."""
     old = MultiTaskModel.from_pretrained(trained / "old").config.task_configs
     tasks = grown(load_config(config_of(trained))).tasks
-    assert tasks["polarity"].labels == ["neg", "pos"]
+    assert tasks["polarity"].label_names == ["neg", "pos"]
     assert (tasks["overlap"].target_mean, tasks["overlap"].target_std) == (
         old["overlap"].target_mean,
         old["overlap"].target_std,
     )
-    assert tasks[NEW].labels is None
+    assert tasks[NEW].label_names is None
 
 
 def test_a_task_may_learn_from_labels(trained: Path, tmp_path: Path) -> None:
@@ -179,7 +187,7 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
     """Bug: a traceback, or an hour of training with a head that is not what was meant."""
     config = config_of(trained)
     out = ["--output-dir", trained / "refused"]
-    labels = ["--set", "tasks.polarity.labels=[bad, good]"]
+    labels = ["--set", "tasks.polarity.label_names=[bad, good]"]
     assert "has the labels neg, pos, in that order; found bad, good" in refused("train", config, *out, *labels)
     head = ["--set", "tasks.polarity.head=old"]
     assert "must be one of kept, new, frozen; found 'old'" in refused("train", config, *out, *head)
@@ -230,7 +238,7 @@ def without_labels(folder: Path) -> dict[str, Any]:
     changes = {}
     for name in OLD:
         task = task_configs()[name]
-        rows = raw_sets(24, 0)[name].remove_columns(task.label_columns)
+        rows = raw_sets(24, 0)[name].remove_columns(task.target_columns)
         changes[f"tasks.{name}.data.train"] = str(write_rows(folder / f"{name}.jsonl", rows))
     return changes
 
@@ -259,7 +267,7 @@ def test_old_tasks_need_no_labels(trained: Path, run: Path, tmp_path: Path) -> N
 def test_places_for_labels_are_valid(name: str) -> None:
     """Bug: the place of a label is refused as a label, row by row."""
     task, rows = task_configs()[name], raw_sets(8)[name]
-    bare = rows.remove_columns(task.label_columns)
+    bare = rows.remove_columns(task.target_columns)
     assert is_unlabelled(bare, task)
     assert not is_unlabelled(rows, task)
     encoded = encode(with_placeholders(bare, task), name, task, tiny_tokenizer(), 24)
@@ -272,7 +280,12 @@ def test_what_needs_labels_is_refused(trained: Path, tmp_path: Path) -> None:
     config = config_of(trained)
     changes = [part for key, value in without_labels(tmp_path).items() for part in ("--set", f"{key}={value}")]
     out = ["--output-dir", tmp_path / "out"]
-    for key, value in (("label_share", 0.5), ("ramp_steps", 5), ("annealing", "true"), ("keep_gradient_norm", "true")):
+    for key, value in (
+        ("hard_label_weight", 0.5),
+        ("ramp_steps", 5),
+        ("annealing", "true"),
+        ("keep_gradient_norm", "true"),
+    ):
         message = refused("train", config, *out, *changes, "--set", f"distillation.{key}={value}")
         assert f"`distillation.{key}` looks at labels, and the training rows of polarity, overlap" in message
     # A task without a teacher needs its labels as ever.

@@ -170,7 +170,7 @@ def test_the_model_loads_by_itself(run, bundle):
     """What `train` leaves is the model with its heads, by our class and by AutoModel."""
     model = MultiTaskModel.from_pretrained(run)
     assert list(model.config.tasks) == list(ALL)
-    assert model.config.task_configs["polarity"].labels == ["neg", "pos"]
+    assert model.config.task_configs["polarity"].label_names == ["neg", "pos"]
     assert isinstance(AutoModel.from_pretrained(run), MultiTaskModel)
 
 
@@ -234,7 +234,7 @@ def answers(run: Path, path: Path, *options: Any) -> list[dict[str, Any]]:
 def test_predictions_score_as_the_run_has_scored(run, tmp_path, name):
     """Rows out of order, another truncation or another class than the metrics': each moves the score."""
     task, rows = task_configs()[name], raw_sets(24, 2)[name]
-    path = write_rows(tmp_path / "rows.jsonl", rows.remove_columns(task.label_columns))
+    path = write_rows(tmp_path / "rows.jsonl", rows.remove_columns(task.target_columns))
     found = [answer[name] for answer in answers(run, path, "--task", name)]
     assert len(found) == len(rows)
     references: list[Any]
@@ -250,14 +250,14 @@ def test_predictions_score_as_the_run_has_scored(run, tmp_path, name):
     elif task.type == "multiple_choice":
         predictions, references = [answer["choice"] for answer in found], list(rows["label"])
     elif task.type == "multilabel":
-        names = list(task.labels or ())
+        names = list(task.label_names or ())
         for answer in found:
             assert answer["labels"] == [label for label in names if answer["scores"][label] > 0.5]
         predictions = [[int(label in answer["labels"]) for label in names] for answer in found]
         references = [[int(label in row["topics"]) for label in names] for row in rows]
     else:
         predictions, references = [answer["answer"] for answer in found], [row["answers"]["text"] for row in rows]
-    value = compute([task.monitored], task.type, predictions, references, task.labels)[task.monitored]
+    value = compute([task.monitored], task.type, predictions, references, task.label_names)[task.monitored]
     assert value == pytest.approx(read(run / "all_results.json")[f"test_{name}_{task.monitored}"], abs=1e-5)
 
 
@@ -536,7 +536,7 @@ def with_label(value: Any, place: int = 5) -> Rows:
 @pytest.mark.parametrize(
     ("rows", "settings", "words"),
     [
-        (with_label("neutral"), {"labels": ["neg", "pos"]}, "'neutral'"),
+        (with_label("neutral"), {"label_names": ["neg", "pos"]}, "'neutral'"),
         (with_label(None), {}, "None"),
         (with_label(3), {}, "3"),
         ([{**row, "text": None} for row in with_label("pos")], {}, "column 'text', row 0"),
@@ -570,20 +570,20 @@ def test_a_mistake_in_the_data_is_found_before_training(pair, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["tasks.polarity.limit.train=1"], "two classes"),
-        (["tasks.polarity.limit.train=1", "tasks.polarity.labels=[neg, pos]"], "two classes"),
-        (["tasks.overlap.limit.train=1"], "targets that differ"),
+        (["tasks.polarity.max_samples.train=1"], "two classes"),
+        (["tasks.polarity.max_samples.train=1", "tasks.polarity.label_names=[neg, pos]"], "two classes"),
+        (["tasks.overlap.max_samples.train=1"], "targets that differ"),
         (["tasks.polarity.metrics=[pearson]"], "pearson"),
         (["tasks.overlap.metrics=[mse]"], "must be better when greater"),
         (["tasks.polarity.metrics=[acuracy]"], "Did you mean 'accuracy'"),
         (["tasks.topics.type=classification"], "label"),
         (["tasks.overlap.type=classification"], "A label must be"),
-        (["tasks.choice.type=multilabel", "tasks.choice.text=[prompt]"], "must have a list"),
-        (["tasks.overlap.label=left"], "must be a number"),
-        (["tasks.colors.label=tokens", "tasks.colors.labels=[O, B-color]"], "A label must be"),
-        (["tasks.answer.label=context"], "`answers` must be"),
-        (["tasks.choice.label=prompt"], "0..1"),
-        (["tasks.polarity.text=[txt]"], "The nearest is 'text'"),
+        (["tasks.choice.type=multilabel", "tasks.choice.text_columns=[prompt]"], "must have a list"),
+        (["tasks.overlap.label_column=left"], "must be a number"),
+        (["tasks.colors.label_column=tokens", "tasks.colors.label_names=[O, B-color]"], "A label must be"),
+        (["tasks.answer.label_column=context"], "`answers` must be"),
+        (["tasks.choice.label_column=prompt"], "0..1"),
+        (["tasks.polarity.text_columns=[txt]"], "The nearest is 'text'"),
         (["encoder=data"], "tokenizer"),
         (["encoder=nobody/nothing"], "'nobody/nothing'"),
         (["pooling=median"], "pooling"),

@@ -26,10 +26,10 @@ tasks:
   match:
     type: classification
     data: {train: train.jsonl, validation: dev.jsonl, test: test.jsonl}
-    text: [left, right]
-    label: label
+    text_columns: [left, right]
+    label_column: label
     metrics: [f1, accuracy]
-    limit: {train: 2000}
+    max_samples: {train: 2000}
     max_length: 64
     weight: 2.0
     convergence: {patience: 5}
@@ -38,7 +38,7 @@ tasks:
     data: {hub: nyu-mll/glue, name: rte, validation: {from_train: 0.1}, test: validation, train: train}
 schedule: {mode: joint}
 convergence: {criterion: plateau, patience: 4, min_delta: 0.01, min_steps: 10, on_convergence: stop}
-distillation: {temperature: 2.0, label_share: 0.5}
+distillation: {temperature: 2.0, hard_label_weight: 0.5}
 mixing: {strategy: temperature, temperature: 3.0}
 balancing: {method: sum}
 training:
@@ -124,7 +124,7 @@ def test_every_key_of_the_example_arrives(example, tmp_path):
     assert config.model == {"max_length": 128, "pooling": "cls", "packing": "off", "lora": None, "new_heads": []}
     assert list(config.tasks) == ["mrpc", "match", "rte"]
     match = config.tasks["match"]
-    assert (match.type, match.text, match.label, match.metrics, match.max_length) == (
+    assert (match.type, match.text_columns, match.label_column, match.metrics, match.max_length) == (
         "classification",
         ["left", "right"],
         "label",
@@ -132,7 +132,7 @@ def test_every_key_of_the_example_arrives(example, tmp_path):
         64,
     )
     assert config.sources["match"].splits["train"] == tmp_path / "train.jsonl"
-    assert config.sources["match"].limit == {"train": 2000}
+    assert config.sources["match"].max_samples == {"train": 2000}
     rte = config.sources["rte"]
     assert (rte.hub, rte.name) == ("nyu-mll/glue", "rte")
     assert rte.splits == {"train": "train", "validation": {"from_train": 0.1}, "test": "validation"}
@@ -144,7 +144,7 @@ def test_every_section_of_the_example_reaches_the_arguments(example, tmp_path):
     assert (args.learning_rate, args.head_learning_rate) == (5e-5, 5e-4)
     assert (args.per_device_train_batch_size, args.num_train_epochs, args.eval_steps) == (32, 10, 200)
     assert args.seed == 42
-    assert (args.distillation_config.temperature, args.distillation_config.label_share) == (2.0, 0.5)
+    assert (args.distillation_config.temperature, args.distillation_config.hard_label_weight) == (2.0, 0.5)
     assert (args.mixing_config.strategy, args.mixing_config.temperature) == ("temperature", 3.0)
     for task, patience in (("mrpc", 4), ("match", 5), ("rte", 4)):
         own = args.convergence_of(task)
@@ -186,14 +186,14 @@ def test_data_has_a_seed_of_its_own(folder):
 def test_keys_beside_a_preset_override_it(folder):
     """And only they: the rest stays the preset's, and the preset itself stays for the next task."""
     before = copy.deepcopy(PRESETS)
-    own = {"preset": "glue/mrpc", "metrics": ["accuracy"], "labels": ["no", "yes"], "limit": {"train": 5}}
+    own = {"preset": "glue/mrpc", "metrics": ["accuracy"], "label_names": ["no", "yes"], "max_samples": {"train": 5}}
     config = load(folder, {"tasks.paraphrase": own, "tasks.mrpc": {"preset": "glue/mrpc"}})
     mine, whole = config.tasks["paraphrase"], config.tasks["mrpc"]
-    assert (mine.metrics, mine.labels) == (["accuracy"], ["no", "yes"])
-    assert (mine.text, mine.type) == (whole.text, whole.type)
+    assert (mine.metrics, mine.label_names) == (["accuracy"], ["no", "yes"])
+    assert (mine.text_columns, mine.type) == (whole.text_columns, whole.type)
     assert whole.metrics == PRESETS["glue/mrpc"]["metrics"]
     assert config.sources["paraphrase"].hub == config.sources["mrpc"].hub == PRESETS["glue/mrpc"]["data"]["hub"]
-    assert config.sources["paraphrase"].limit == {"train": 5}
+    assert config.sources["paraphrase"].max_samples == {"train": 5}
     assert before == PRESETS
 
 
@@ -257,9 +257,9 @@ def test_values_are_what_people_mean(folder, written, meant):
 
 
 def test_label_names_stay_as_written(folder):
-    """`labels: [no, yes]` must not become False and True: no row has such a label."""
-    config = load(folder, {}, "tasks.polarity.labels=[no, yes, off]")
-    assert config.tasks["polarity"].labels == ["no", "yes", "off"]
+    """`label_names: [no, yes]` must not become False and True: no row has such a label."""
+    config = load(folder, {}, "tasks.polarity.label_names=[no, yes, off]")
+    assert config.tasks["polarity"].label_names == ["no", "yes", "off"]
 
 
 def test_a_section_may_be_merged_from_an_anchor(folder):
@@ -269,17 +269,17 @@ encoder: encoder
 tasks:
   polarity: &base
     type: classification
-    text: [text]
+    text_columns: [text]
     data: {train: data/polarity/train.jsonl, validation: data/polarity/validation.jsonl}
   again:
     <<: *base
-    text: [other]
+    text_columns: [other]
 """
     path = folder / "text.yaml"
     path.write_text(tasks, encoding="utf-8")
     config = load_config(path)
     assert config.tasks["again"].type == "classification"
-    assert config.tasks["again"].text == ["other"]
+    assert config.tasks["again"].text_columns == ["other"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_key_that_is_written_twice_is_refused(tmp_path, text, key, line):
         "a: b: c\n",
         "\tencoder: x\n",
         "? [a]\n: b\n",
-        "limit: {{train: 1}}\n",
+        "max_samples: {{train: 1}}\n",
         "a: !!python/object:os.system x\n",
     ],
 )
@@ -343,7 +343,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ("sead", 1, "seed"),
         ("task", {}, "tasks"),
-        ("tasks.polarity.lables", ["a", "b"], "labels"),
+        ("tasks.polarity.label_nmaes", ["a", "b"], "label_names"),
         ("tasks.polarity.data.tset", "x.jsonl", "test"),
         ("tasks.polarity.convergence.patiense", 3, "patience"),
         ("convergence.patients", 3, "patience"),
@@ -363,10 +363,27 @@ def test_an_unknown_key_names_the_nearest_at_every_level(folder, key, value, nea
     assert f"`{nearest}`" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("tasks.polarity.text", "text_columns"),
+        ("tasks.polarity.label", "label_column"),
+        ("tasks.polarity.labels", "label_names"),
+        ("tasks.polarity.limit", "max_samples"),
+        ("tasks.polarity.stride", "doc_stride"),
+        ("distillation.label_share", "hard_label_weight"),
+    ],
+)
+def test_a_key_of_version_1_is_answered_with_its_new_name(folder, key, new):
+    """The nearest known key of `label` may be `label_names`, which means something else."""
+    old = key.split(".")[-1]
+    assert refused(folder, {key: 1}) == f"`{key}`: `{old}` is now `{new}`. Rename the key."
+
+
 def test_a_limit_names_the_splits_that_there_are(folder):
-    """`limit: {trian: 5}` would limit nothing."""
-    message = refused(folder, {"tasks.polarity.limit": {"trian": 5}})
-    assert "tasks.polarity.limit" in message
+    """`max_samples: {trian: 5}` would limit nothing."""
+    message = refused(folder, {"tasks.polarity.max_samples": {"trian": 5}})
+    assert "tasks.polarity.max_samples" in message
     assert "train, validation, test" in message
 
 
@@ -376,7 +393,7 @@ def test_a_missing_key_is_named(folder, key):
     assert f"must have the key `{key}`" in refused(folder, {key: GONE})
 
 
-@pytest.mark.parametrize("key", ["type", "text", "data"])
+@pytest.mark.parametrize("key", ["type", "text_columns", "data"])
 def test_a_task_without_preset_needs_its_keys(folder, key):
     """Their absence must not show as a TypeError of a constructor."""
     message = refused(folder, {f"tasks.polarity.{key}": GONE})
@@ -446,14 +463,14 @@ def test_a_run_without_evaluations_is_refused(folder):
         ("tasks.polarity.metrics", [5]),
         ("tasks.polarity.metrics", []),
         ("tasks.polarity.metrics", ["f1", "f1"]),
-        ("tasks.polarity.text", 5),
-        ("tasks.polarity.text", ["a", "b", "c"]),
-        ("tasks.polarity.label", 5),
-        ("tasks.polarity.labels", "neg"),
-        ("tasks.polarity.labels", ["neg"]),
-        ("tasks.polarity.labels", ["neg", "neg"]),
+        ("tasks.polarity.text_columns", 5),
+        ("tasks.polarity.text_columns", ["a", "b", "c"]),
+        ("tasks.polarity.label_column", 5),
+        ("tasks.polarity.label_names", "neg"),
+        ("tasks.polarity.label_names", ["neg"]),
+        ("tasks.polarity.label_names", ["neg", "neg"]),
         ("tasks.polarity.max_length", "64"),
-        ("tasks.polarity.stride", 3),
+        ("tasks.polarity.doc_stride", 3),
         ("tasks.polarity.weight", 0),
         ("tasks.polarity.weight", "x"),
         ("tasks.polarity.weight", None),
@@ -467,7 +484,7 @@ def test_a_run_without_evaluations_is_refused(folder):
         ("convergence", {"on_convergence": "distil"}),
         ("convergence", {"final_evaluations": -1}),
         ("distillation", {"temperature": 0}),
-        ("distillation", {"label_share": 1.5}),
+        ("distillation", {"hard_label_weight": 1.5}),
         ("mixing", {"strategy": "random"}),
         ("mixing", {"temperature": 0.5}),
         ("balancing", {"method": "pcgrd"}),
@@ -595,7 +612,7 @@ def test_settings_change_what_the_file_says(folder):
         {},
         "seed=9",
         "training.learning_rate=2e-4",
-        "tasks.polarity.limit={train: 5}",
+        "tasks.polarity.max_samples={train: 5}",
         "tasks.polarity.convergence.patience=7",
         "distillation.temperature=4",
         "tasks.overlap.metrics=[spearman, mae]",
@@ -603,7 +620,7 @@ def test_settings_change_what_the_file_says(folder):
     )
     args = config.arguments(folder / "out")
     assert (config.seed, args.seed, args.learning_rate, args.run_name) == (9, 9, 2e-4, "a=b")
-    assert config.sources["polarity"].limit == {"train": 5}
+    assert config.sources["polarity"].max_samples == {"train": 5}
     assert config.tasks["overlap"].metrics == ["spearman", "mae"]
     assert args.convergence_of("polarity").patience == 7
     assert args.convergence_of("overlap").patience == 1

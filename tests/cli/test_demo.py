@@ -193,8 +193,8 @@ def test_configuration_points_at_what_was_written(bundle: Path) -> None:
         assert set(task["data"]) == set(SPLITS)
         for split, path in task["data"].items():
             assert (bundle / path) == bundle / name / f"{split}.jsonl"
-            assert set(rows_of(bundle, name, split)[0]) == {*task["text"], task["label"]}
-            if "labels" in task:
-                assert {row[task["label"]] for row in rows_of(bundle, name, split)} == set(task["labels"])
+            assert set(rows_of(bundle, name, split)[0]) == {*task["text_columns"], task["label_column"]}
+            if "label_names" in task:
+                assert {row[task["label_column"]] for row in rows_of(bundle, name, split)} == set(task["label_names"])
     training = configuration["training"]
     assert all(isinstance(training[key], float) for key in ("learning_rate", "head_learning_rate"))

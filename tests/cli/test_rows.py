@@ -189,7 +189,7 @@ def test_labels_that_are_numbers_in_words_are_names(kind: str, names: str, tmp_p
     for place, row in enumerate(rows):
         row["label"] = ["9", "10", "11"][place % 3]
     out = train(tmp_path, {"polarity": rows}, kind=kind, splits=3)
-    assert task_of(out, "polarity").labels == names.split()
+    assert task_of(out, "polarity").label_names == names.split()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -214,7 +214,7 @@ def test_a_number_beside_words_is_a_name_in_a_csv_file(tmp_path: Path) -> None:
     """Bug: a class called 1 among words is the second class. (In JSON lines it is refused.)"""
     rows = [f"{row['text']},{row['label']}" for row in good()]
     out = train_on_lines(tmp_path, ["text,label", "a cat,1", *rows], "csv")
-    assert task_of(out, "polarity").labels == ["1", "neg", "pos"]
+    assert task_of(out, "polarity").label_names == ["1", "neg", "pos"]
 
 
 CLASSES = [f"class-{number:06d}" for number in range(100_000)]
@@ -227,7 +227,7 @@ def test_a_hundred_thousand_classes(name: str, column: str, tmp_path: Path) -> N
     for place, row in enumerate(rows):
         found = CLASSES[place * 7919]
         row[column] = {"label": found, "tags": [found] * len(row.get("tags", ())), "topics": [found]}[column]
-    out = train(tmp_path, {name: rows}, splits=3, labels=CLASSES)
+    out = train(tmp_path, {name: rows}, splits=3, label_names=CLASSES)
     assert task_of(out, name).num_labels == 100_000
     assert len((out / "README.md").read_text()) < 100_000
 

@@ -246,7 +246,7 @@ def test_the_loss_switches_for_converged_tasks_alone(tmp_path: Path) -> None:
 def test_label_share_interpolates(tmp_path: Path) -> None:
     """Bug: the share is that of the teacher, or is applied to tasks that still learn."""
     plain = losses_at(switch_run(tmp_path / "plain", "continue"), 5)
-    mixed = losses_at(switch_run(tmp_path / "mixed", "distill", distillation={"label_share": 0.25}), 5)
+    mixed = losses_at(switch_run(tmp_path / "mixed", "distill", distillation={"hard_label_weight": 0.25}), 5)
     for name in ALL[:-1]:
         assert mixed[name] == pytest.approx(0.25 * plain[name], rel=1e-4)
     assert mixed[ALL[-1]] == pytest.approx(plain[ALL[-1]], rel=1e-5)
@@ -267,7 +267,7 @@ def test_recording_a_teacher_leaves_the_run_alone(tmp_path: Path) -> None:
             THREE_SCRIPT,
             convergence={"patience": 1, "on_convergence": action},
             # With labels alone the two runs differ in nothing but the recording.
-            distillation={"label_share": 1.0},
+            distillation={"hard_label_weight": 1.0},
             **LAST_WEIGHTS,
         )
         trainer.train()

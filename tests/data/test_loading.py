@@ -20,7 +20,7 @@ from hf_async_mtl.data.loading import DataSource, expand_path, load_splits
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 
 TASK = TaskConfig("classification", ["text"])
-SCORE = TaskConfig("regression", ["text"], label="score")
+SCORE = TaskConfig("regression", ["text"], label_column="score")
 
 
 def rows_of(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -36,9 +36,11 @@ def data(tmp_path):
     return tmp_path
 
 
-def load(folder: Path, data: Any = None, *, limit: Any = None, task: TaskConfig = TASK, seed: int = 0, **splits: Any):
+def load(
+    folder: Path, data: Any = None, *, max_samples: Any = None, task: TaskConfig = TASK, seed: int = 0, **splits: Any
+):
     section = {"train": "train.jsonl", "validation": "dev.jsonl", **splits} if data is None else data
-    return load_splits("polarity", task, DataSource.from_section("polarity", section, limit, folder), seed)
+    return load_splits("polarity", task, DataSource.from_section("polarity", section, max_samples, folder), seed)
 
 
 def refused(folder: Path, data: Any = None, **arguments: Any) -> str:
@@ -175,7 +177,7 @@ def test_a_carve_is_a_seeded_draw(data):
 def test_a_limit_moves_no_row_between_carved_splits(data):
     """Runs on 2,000 and on all rows would be compared on different validation rows."""
     whole = load(data, validation={"from_train": 0.2})
-    limited = load(data, validation={"from_train": 0.2}, limit={"train": 10})
+    limited = load(data, validation={"from_train": 0.2}, max_samples={"train": 10})
     assert texts(limited["validation"]) == texts(whole["validation"])
     assert len(limited["train"]) == 10
     assert set(texts(limited["train"])) < set(texts(whole["train"]))
@@ -183,15 +185,15 @@ def test_a_limit_moves_no_row_between_carved_splits(data):
 
 def test_a_limit_is_a_seeded_sample_of_its_split(data):
     """The first rows of a sorted file are of one class; two runs with one data seed must see the same rows."""
-    first = texts(load(data, limit={"train": 10, "validation": 4})["train"])
-    assert texts(load(data, limit={"train": 10})["train"]) == first
-    assert texts(load(data, limit={"train": 10}, seed=1)["train"]) != first
+    first = texts(load(data, max_samples={"train": 10, "validation": 4})["train"])
+    assert texts(load(data, max_samples={"train": 10})["train"]) == first
+    assert texts(load(data, max_samples={"train": 10}, seed=1)["train"]) != first
     assert first != texts(Dataset.from_list(rows_of(10)))
 
 
 def test_a_limit_above_the_rows_takes_all(data):
-    """`limit: {train: 2000}` stands in configurations of small tasks too."""
-    assert texts(load(data, limit={"train": 1000})["train"]) == texts(Dataset.from_list(rows_of(100)))
+    """`max_samples: {train: 2000}` stands in configurations of small tasks too."""
+    assert texts(load(data, max_samples={"train": 1000})["train"]) == texts(Dataset.from_list(rows_of(100)))
 
 
 def test_two_tasks_on_one_file_are_cut_alike(data):
@@ -230,16 +232,16 @@ def test_train_cannot_be_carved_from_itself(data):
 
 
 @pytest.mark.parametrize(
-    "limit", [{"train": 0}, {"train": -1}, {"train": True}, {"train": "10"}, {"train": None}, 10, [10]]
+    "max_samples", [{"train": 0}, {"train": -1}, {"train": True}, {"train": "10"}, {"train": None}, 10, [10]]
 )
-def test_a_limit_that_makes_no_sense_is_refused(data, limit):
+def test_a_limit_that_makes_no_sense_is_refused(data, max_samples):
     """A limit of 0 or of text would take no row, or fail while sampling."""
-    assert "tasks.polarity.limit" in refused(data, limit=limit)
+    assert "tasks.polarity.max_samples" in refused(data, max_samples=max_samples)
 
 
 def test_a_limit_of_an_unknown_split_is_refused(data):
-    """`limit: {validaton: 100}` would limit nothing."""
-    message = refused(data, limit={"validaton": 100})
+    """`max_samples: {validaton: 100}` would limit nothing."""
+    message = refused(data, max_samples={"validaton": 100})
     assert "train, validation" in message
     assert "'validaton'" in message
 
@@ -436,7 +438,7 @@ from hf_async_mtl.data.loading import DataSource, load_splits
 results = []
 for section in json.loads(sys.argv[1]):
     try:
-        source = DataSource.from_section("pairs", section, section.pop("limit", None), Path())
+        source = DataSource.from_section("pairs", section, section.pop("max_samples", None), Path())
         splits = load_splits("pairs", TaskConfig("classification", ["left", "right"]), source, 0)
         results.append({split: rows.to_list() for split, rows in splits.items()})
     except ValueError as error:

@@ -17,7 +17,7 @@ from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import token_counts
 
 ROWS, TOKENS = 100_000, 200
-TASK = TaskConfig("classification", ["text"], labels=["no", "yes"])
+TASK = TaskConfig("classification", ["text"], label_names=["no", "yes"])
 
 
 @pytest.fixture(scope="module")

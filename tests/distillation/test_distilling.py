@@ -9,7 +9,7 @@ import torch
 from runs import ALL, ScriptedTrainer, tiny_model, tiny_trainer
 from torch import Tensor
 
-from hf_async_mtl.distillation.loss import label_share, norm_keeping_weight
+from hf_async_mtl.distillation.loss import hard_label_weight, norm_keeping_weight
 from hf_async_mtl.modeling.losses import categorical_kl, cross_entropy, squared_error
 from hf_async_mtl.training.arguments import DistillationConfig
 
@@ -19,8 +19,8 @@ from hf_async_mtl.training.arguments import DistillationConfig
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
 def test_a_plain_share_stays(share: float) -> None:
     """Bug: a share that nothing changes depends on the step."""
-    config = DistillationConfig(label_share=share)
-    assert {label_share(config, step, 10, 100) for step in (10, 11, 50, 100)} == {share}
+    config = DistillationConfig(hard_label_weight=share)
+    assert {hard_label_weight(config, step, 10, 100) for step in (10, 11, 50, 100)} == {share}
 
 
 @pytest.mark.parametrize(
@@ -34,29 +34,29 @@ def test_a_plain_share_stays(share: float) -> None:
 )
 def test_a_ramp_goes_to_the_share_in_so_many_steps(share: float, expected: list[float]) -> None:
     """Bug: the ramp ends early where labels keep a share, or begins a step late, with a jump."""
-    config = DistillationConfig(label_share=share, ramp_steps=4)
-    assert [label_share(config, step, 20, 1000) for step in (20, 21, 22, 23, 24, 25, 999)] == expected
+    config = DistillationConfig(hard_label_weight=share, ramp_steps=4)
+    assert [hard_label_weight(config, step, 20, 1000) for step in (20, 21, 22, 23, 24, 25, 999)] == expected
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.7, 0.9])
 def test_a_ramp_is_exact_at_both_ends(share: float) -> None:
     """Bug: rounding leaves a trace of the teacher at the switch, or of the ramp behind it."""
-    config = DistillationConfig(label_share=share, ramp_steps=7)
-    assert [label_share(config, step, 3, 100) for step in (3, 10, 11)] == [1.0, share, share]
+    config = DistillationConfig(hard_label_weight=share, ramp_steps=7)
+    assert [hard_label_weight(config, step, 3, 100) for step in (3, 10, 11)] == [1.0, share, share]
 
 
 def test_annealing_takes_the_larger_share() -> None:
     """Bug: annealing lowers the share that was asked for, or goes by the steps since the switch."""
-    config = DistillationConfig(label_share=0.5, annealing=True)
-    assert [label_share(config, step, 8, 16) for step in (8, 12, 15, 16)] == [0.5, 0.75, 15 / 16, 1.0]
+    config = DistillationConfig(hard_label_weight=0.5, annealing=True)
+    assert [hard_label_weight(config, step, 8, 16) for step in (8, 12, 15, 16)] == [0.5, 0.75, 15 / 16, 1.0]
     born_again = DistillationConfig(annealing=True)
-    assert [label_share(born_again, step, 0, 16) for step in range(17)] == [step / 16 for step in range(17)]
+    assert [hard_label_weight(born_again, step, 0, 16) for step in range(17)] == [step / 16 for step in range(17)]
 
 
 def test_a_ramp_comes_down_to_the_annealed_share() -> None:
     """Bug: of two settings that are given together, one is forgotten."""
     config = DistillationConfig(ramp_steps=4, annealing=True)
-    found = [label_share(config, step, 8, 16) for step in (8, 9, 10, 11, 12, 14)]
+    found = [hard_label_weight(config, step, 8, 16) for step in (8, 9, 10, 11, 12, 14)]
     # 1, 3/4, 1/2, 1/4, 0 of the ramp against 8/16, 9/16, ... of annealing.
     assert found == [1.0, 0.75, 10 / 16, 11 / 16, 12 / 16, 14 / 16]
 
@@ -226,7 +226,7 @@ def listen(folder: Path, **settings: Any) -> tuple[ScriptedTrainer, list[dict[st
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_a_ramp_begins_with_the_labels(tmp_path: Path, share: float) -> None:
     """Bug: the loss jumps at the switch, for the ramp goes by the run's steps or by the next evaluation."""
-    _, calls = listen(tmp_path, distillation={"ramp_steps": 4, "label_share": share})
+    _, calls = listen(tmp_path, distillation={"ramp_steps": 4, "hard_label_weight": share})
     for call in calls:
         of_labels = share + (1 - share) * max(0.0, 1 - (call["step"] - 4) / 4)
         assert call["share"] == pytest.approx(of_labels, abs=1e-12)

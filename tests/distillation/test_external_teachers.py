@@ -203,10 +203,10 @@ def test_a_multi_task_teachers_labels_are_found_by_name(tmp_path: Path, name: st
     """Bug: the labels of a `MultiTaskModel`, or of a task on tokens, are taken in the teacher's order."""
     teacher = multi_task_teacher(tmp_path, [name])
     rows = raw_sets(5, seed=3)[name]
-    labels = task_configs()[name].labels
+    labels = task_configs()[name].label_names
     assert labels is not None
     turned = [*labels[1:], labels[0]]
-    found = answers_of(load(name, tmp_path, rows, labels=turned), rows, 32, 2)
+    found = answers_of(load(name, tmp_path, rows, label_names=turned), rows, 32, 2)
     for own, given in zip(packed_logits(teacher, name, name, rows), found, strict=True):
         torch.testing.assert_close(torch.from_numpy(given), own.roll(-1, dims=-1), atol=1e-5, rtol=1e-5)
 
@@ -332,7 +332,7 @@ def test_the_recording_leaves_the_run_alone(tmp_path: Path) -> None:
     outside = run(
         tmp_path / "outside",
         dict.fromkeys(SIZES, tmp_path / "teacher"),
-        distillation={"label_share": 1.0},
+        distillation={"hard_label_weight": 1.0},
         **LAST_WEIGHTS,
     )
     before = weights(outside)
@@ -684,7 +684,7 @@ def configuration(folder: Path, teacher: Any) -> Path:
                 "tasks": {
                     "polarity": {
                         "type": "classification",
-                        "text": ["text"],
+                        "text_columns": ["text"],
                         "data": {"train": "train.jsonl", "validation": "train.jsonl"},
                     }
                 },

@@ -125,7 +125,7 @@ def test_a_disk_without_room_is_told_beforehand(tmp_path, monkeypatch):
         RecordedLogits.writer(path, np.ones(2**20), 10, HASH, 1)
     assert str(error.value) == (
         f"Recording the logits logits-a.safetensors needs 48.0 MiB in {path.parent}; its disk has 3.0 MiB left. Free "
-        "some, choose another output folder, or train on fewer examples (`limit: {train: ...}`)."
+        "some, choose another output folder, or train on fewer examples (`max_samples: {train: ...}`)."
     )
     check_room(path.parent, 3 * 2**20, "This")
 
@@ -281,7 +281,7 @@ def test_fingerprint_sees_the_smallest_change(other):
 
 def test_fingerprint_sees_the_length_limit_and_the_label_order():
     """Rows cut elsewhere have other tokens to teach; swapped labels would teach the wrong class."""
-    swapped = encoded("polarity", labels=["pos", "neg"])
+    swapped = encoded("polarity", label_names=["pos", "neg"])
     shorter = encoded("polarity", max_length=8)
     assert len({fingerprint(rows) for rows in (encoded("polarity"), swapped, shorter)}) == 3
 

@@ -165,7 +165,7 @@ def test_an_average_leaves_the_run_alone(tmp_path: Path) -> None:
             {"polarity": [0.5, 0.7, 0.6], "overlap": GROWING},
             convergence={"patience": 1, "on_convergence": action, "final_evaluations": None},
             # With labels alone the two runs differ in nothing but the recording.
-            distillation={"label_share": 1.0, "snapshots": 2},
+            distillation={"hard_label_weight": 1.0, "snapshots": 2},
             eval_steps=2,
             **LAST_WEIGHTS,
         )
@@ -334,7 +334,7 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
             data.task.type,
             x,
             kind.references(data.task, data.rows),
-            data.task.labels,
+            data.task.label_names,
         )
         for x in (answers, found)
     ]

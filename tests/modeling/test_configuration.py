@@ -24,113 +24,113 @@ from hf_async_mtl.tasks.presets import PRESETS
     ("fields", "message"),
     [
         (
-            {"type": "classify", "text": ["a"]},
+            {"type": "classify", "text_columns": ["a"]},
             "`type` must be one of classification, multilabel, regression, token_classification, multiple_choice, "
             "question_answering; found 'classify'.",
         ),
         (
-            {"type": "classification", "text": ["a", "b", "c"]},
-            "`text` of a classification task must be a list of 1 or 2 column name(s); found ['a', 'b', 'c'].",
+            {"type": "classification", "text_columns": ["a", "b", "c"]},
+            "`text_columns` of a classification task must be a list of 1 or 2 column name(s); found ['a', 'b', 'c'].",
         ),
         (
-            {"type": "classification", "text": []},
-            "`text` of a classification task must be a list of 1 or 2 column name(s); found [].",
+            {"type": "classification", "text_columns": []},
+            "`text_columns` of a classification task must be a list of 1 or 2 column name(s); found [].",
         ),
         (
-            {"type": "regression", "text": [1]},
-            "`text` of a regression task must be a list of 1 or 2 column name(s); found [1].",
+            {"type": "regression", "text_columns": [1]},
+            "`text_columns` of a regression task must be a list of 1 or 2 column name(s); found [1].",
         ),
         (
-            {"type": "token_classification", "text": ["a", "b"]},
-            "`text` of a token_classification task must be a list of 1 column name(s); found ['a', 'b'].",
+            {"type": "token_classification", "text_columns": ["a", "b"]},
+            "`text_columns` of a token_classification task must be a list of 1 column name(s); found ['a', 'b'].",
         ),
         (
-            {"type": "question_answering", "text": ["context"]},
-            "`text` of a question_answering task must be a list of 2 column name(s); found ['context'].",
+            {"type": "question_answering", "text_columns": ["context"]},
+            "`text_columns` of a question_answering task must be a list of 2 column name(s); found ['context'].",
         ),
         (
-            {"type": "multiple_choice", "text": ["a", "b"]},
-            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
-            "choices or more; found ['a', 'b'].",
+            {"type": "multiple_choice", "text_columns": ["a", "b"]},
+            "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, "
+            "...]} with two choices or more; found ['a', 'b'].",
         ),
         (
-            {"type": "multiple_choice", "text": {"prompt": ["p"], "choices": ["a"]}},
-            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
-            "choices or more; found {'prompt': ['p'], 'choices': ['a']}.",
+            {"type": "multiple_choice", "text_columns": {"prompt": ["p"], "choices": ["a"]}},
+            "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, "
+            "...]} with two choices or more; found {'prompt': ['p'], 'choices': ['a']}.",
         ),
         (
-            {"type": "multiple_choice", "text": {"prompt": ["p"], "choices": "ab"}},
-            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
-            "choices or more; found {'prompt': ['p'], 'choices': 'ab'}.",
+            {"type": "multiple_choice", "text_columns": {"prompt": ["p"], "choices": "ab"}},
+            "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, "
+            "...]} with two choices or more; found {'prompt': ['p'], 'choices': 'ab'}.",
         ),
         (
-            {"type": "multiple_choice", "text": {"prompts": ["p"], "choices": ["a", "b"]}},
-            "`text` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, ...]} with two "
-            "choices or more; found {'prompts': ['p'], 'choices': ['a', 'b']}.",
+            {"type": "multiple_choice", "text_columns": {"prompts": ["p"], "choices": ["a", "b"]}},
+            "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, "
+            "...]} with two choices or more; found {'prompts': ['p'], 'choices': ['a', 'b']}.",
         ),
         (
-            {"type": "classification", "text": ["a"], "metrics": []},
+            {"type": "classification", "text_columns": ["a"], "metrics": []},
             "`metrics` must name at least one metric, each once; found [].",
         ),
         (
-            {"type": "classification", "text": ["a"], "metrics": ["f1", "f1"]},
+            {"type": "classification", "text_columns": ["a"], "metrics": ["f1", "f1"]},
             "`metrics` must name at least one metric, each once; found ['f1', 'f1'].",
         ),
         (
-            {"type": "regression", "text": ["a"], "labels": ["low", "high"]},
-            "A regression task has no `labels`; found ['low', 'high']. Remove the key.",
+            {"type": "regression", "text_columns": ["a"], "label_names": ["low", "high"]},
+            "A regression task has no `label_names`; found ['low', 'high']. Remove the key.",
         ),
         (
-            {"type": "classification", "text": ["a"], "labels": ["x", "y", "x"]},
-            "`labels` must differ from each other; found 'x' 2 times. Name it once.",
+            {"type": "classification", "text_columns": ["a"], "label_names": ["x", "y", "x"]},
+            "`label_names` must differ from each other; found 'x' 2 times. Name it once.",
         ),
         (
-            {"type": "classification", "text": ["a"], "labels": "yes"},
-            "`labels` must be a list of names; found 'yes'.",
+            {"type": "classification", "text_columns": ["a"], "label_names": "yes"},
+            "`label_names` must be a list of names; found 'yes'.",
         ),
         (
-            {"type": "classification", "text": ["a"], "labels": ["only"]},
+            {"type": "classification", "text_columns": ["a"], "label_names": ["only"]},
             "A classification task needs two classes or more; found ['only']. Remove the task, or give it data in "
             "which it can be wrong.",
         ),
         (
-            {"type": "classification", "text": ["a"], "label": ["x", "y"]},
-            "`label` must be one column in a classification task; found ['x', 'y']. Several 0/1 columns are type "
-            "multilabel.",
+            {"type": "classification", "text_columns": ["a"], "label_column": ["x", "y"]},
+            "`label_column` must be one column in a classification task; found ['x', 'y']. Several 0/1 columns are "
+            "type multilabel.",
         ),
         (
-            {"type": "classification", "text": ["a"], "label": 3},
-            "`label` must be the name of a column; found 3.",
+            {"type": "classification", "text_columns": ["a"], "label_column": 3},
+            "`label_column` must be the name of a column; found 3.",
         ),
         (
-            {"type": "multilabel", "text": ["a"], "label": []},
-            "`label` must be the name of a column; found [].",
+            {"type": "multilabel", "text_columns": ["a"], "label_column": []},
+            "`label_column` must be the name of a column; found [].",
         ),
         (
-            {"type": "multilabel", "text": ["a"], "label": ["x", "y"], "labels": ["x", "y", "z"]},
-            "`labels` must name each of the columns ['x', 'y']; found ['x', 'y', 'z']. Without the key, the labels "
-            "have the names of their columns.",
+            {"type": "multilabel", "text_columns": ["a"], "label_column": ["x", "y"], "label_names": ["x", "y", "z"]},
+            "`label_names` must name each of the columns ['x', 'y']; found ['x', 'y', 'z']. Without the key, the "
+            "labels have the names of their columns.",
         ),
         (
-            {"type": "classification", "text": ["a"], "max_length": 4},
+            {"type": "classification", "text_columns": ["a"], "max_length": 4},
             "`max_length` must be a whole number of at least 8; found 4.",
         ),
         (
-            {"type": "classification", "text": ["a"], "max_length": "64"},
+            {"type": "classification", "text_columns": ["a"], "max_length": "64"},
             "`max_length` must be a whole number of at least 8; found '64'.",
         ),
         (
-            {"type": "classification", "text": ["a"], "stride": 16},
-            "`stride` must be a whole number of at least 0, and only question_answering has one; found 16 in a "
+            {"type": "classification", "text_columns": ["a"], "doc_stride": 16},
+            "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found 16 in a "
             "classification task.",
         ),
         (
-            {"type": "question_answering", "text": ["q", "c"], "stride": -1},
-            "`stride` must be a whole number of at least 0, and only question_answering has one; found -1 in a "
+            {"type": "question_answering", "text_columns": ["q", "c"], "doc_stride": -1},
+            "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found -1 in a "
             "question_answering task.",
         ),
         (
-            {"type": "regression", "text": ["a"], "target_std": 0.0},
+            {"type": "regression", "text_columns": ["a"], "target_std": 0.0},
             "`target_std` must be greater than 0; found 0.0. Leave it out: `task.resolve(train_dataset)` finds it.",
         ),
     ],
@@ -141,14 +141,24 @@ def test_a_task_that_cannot_be_is_refused(fields: dict[str, Any], message: str) 
         TaskConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("text", "text_columns"), ("label", "label_column"), ("labels", "label_names"), ("stride", "doc_stride")],
+)
+def test_a_field_of_version_1_is_answered_with_its_new_name(old: str, new: str) -> None:
+    """Code of version 0.1 would end in a TypeError that does not say what the field is called now."""
+    with pytest.raises(ConfigurationError, match=f"^`{old}` is now `{new}`. Rename the key.$"):
+        TaskConfig("classification", **{old: ["a"]})  # type: ignore[arg-type]
+
+
 def test_short_forms() -> None:
     """One column, one metric or one prompt had to be written as a list."""
-    fields: dict[str, Any] = {"text": "sentence", "metrics": "f1", "labels": [0, 1]}
+    fields: dict[str, Any] = {"text_columns": "sentence", "metrics": "f1", "label_names": [0, 1]}
     task = TaskConfig("classification", **fields)
-    assert (task.text, task.metrics, task.labels) == (["sentence"], ["f1"], ["0", "1"])
+    assert (task.text_columns, task.metrics, task.label_names) == (["sentence"], ["f1"], ["0", "1"])
     text: Any = {"prompt": "p", "choices": ["a", "b"]}
     choice = TaskConfig("multiple_choice", text)
-    assert choice.text_columns == ["p", "a", "b"]
+    assert choice.input_columns == ["p", "a", "b"]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -156,7 +166,7 @@ def test_every_type_has_its_default_metric_and_logits(task: TaskConfig) -> None:
     """A type without a default metric failed at its first evaluation."""
     assert task.monitored == HEADS[task.type].default_metric
     assert task.num_labels == {"question_answering": 2, "regression": 1, "multiple_choice": 1}.get(
-        task.type, len(task.labels or ())
+        task.type, len(task.label_names or ())
     )
     assert TaskConfig(**json.loads(json.dumps(task.to_dict()))) == task
 
@@ -164,7 +174,7 @@ def test_every_type_has_its_default_metric_and_logits(task: TaskConfig) -> None:
 def test_labels_that_are_not_known_are_asked_for() -> None:
     """A head was built before its labels were found, with two logits by default."""
     with pytest.raises(
-        ConfigurationError, match=r"not known yet. Give `labels`, or call `task.resolve\(train_dataset\)`"
+        ConfigurationError, match=r"not known yet. Give `label_names`, or call `task.resolve\(train_dataset\)`"
     ):
         _ = TaskConfig("classification", ["a"]).num_labels
 
@@ -174,7 +184,7 @@ def test_presets_make_tasks(name: str) -> None:
     """A preset had a key that a task does not know, or a change to one task changed the preset."""
     before = copy.deepcopy(PRESETS[name])
     task = TaskConfig.from_preset(name)
-    for value in (task.metrics, task.labels, task.text_columns):
+    for value in (task.metrics, task.label_names, task.input_columns):
         if value is not None:
             value.append("changed")
     assert PRESETS[name] == before
@@ -237,14 +247,14 @@ DATA = Dataset.from_dict(
 )
 def test_labels_are_found(task_type: str, column: str | list[str], labels: list[str]) -> None:
     """The head had as many logits as the split has classes, in the order of its rows."""
-    task = TaskConfig(task_type, ["text"], label=column)
-    assert task.resolve(DATA).labels == labels
-    assert task.labels is None
+    task = TaskConfig(task_type, ["text"], label_column=column)
+    assert task.resolve(DATA).label_names == labels
+    assert task.label_names is None
 
 
 def test_what_is_known_is_kept() -> None:
     """`resolve` overwrote the names, or the scale, that the user had given."""
-    assert TaskConfig("classification", ["t"], "name", labels=["b", "a"]).resolve(DATA).labels == ["b", "a"]
+    assert TaskConfig("classification", ["t"], "name", label_names=["b", "a"]).resolve(DATA).label_names == ["b", "a"]
     task = TaskConfig("regression", ["t"], "number", target_std=7.0).resolve(DATA)
     assert (task.target_mean, task.target_std) == (3.0, 7.0)
     task = TaskConfig("regression", ["t"], "number", target_mean=1.0).resolve(DATA)
@@ -273,7 +283,7 @@ def test_targets_are_measured() -> None:
 def test_a_split_that_teaches_nothing_is_refused(task_type: str, column: str, message: str) -> None:
     """A task that cannot be wrong, or divides by a deviation of 0, was trained to the end."""
     with pytest.raises(ConfigurationError, match=message):
-        TaskConfig(task_type, ["t"], label=column).resolve(DATA)
+        TaskConfig(task_type, ["t"], label_column=column).resolve(DATA)
 
 
 @pytest.mark.parametrize("task_type", ["classification", "regression"])
@@ -286,7 +296,7 @@ def test_an_empty_split_is_refused(task_type: str) -> None:
 
 def test_label_encoder_reads_the_schema() -> None:
     """Integers of a named column were taken in the order of the task's labels, not of the schema's."""
-    task = TaskConfig("classification", ["t"], "named", labels=["two", "one", "zero"])
+    task = TaskConfig("classification", ["t"], "named", label_names=["two", "one", "zero"])
     encode = task.label_encoder(DATA)
     assert [encode(value) for value in (0, 1, 2)] == [2, 1, 0]
 

@@ -42,6 +42,7 @@ from transformers import (
 
 import hf_async_mtl.modeling.modeling_multitask as modeling
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
+from hf_async_mtl.modeling.configuration_multitask import RENAMED
 from hf_async_mtl.modeling.heads import Head
 from hf_async_mtl.modeling.packing import length_groups
 
@@ -599,6 +600,28 @@ def test_a_half_precision_model_comes_back(dtype: torch.dtype, tmp_path: Path) -
     assert all(torch.equal(tensor, model.state_dict()[name].float()) for name, tensor in full.state_dict().items())
 
 
+def test_a_model_of_version_1_comes_back(tmp_path: Path) -> None:
+    """A model saved by version 0.1 would not load any more: its ``config.json`` has the old names of the fields."""
+    tiny_model("bert").save_pretrained(tmp_path)
+    model = MultiTaskModel.from_pretrained(tmp_path).eval()
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    old = {new: name for name, new in RENAMED.items()}
+    config["tasks"] = {
+        name: {old.get(key, key): value for key, value in task.items()} for name, task in config["tasks"].items()
+    }
+    assert {"text", "label", "labels"} <= set(config["tasks"]["topic"])
+    path.write_text(json.dumps(config), encoding="utf-8")
+    loaded = MultiTaskModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.tasks == model.config.tasks
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    with torch.inference_mode():
+        expected, found = model(input_ids=ids).logits, loaded(input_ids=ids).logits
+    assert list(expected) == list(found) == list(TASKS)
+    for name in TASKS:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
 def test_a_larger_vocabulary_comes_back(tmp_path: Path) -> None:
     """Tokens were added, and the saved configuration still had the old number: nothing could load the model."""
     model = tiny_model("bert")
@@ -673,7 +696,7 @@ print(json.dumps({
     "ours": [name for name in sys.modules if name.split(".")[0] == "hf_async_mtl"],
     "packs": model.packs,
     "order": list(model.heads),
-    "labels": [task.labels for task in model.config.task_configs.values()],
+    "labels": [task.label_names for task in model.config.task_configs.values()],
     "packed": {name: logits.tolist() for name, logits in packed.logits.items()},
     "plain": {name: logits.tolist() for name, logits in plain.logits.items()},
 }))
@@ -697,7 +720,7 @@ def test_a_saved_model_carries_its_code(tmp_path: Path) -> None:
     assert found["module"].startswith("transformers_modules.")
     assert found["packs"] is True
     assert found["order"] == list(TASKS)
-    assert found["labels"] == [task.labels for task in TASKS.values()]
+    assert found["labels"] == [task.label_names for task in TASKS.values()]
     expected = logits_of(model, batch), logits_of(model, {"input_ids": batch["input_ids"]})
     for way, logits in zip(("packed", "plain"), expected, strict=True):
         assert_same_answers({name: torch.tensor(values) for name, values in found[way].items()}, logits)
@@ -744,7 +767,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(family: str, limit: int
         pad_token_id=0 if family == "bert" else 1,
     )
     AutoModel.from_config(encoder).save_pretrained(tmp_path)
-    task = TaskConfig(type="regression", text=["text"])
+    task = TaskConfig(type="regression", text_columns=["text"])
     assert MultiTaskModel.from_encoder(str(tmp_path), {"score": task}, max_length=limit).config.max_length == limit
     for wrong, longest in ((task, limit + 1), (replace(task, max_length=limit + 1), 32)):
         with pytest.raises(ConfigurationError, match=f"must be at most {limit}, the number of positions .* found"):

@@ -22,13 +22,20 @@ from hf_async_mtl.tasks.registry import TASK_TYPES
 
 TASKS = {
     "match": TaskConfig(
-        type="classification", text=["left", "right"], labels=["different", "same"], metrics=["f1", "accuracy"]
+        type="classification",
+        text_columns=["left", "right"],
+        label_names=["different", "same"],
+        metrics=["f1", "accuracy"],
     ),
-    "category": TaskConfig(type="classification", text=["title"], labels=[f"shelf {i}" for i in range(10)]),
-    "stars": TaskConfig(type="regression", text=["review"], metrics=["pearson", "spearman"]),
-    "aspects": TaskConfig(type="token_classification", text=["tokens"], label="tags", labels=["O", "B-a|b", "I-a|b"]),
+    "category": TaskConfig(
+        type="classification", text_columns=["title"], label_names=[f"shelf {i}" for i in range(10)]
+    ),
+    "stars": TaskConfig(type="regression", text_columns=["review"], metrics=["pearson", "spearman"]),
+    "aspects": TaskConfig(
+        type="token_classification", text_columns=["tokens"], label_column="tags", label_names=["O", "B-a|b", "I-a|b"]
+    ),
     "counterfactual": TaskConfig(
-        type="classification", text=["text"], labels=["0", "1"], metrics=["matthews_correlation"]
+        type="classification", text_columns=["text"], label_names=["0", "1"], metrics=["matthews_correlation"]
     ),
 }
 RESULTS = {
@@ -230,7 +237,7 @@ def test_card_claims_distillation_only_where_there_was_some() -> None:
 def test_labels_cannot_break_a_table() -> None:
     """Bug: a `|`, a line break or a backtick in a label cuts its row; 150 labels fill the page."""
     labels = ["a|b", "c\nd", "e`f", *(f"intent {i}" for i in range(147))]
-    tasks = TASKS | {"category": TaskConfig(type="classification", text=["a|b"], labels=labels)}
+    tasks = TASKS | {"category": TaskConfig(type="classification", text_columns=["a|b"], label_names=labels)}
     text = str(make_card(tasks=tasks).to_model_card())
     rows = table_rows(text, "Tasks")
     assert all(len(row) == 4 for row in rows)
@@ -242,8 +249,10 @@ def test_labels_cannot_break_a_table() -> None:
 def test_every_type_has_a_card() -> None:
     """Bug: a task whose inputs are no list, or a bundle without a plainly callable head, has no card."""
     tasks = {
-        "copa": TaskConfig(type="multiple_choice", text={"prompt": ["premise"], "choices": ["choice1", "choice2"]}),
-        "squad": TaskConfig(type="question_answering", text=["question", "context"], label="answers"),
+        "copa": TaskConfig(
+            type="multiple_choice", text_columns={"prompt": ["premise"], "choices": ["choice1", "choice2"]}
+        ),
+        "squad": TaskConfig(type="question_answering", text_columns=["question", "context"], label_column="answers"),
     }
     report = fake_report(2)
     report["tasks"] = dict(zip(tasks, report["tasks"].values(), strict=True))
@@ -266,7 +275,9 @@ def test_card_of_a_running_run() -> None:
 
 def test_usage_example_is_valid_python() -> None:
     """Bug: a column name with a quote in it breaks the code that a reader copies."""
-    tasks = TASKS | {"match": TaskConfig(type="classification", text=['the "left"', "right"], labels=["0", "1"])}
+    tasks = TASKS | {
+        "match": TaskConfig(type="classification", text_columns=['the "left"', "right"], label_names=["0", "1"])
+    }
     text = str(make_card(tasks=tasks).to_model_card())
     code = text.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
@@ -299,12 +310,12 @@ def test_each_tasks_example_runs(name: str, model_and_tokenizer: tuple[Any, Any]
     exec("\n".join(lines), scope)
     answer = eval(last, scope)
     if task.type == "classification":
-        assert set(answer) <= set(task.labels)
+        assert set(answer) <= set(task.label_names)
         assert len(answer) == 1
     elif task.type == "multilabel":
-        assert set(answer[0]) <= set(task.labels)
+        assert set(answer[0]) <= set(task.label_names)
     elif task.type == "token_classification":
-        assert set(answer) <= set(task.labels)
+        assert set(answer) <= set(task.label_names)
         assert len(answer) > 2
     elif task.type == "question_answering":
         assert isinstance(answer, str)

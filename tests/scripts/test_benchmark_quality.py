@@ -238,11 +238,11 @@ def test_chosen_has_only_what_is_settled(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("task", "answers", "true"),
     [
-        (TaskConfig(type="classification", text=["t"], labels=["x", "y"]), [1, 0, 1], [0, 0, 1]),
-        (TaskConfig(type="regression", text=["t"]), [0.5, -1.25, 3.0], [1.0, 2.0, 3.0]),
-        (TaskConfig(type="multilabel", text=["t"], labels=["x", "y"]), [[1, 0], [0, 0]], [[1, 1], [0, 1]]),
+        (TaskConfig(type="classification", text_columns=["t"], label_names=["x", "y"]), [1, 0, 1], [0, 0, 1]),
+        (TaskConfig(type="regression", text_columns=["t"]), [0.5, -1.25, 3.0], [1.0, 2.0, 3.0]),
+        (TaskConfig(type="multilabel", text_columns=["t"], label_names=["x", "y"]), [[1, 0], [0, 0]], [[1, 1], [0, 1]]),
         (
-            TaskConfig(type="token_classification", text=["t"], labels=["O", "B-x", "I-x"]),
+            TaskConfig(type="token_classification", text_columns=["t"], label_names=["O", "B-x", "I-x"]),
             [["O"], [], ["B-x", "I-x", "O"]],
             [["B-x"], [], ["O", "O", "O"]],
         ),

@@ -21,11 +21,13 @@ from hf_async_mtl import ConfigurationError, TaskConfig  # noqa: E402
 from hf_async_mtl.tasks.presets import PRESETS  # noqa: E402
 
 GLUE = {
-    "cola": TaskConfig("classification", ["sentence"], labels=["unacceptable", "acceptable"]),
+    "cola": TaskConfig("classification", ["sentence"], label_names=["unacceptable", "acceptable"]),
     "stsb": TaskConfig("regression", ["sentence1", "sentence2"], target_mean=2.5, target_std=9.0),
-    "mnli": TaskConfig("classification", ["premise", "hypothesis"], labels=["entailment", "neutral", "contradiction"]),
+    "mnli": TaskConfig(
+        "classification", ["premise", "hypothesis"], label_names=["entailment", "neutral", "contradiction"]
+    ),
     # Trained on indices, as they are in a file that was taken from the Hub.
-    "rte": TaskConfig("classification", ["sentence1", "sentence2"], labels=[0, 1]),
+    "rte": TaskConfig("classification", ["sentence1", "sentence2"], label_names=[0, 1]),
     "polarity": task_configs()["polarity"],
 }
 
@@ -83,7 +85,7 @@ def test_the_files_of_a_submission(
     assert all(0 <= score <= 5 for score in scores)
     # They are the predictions of the same rows.
     plain = done("predict", model, "--input", test_sets / "rte" / "test.jsonl", "--task", "rte").splitlines()
-    labels = PRESETS["glue/rte"]["labels"]
+    labels = PRESETS["glue/rte"]["label_names"]
     assert list(found["RTE"]) == [labels[int(json.loads(line)["rte"]["label"])] for line in plain]
 
 
@@ -129,6 +131,8 @@ def test_what_is_no_submission_is_refused(model: Path, tmp_path: Path) -> None:
 def test_labels_that_are_not_those_of_glue() -> None:
     """Bug: a model with other labels fills the files with indices that mean something else."""
     with pytest.raises(ConfigurationError, match=r"labels of GLUE \(entailment, not_entailment\) .* found 'yes'"):
-        glue_submission.to_glue("rte", TaskConfig("classification", ["a", "b"], labels=["yes", "no"]), {"label": "yes"})
+        glue_submission.to_glue(
+            "rte", TaskConfig("classification", ["a", "b"], label_names=["yes", "no"]), {"label": "yes"}
+        )
     with pytest.raises(ConfigurationError, match="must be of type regression, as in GLUE; found classification"):
         glue_submission.to_glue("stsb", TaskConfig("classification", ["a", "b"]), {"label": 1})

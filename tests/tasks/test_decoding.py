@@ -69,7 +69,7 @@ def test_perfect_logits_give_the_references(name):
         assert [[answer] for answer in guessed] == true
     else:
         assert guessed == true
-    assert compute([task.monitored], task.type, guessed, true, task.labels)[task.monitored] == pytest.approx(1)
+    assert compute([task.monitored], task.type, guessed, true, task.label_names)[task.monitored] == pytest.approx(1)
 
 
 def test_tags_are_one_a_word():
@@ -126,7 +126,7 @@ def test_answers_of_several_words_come_back_from_their_windows(tokenizer, stride
         answer = {"text": [" ".join(words[first : last + 1])], "answer_start": [len(" ".join([*words[:first], ""]))]}
         question = " ".join(generator.choice(WORDS) for _ in range(generator.randint(1, 30)))
         rows.append({"question": question, "context": " ".join(words), "answers": answer})
-    task = TaskConfig("question_answering", ["question", "context"], "answers", stride=stride)
+    task = TaskConfig("question_answering", ["question", "context"], "answers", doc_stride=stride)
     encoded = encode(Dataset.from_list(rows), "t", task, tokenizer, 48)
     assert any(len(row["input_ids"]) > 2 for row in encoded)
     assert any(" " in row["answers"]["text"][0] for row in rows)

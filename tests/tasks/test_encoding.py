@@ -124,7 +124,7 @@ def test_words_to_predict_are_marked_without_labels():
 def test_rows_to_predict_need_no_label():
     """`predict` would ask for the column that it is to fill."""
     for name, task in task_configs().items():
-        rows = raw_sets(2)[name].remove_columns(task.label_columns)
+        rows = raw_sets(2)[name].remove_columns(task.target_columns)
         encoded = encode(rows, name, task, TOKENIZER, 32, with_labels=False)
         assert ("labels" in encoded.column_names) == (name == "colors")
         assert "answers" not in encoded.column_names
@@ -187,7 +187,7 @@ def split_windows(row):
 @pytest.mark.parametrize("max_length", [8, 9, 12, 13, 16, 24, 40])
 def test_windows_cover_the_whole_context(tokenizer, stride, max_length):
     """A token in no window can be no answer; a stride as long as the window's context crashes the tokenizer."""
-    task = TaskConfig("question_answering", ["question", "context"], "answers", stride=stride)
+    task = TaskConfig("question_answering", ["question", "context"], "answers", doc_stride=stride)
     rows = raw_sets(6)["answer"]
     for raw, row in zip(rows, encode(rows, "answer", task, tokenizer, max_length), strict=True):
         offsets = tokenizer(raw["context"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -373,7 +373,7 @@ def test_a_context_without_end_is_refused():
     text, limit = "cat " * 8001, "8,000 tokens (1,000 times `max_length`)"
     wrong = one_row("answer", context=text, answers={"text": ["cat"], "answer_start": [0]})
     right = one_row("answer", context=text[4:], answers={"text": ["cat"], "answer_start": [0]})
-    task = TaskConfig("question_answering", ["question", "context"], "answers", max_length=8, stride=0)
+    task = TaskConfig("question_answering", ["question", "context"], "answers", max_length=8, doc_stride=0)
     with pytest.raises(ConfigurationError) as error:
         encode(wrong, "answer", task, TOKENIZER, 8)
     assert f"row 0: a context must have no more than {limit}, for all" in str(error.value)
@@ -401,30 +401,30 @@ CLASSES = TaskConfig("classification", ["text"])
 @pytest.mark.parametrize("column", ["label", "labels"])
 def test_class_labels_of_all_kinds(values, expected, column):
     """Stars 1..5 read as indices would shift every class; a raw column called "labels" would lend its type to ours."""
-    task = TaskConfig("classification", ["text"], label=column)
+    task = TaskConfig("classification", ["text"], label_column=column)
     found = labels_of(task, {column: values})
     assert found == expected
     assert {type(value) for value in found} == {int}
 
 
 def test_schema_names_integer_labels():
-    """A `ClassLabel` column speaks in indices of its own names, which `labels` may give in another order."""
+    """A `ClassLabel` column speaks in indices of its own names, which `label_names` may give in another order."""
     features = {"label": ClassLabel(names=["no", "yes"])}
     assert labels_of(CLASSES, {"label": [0, 1]}, features) == [0, 1]
-    swapped = TaskConfig("classification", ["text"], labels=["yes", "no"])
+    swapped = TaskConfig("classification", ["text"], label_names=["yes", "no"])
     assert labels_of(swapped, {"label": [0, 1]}, features) == [1, 0]
 
 
 def test_named_classes_take_indices_and_booleans():
     """GLUE's integers and a JSON file's true and false stand for classes whose names the user gives."""
-    task = TaskConfig("classification", ["text"], labels=["no", "yes"])
+    task = TaskConfig("classification", ["text"], label_names=["no", "yes"])
     assert labels_of(task, {"label": [0, 1]}) == labels_of(task, {"label": [False, True]}) == [0, 1]
 
 
 def test_multilabel_as_lists_and_as_columns():
     """The two ways to write the same labels must give the same targets."""
     lists = TaskConfig("multilabel", ["text"])
-    columns = TaskConfig("multilabel", ["text"], label=["a", "b", "c"])
+    columns = TaskConfig("multilabel", ["text"], label_column=["a", "b", "c"])
     expected = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     assert labels_of(lists, {"label": [["c", "a"], [], ["b"]]}) == expected
     assert labels_of(columns, {"a": [1, 0, 0], "b": [0, 0, 1], "c": [1, 0, 0]}) == expected
@@ -519,7 +519,7 @@ def test_wrong_label_is_shown_with_its_task_column_and_row(name, changes, messag
     task, raw = task_configs()[name], {**raw_sets(1)[name][0], **good}
     wrong = Dataset.from_list([{**raw, **changes}])
     encode(Dataset.from_list([raw]), name, task, TOKENIZER, 32)
-    (column,) = task.label_columns
+    (column,) = task.target_columns
     with pytest.raises(ConfigurationError) as error:
         encode(wrong, name, task, TOKENIZER, 32)
     assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: {message} {HINT}"
@@ -534,7 +534,7 @@ def test_wrong_label_is_found_in_any_row():
 
 def test_zero_or_one_columns_hold_nothing_else():
     """A count of 2 in a column of a multilabel task would be a target above 1."""
-    task = TaskConfig("multilabel", ["text"], label=["a", "b"])
+    task = TaskConfig("multilabel", ["text"], label_column=["a", "b"])
     with pytest.raises(ConfigurationError) as error:
         labels_of(task, {"a": [0, 1], "b": [1, 2]})
     expected = "Task 't', column 'a', 'b', row 1: A column of a multilabel task must hold 0 or 1; found 2."
@@ -658,7 +658,7 @@ def other_vocabulary():
     "change",
     [
         {"max_length": 6},
-        {"task": TaskConfig("classification", ["text"], labels=["pos", "neg"])},
+        {"task": TaskConfig("classification", ["text"], label_names=["pos", "neg"])},
         {"with_labels": False},
         {"tokenizer": left_truncating()},
         {"tokenizer": other_vocabulary()},
@@ -678,7 +678,7 @@ def test_other_arguments_are_tokenized_anew(on_disk, calls, change):
 
 def test_error_leaves_nothing_in_the_cache(on_disk):
     """Half of a split, cached before the error, would be taken for the whole in the next run."""
-    task = TaskConfig("classification", ["text"], labels=["neg", "other"])
+    task = TaskConfig("classification", ["text"], label_names=["neg", "other"])
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="found 'pos'"):
             encode(on_disk["polarity"](), "polarity", task, TOKENIZER, 16)

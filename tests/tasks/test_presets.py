@@ -78,7 +78,7 @@ def test_mnli_evaluates_mismatched_beside_matched():
 )
 def test_label_names_stand_in_the_hubs_order(name, index, meaning):
     """The names are swapped: a published model calls an entailment a contradiction."""
-    assert PRESETS[name]["labels"][index] == meaning
+    assert PRESETS[name]["label_names"][index] == meaning
 
 
 def rows(name: str) -> list[dict]:
@@ -92,9 +92,9 @@ def rows(name: str) -> list[dict]:
 def test_columns_and_classes_are_those_of_the_data(name):
     """A column is misspelled, or a class has no name, which only a download would show."""
     preset, sample = PRESETS[name], rows(name)
-    assert {*preset["text"], preset["label"], "idx"} == set(sample[0])
-    if "labels" in preset:
-        assert {row["label"] for row in sample} == set(range(len(preset["labels"])))
+    assert {*preset["text_columns"], preset["label_column"], "idx"} == set(sample[0])
+    if "label_names" in preset:
+        assert {row["label"] for row in sample} == set(range(len(preset["label_names"])))
 
 
 @pytest.mark.parametrize(
@@ -107,4 +107,4 @@ def test_columns_and_classes_are_those_of_the_data(name):
 def test_a_known_pair_has_the_right_name(name, sentence, meaning):
     """The order of the names was guessed, not taken from the data."""
     label = next(row["label"] for row in rows(f"glue/{name}") if row["sentence2"] == sentence)
-    assert PRESETS[f"glue/{name}"]["labels"][label] == meaning
+    assert PRESETS[f"glue/{name}"]["label_names"][label] == meaning

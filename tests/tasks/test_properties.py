@@ -52,14 +52,16 @@ def paths(section: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 FULL = bundle_config(ALL)
-FULL["tasks"]["polarity"].update(metrics=["accuracy", "f1"], limit={"train": 5}, weight=2.0, labels=["neg", "pos"])
+FULL["tasks"]["polarity"].update(
+    metrics=["accuracy", "f1"], max_samples={"train": 5}, weight=2.0, label_names=["neg", "pos"]
+)
 FULL["tasks"]["polarity"]["convergence"] = {"patience": 2}
 FULL.update(
     data_seed=1,
     pooling="mean",
     packing="auto",
     schedule={"mode": "sequential", "order": "size"},
-    distillation={"temperature": 2.0, "label_share": 0.5, "ramp_steps": 3},
+    distillation={"temperature": 2.0, "hard_label_weight": 0.5, "ramp_steps": 3},
     mixing={"strategy": "temperature", "temperature": 2.0},
     balancing={"method": "cagrad", "parameters": {"c": 0.5}, "over": "encoder"},
 )
@@ -143,14 +145,16 @@ CELLS = st.one_of(
 def test_any_rows_are_accepted_or_refused_in_words(name: str, data: st.DataObject) -> None:
     """Bug: a row of another shape reaches the tokenizer, or a head, as it is."""
     task = task_configs()[name]
-    columns = [*task.text_columns, *task.label_columns]
+    columns = [*task.input_columns, *task.target_columns]
     rows = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(columns, CELLS)), min_size=1, max_size=3))
     try:
         dataset = Dataset.from_list(rows)
     except (ValueError, TypeError, OverflowError, UnicodeEncodeError):
         # Arrow holds columns of one type: such rows do not come into being.
         return
-    unresolved = TaskConfig(task.type, task.text, task.label, max_length=task.max_length, stride=task.stride)
+    unresolved = TaskConfig(
+        task.type, task.text_columns, task.label_column, max_length=task.max_length, doc_stride=task.doc_stride
+    )
     for given_task in (task, unresolved):
         try:
             encoded = encode(dataset, name, given_task.resolve(dataset), tiny_tokenizer(), 32)

@@ -494,8 +494,11 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"convergence": {"tasks": ["polarity"]}}, "`convergence.tasks` must be a dictionary"),
         ({"convergence": [1]}, "`convergence` must be a dictionary"),
         ({"distillation": {"temperature": 0}}, "`distillation.temperature` must be a number above 0; found 0"),
-        ({"distillation": {"label_share": 1.1}}, "`distillation.label_share` must be a number from 0 to 1; found 1.1"),
-        ({"distillation": {"labelshare": 1}}, "nearest known key is `label_share`"),
+        (
+            {"distillation": {"hard_label_weight": 1.1}},
+            "`distillation.hard_label_weight` must be a number from 0 to 1; found 1.1",
+        ),
+        ({"distillation": {"hardlabelweight": 1}}, "nearest known key is `hard_label_weight`"),
         ({"mixing": {"strategy": "random"}}, "`mixing.strategy` must be one of proportional, temperature, uniform"),
         ({"mixing": {"temperature": "2"}}, "`mixing.temperature` must be a number of at least 1; found '2'"),
         ({"balancing": {"method": "pcgrd"}}, "The nearest is 'pcgrad'."),
@@ -640,7 +643,7 @@ def test_plain_arguments_are_refused(tmp_path: Path) -> None:
 
 def test_an_error_is_no_best_metric(tmp_path: Path) -> None:
     """Bug: upstream maximises every metric but a loss, and keeps the checkpoint with the greatest error."""
-    sets = {"overlap": TaskConfig(type="regression", text=["text"], metrics=["pearson", "mae"])}
+    sets = {"overlap": TaskConfig(type="regression", text_columns=["text"], metrics=["pearson", "mae"])}
     check_best_metric(sets, "overlap_loss")
     with pytest.raises(ConfigurationError, match="must be one of average, overlap_pearson, overlap_loss; found"):
         check_best_metric(sets, "overlap_mae")

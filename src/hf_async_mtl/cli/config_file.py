@@ -24,8 +24,8 @@ __all__ = ["RunConfig", "load_config"]
 SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 _MODEL_KEYS = ("encoder", "max_length", "pooling", "packing", "freeze", "lora")
 _TOP_KEYS = (*_MODEL_KEYS, "seed", "data_seed", "tasks", *SECTIONS, "training")
-_TASK_FIELDS = ("type", "text", "label", "labels", "metrics", "max_length", "stride")
-_TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "limit", "weight", "convergence", "head")
+_TASK_FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
+_TASK_KEYS = (*_TASK_FIELDS, "preset", "data", "max_samples", "weight", "convergence", "head")
 _HEADS = ("kept", "new", "frozen")
 # Given at the top of the file, where they also rule what the trainer does not know of.
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
@@ -185,7 +185,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for name, section in config["tasks"].items():
         section = _with_preset(name, section)
         tasks[name] = _task(name, section)
-        sources[name] = DataSource.from_section(name, section["data"], section.get("limit"), folder)
+        sources[name] = DataSource.from_section(name, section["data"], section.get("max_samples"), folder)
         if "weight" in section:
             weights[name] = section["weight"]
         heads[name] = section.get("head", "kept")
@@ -283,7 +283,7 @@ def _with_preset(name: str, section: Any) -> dict[str, Any]:
                 f"`tasks.{name}.preset` must be one of {', '.join(sorted(PRESETS))}; found {section['preset']!r}."
             )
         section = {**copy.deepcopy(PRESETS[section["preset"]]), **section}
-    for key in ("type", "text", "data"):
+    for key in ("type", "text_columns", "data"):
         if key not in section:
             raise ConfigurationError(f"`tasks.{name}` must have `{key}`, or a `preset` that has it.")
     return section

@@ -52,14 +52,14 @@ class DataSource:
         hub: Hub id of a dataset.
         name: Its configuration.
         revision: Its revision.
-        limit: Split -> at most so many rows.
+        max_samples: Split -> at most so many rows.
     """
 
     splits: Mapping[str, Any]
     hub: str | None = None
     name: str | None = None
     revision: str | None = None
-    limit: Mapping[str, int] = field(default_factory=dict)
+    max_samples: Mapping[str, int] = field(default_factory=dict)
 
     def to_section(self) -> dict[str, Any]:
         """The section as a card publishes it: of the Hub's data all, of files nothing but what is carved."""
@@ -68,13 +68,13 @@ class DataSource:
         return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
 
     @classmethod
-    def from_section(cls, task: str, section: Any, limit: Any, folder: Path) -> DataSource:
-        """Check a ``data`` section and its ``limit``.
+    def from_section(cls, task: str, section: Any, max_samples: Any, folder: Path) -> DataSource:
+        """Check a ``data`` section and its ``max_samples``.
 
         Args:
             task: The task's name, for messages.
             section: The section, a dictionary.
-            limit: The task's ``limit``, a dictionary or None.
+            max_samples: The task's ``max_samples``, a dictionary or None.
             folder: What files are relative to.
 
         Raises:
@@ -108,22 +108,26 @@ class DataSource:
                 f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
             )
         located = {split: _locate(task, split, value, bool(hub_keys), folder) for split, value in splits.items()}
-        return cls(located, limit=_check_limit(task, limit, located), **hub_keys)
+        return cls(located, max_samples=_check_max_samples(task, max_samples, located), **hub_keys)
 
 
-def _check_limit(task: str, limit: Any, splits: Mapping[str, Any]) -> dict[str, int]:
-    if limit is None:
+def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -> dict[str, int]:
+    if max_samples is None:
         return {}
-    if not isinstance(limit, Mapping):
-        raise ConfigurationError(f"`tasks.{task}.limit` must be a dictionary such as {{train: 2000}}; found {limit!r}.")
-    for split, rows in limit.items():
+    if not isinstance(max_samples, Mapping):
+        raise ConfigurationError(
+            f"`tasks.{task}.max_samples` must be a dictionary such as {{train: 2000}}; found {max_samples!r}."
+        )
+    for split, rows in max_samples.items():
         if split not in splits:
             raise ConfigurationError(
-                f"`tasks.{task}.limit` must name splits of the task ({', '.join(splits)}); found {split!r}."
+                f"`tasks.{task}.max_samples` must name splits of the task ({', '.join(splits)}); found {split!r}."
             )
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-            raise ConfigurationError(f"`tasks.{task}.limit.{split}` must be a whole number above 0; found {rows!r}.")
-    return dict(limit)
+            raise ConfigurationError(
+                f"`tasks.{task}.max_samples.{split}` must be a whole number above 0; found {rows!r}."
+            )
+    return dict(max_samples)
 
 
 def _locate(task: str, split: str, value: Any, on_hub: bool, folder: Path) -> Any:
@@ -205,7 +209,7 @@ def load_splits(
         if len(rows) == 0:
             raise ConfigurationError(f"Task {name!r}: the {split} split must have rows; found none.")
         needs_labels = not (taught and split == "train" and is_unlabelled(rows, task))
-        for column in [*task.text_columns, *(task.label_columns if needs_labels else ())]:
+        for column in [*task.input_columns, *(task.target_columns if needs_labels else ())]:
             if column not in rows.column_names:
                 nearest = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(
@@ -214,12 +218,12 @@ def load_splits(
                 )
         if split == "test" and _unlabelled(rows, task):
             continue
-        result[split] = sample(rows, source.limit[split], seed, split) if split in source.limit else rows
+        result[split] = sample(rows, source.max_samples[split], seed, split) if split in source.max_samples else rows
     return result
 
 
 def _unlabelled(rows: Dataset, task: TaskConfig) -> bool:
-    return all(all(is_missing(value) for value in rows[column]) for column in task.label_columns)
+    return all(all(is_missing(value) for value in rows[column]) for column in task.target_columns)
 
 
 def _carve(name: str, train: Dataset, share: float, seed: int, split: str) -> tuple[Dataset, Dataset]:

@@ -35,35 +35,35 @@ tasks:
   relevance:                    # how well a product answers a search query
     type: classification
     data: {{train: relevance/train.jsonl, validation: relevance/validation.jsonl, test: relevance/test.jsonl}}
-    text: [query, title]
-    label: label
-    labels: [exact, substitute, complement, irrelevant]
+    text_columns: [query, title]
+    label_column: label
+    label_names: [exact, substitute, complement, irrelevant]
     metrics: [accuracy, macro_f1]
     # The hardest of the five: it begins late, and then gains a little at every evaluation until the learning rate is 0.
     convergence: {{patience: 2, min_delta: 0.02, min_steps: 1500}}
   category:                     # the department that sells a product
     type: classification
     data: {{train: category/train.jsonl, validation: category/validation.jsonl, test: category/test.jsonl}}
-    text: [title]
-    label: label
+    text_columns: [title]
+    label_column: label
     metrics: [accuracy, macro_f1]
   match:                        # do two offers sell the same product
     type: classification
     data: {{train: match/train.jsonl, validation: match/validation.jsonl, test: match/test.jsonl}}
-    text: [left, right]
-    label: label
+    text_columns: [left, right]
+    label_column: label
     metrics: [f1, accuracy]
   rating:                       # the stars that belong to a review, 1 to 5
     type: regression
     data: {{train: rating/train.jsonl, validation: rating/validation.jsonl, test: rating/test.jsonl}}
-    text: [review]
-    label: stars
+    text_columns: [review]
+    label_column: stars
     metrics: [pearson, mae]
   attributes:                   # brand, color, material and size in a title
     type: token_classification
     data: {{train: attributes/train.jsonl, validation: attributes/validation.jsonl, test: attributes/test.jsonl}}
-    text: [tokens]
-    label: tags
+    text_columns: [tokens]
+    label_column: tags
     metrics: [seqeval_f1, seqeval_accuracy]
 convergence: {{criterion: plateau, patience: 3, on_convergence: distill}}
 training:

@@ -209,7 +209,7 @@ def _teacher(
     head = None
     if isinstance(model, MultiTaskModel):
         head = _head_of(key, name, task, source, model.config.task_configs)
-        names = model.config.task_configs[head].labels
+        names = model.config.task_configs[head].label_names
     else:
         names = _stock_labels(key, task, source, model.config)
     if tokenizer.pad_token is None:
@@ -246,17 +246,18 @@ def _stock_labels(key: str, task: TaskConfig, source: str, config: Any) -> list[
 
 def _order(key: str, task: TaskConfig, source: str, names: Sequence[str] | None) -> list[int] | None:
     """Where the student's labels stand among the teacher's; None where the teacher's have no names of their own."""
-    if task.labels is None or names is None or list(names) == list(task.labels):
+    if task.label_names is None or names is None or list(names) == list(task.label_names):
         return None
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        pairs = ", ".join(f"{name}: {label}" for name, label in zip(names, task.labels, strict=True))
+        pairs = ", ".join(f"{name}: {label}" for name, label in zip(names, task.label_names, strict=True))
         logger.warning(
             f"The labels of `{key}`, {source!r}, have no names; they are taken to be, in their order, {pairs}. If they "
             "are not, give the model its `id2label`."
         )
         return None
-    if sorted(names) != sorted(task.labels):
+    if sorted(names) != sorted(task.label_names):
         raise ConfigurationError(
-            f"`{key}` must have the labels of the task ({', '.join(task.labels)}); {source!r} has {', '.join(names)}."
+            f"`{key}` must have the labels of the task ({', '.join(task.label_names)}); {source!r} has "
+            f"{', '.join(names)}."
         )
-    return [list(names).index(label) for label in task.labels]
+    return [list(names).index(label) for label in task.label_names]

@@ -36,7 +36,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise TeacherError(
             f"{what} needs {needed / 2**20:,.1f} MiB in {folder}; its disk has {free / 2**20:,.1f} MiB left. Free "
-            "some, choose another output folder, or train on fewer examples (`limit: {train: ...}`)."
+            "some, choose another output folder, or train on fewer examples (`max_samples: {train: ...}`)."
         )
 
 

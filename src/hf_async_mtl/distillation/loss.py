@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ..training.arguments import DistillationConfig
 
-__all__ = ["label_share", "norm_keeping_weight"]
+__all__ = ["hard_label_weight", "norm_keeping_weight"]
 
 
-def label_share(config: DistillationConfig, step: int, switched_at: int, max_steps: int) -> float:
+def hard_label_weight(config: DistillationConfig, step: int, switched_at: int, max_steps: int) -> float:
     r"""The share of the supervised loss in a distilling task's loss.
 
-    With a ramp of R steps it goes from 1 at the switch to ``label_share`` R steps later, linearly. With annealing
+    With a ramp of R steps it goes from 1 at the switch to ``hard_label_weight`` R steps later, linearly. With annealing
     (Clark et al., "BAM! Born-Again Multi-Task Networks", ACL 2019, section 3.2) it is at least :math:`t / T`, so that
     the run ends on labels alone.
 
@@ -27,12 +27,12 @@ def label_share(config: DistillationConfig, step: int, switched_at: int, max_ste
         0..1.
 
     Examples:
-        >>> [label_share(DistillationConfig(ramp_steps=4), step, 10, 100) for step in (10, 12, 14, 99)]
+        >>> [hard_label_weight(DistillationConfig(ramp_steps=4), step, 10, 100) for step in (10, 12, 14, 99)]
         [1.0, 0.5, 0.0, 0.0]
-        >>> label_share(DistillationConfig(annealing=True), 25, 0, 100)
+        >>> hard_label_weight(DistillationConfig(annealing=True), 25, 0, 100)
         0.25
     """
-    share = config.label_share
+    share = config.hard_label_weight
     if config.ramp_steps:
         share += (1.0 - share) * max(0.0, 1.0 - (step - switched_at) / config.ramp_steps)
     if config.annealing:

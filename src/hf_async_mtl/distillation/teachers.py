@@ -36,8 +36,8 @@ def logit_columns(task: TaskConfig) -> int | None:
     """The columns of a task's logits; None for a regression, whose logits are numbers."""
     if task.type == "regression":
         return None
-    if isinstance(task.text, dict):
-        return len(task.text["choices"])
+    if isinstance(task.text_columns, dict):
+        return len(task.text_columns["choices"])
     return task.num_labels
 
 
@@ -137,7 +137,7 @@ class Teachers:
         labels: Tensor,
         layout: Layout,
         supervised: Tensor,
-        label_share: float,
+        hard_label_weight: float,
     ) -> Tensor:
         """The losses of some examples of a distilling task.
 
@@ -149,7 +149,7 @@ class Teachers:
             labels: Their targets.
             layout: Of their tokens and segments.
             supervised: ``[B]``, their supervised losses.
-            label_share: 0..1, the share of these.
+            hard_label_weight: 0..1, the share of these.
 
         Returns:
             ``[B]``.
@@ -159,7 +159,7 @@ class Teachers:
         if self.config.keep_gradient_norm and logits.requires_grad:
             # From these logits, which under autocast are not the ones that the model's own losses hang on.
             losses = losses * norm_keeping_weight(losses, head.loss(logits, labels, layout), logits)
-        return torch.lerp(losses, supervised, label_share) if label_share else losses
+        return torch.lerp(losses, supervised, hard_label_weight) if hard_label_weight else losses
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside the files, as JSON values."""

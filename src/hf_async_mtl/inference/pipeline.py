@@ -59,7 +59,7 @@ class MultiTaskPipeline(Pipeline):
                 self._stock[name] = TokenClassificationPipeline(model=TokenView(self.model, name), **stock)
             else:
                 continue
-            self._of_pair[name] = len(task.text_columns) == 2
+            self._of_pair[name] = len(task.input_columns) == 2
 
     def _sanitize_parameters(
         self,

@@ -31,16 +31,16 @@ def answerable(tasks: dict[str, TaskConfig], rows: Dataset, chosen: Sequence[str
     for name in chosen or ():
         if name not in tasks:
             raise ConfigurationError(f"`--task` must be one of {', '.join(tasks)}; found {name!r}.")
-        for column in tasks[name].text_columns:
+        for column in tasks[name].input_columns:
             if column not in rows.column_names:
                 raise ConfigurationError(
                     f"Task {name!r} reads the column {column!r}; the input has {', '.join(rows.column_names)}."
                 )
     if chosen:
         return list(chosen)
-    found = [name for name, task in tasks.items() if set(task.text_columns) <= set(rows.column_names)]
+    found = [name for name, task in tasks.items() if set(task.input_columns) <= set(rows.column_names)]
     if not found:
-        wanted = "; ".join(f"{name}: {', '.join(task.text_columns)}" for name, task in tasks.items())
+        wanted = "; ".join(f"{name}: {', '.join(task.input_columns)}" for name, task in tasks.items())
         raise ConfigurationError(
             f"The input must have the columns of at least one task ({wanted}); it has {', '.join(rows.column_names)}."
         )

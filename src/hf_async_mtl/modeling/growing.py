@@ -55,9 +55,15 @@ def adopt(name: str, task: TaskConfig, known: TaskConfig) -> TaskConfig:
         )
     if task.type == "multiple_choice" and task.num_labels != known.num_labels:
         raise ConfigurationError(f"Task {name!r} has another number of choices than in the trained model. {way_out}")
-    if task.labels is not None and known.labels is not None and list(task.labels) != list(known.labels):
+    if (
+        task.label_names is not None
+        and known.label_names is not None
+        and list(task.label_names) != list(known.label_names)
+    ):
         raise ConfigurationError(
-            f"Task {name!r} of the trained model has the labels {', '.join(known.labels)}, in that order; found "
-            f"{', '.join(task.labels)}. {way_out}"
+            f"Task {name!r} of the trained model has the labels {', '.join(known.label_names)}, in that order; found "
+            f"{', '.join(task.label_names)}. {way_out}"
         )
-    return dataclasses.replace(task, labels=known.labels, target_mean=known.target_mean, target_std=known.target_std)
+    return dataclasses.replace(
+        task, label_names=known.label_names, target_mean=known.target_mean, target_std=known.target_std
+    )

@@ -40,7 +40,7 @@ class TaskViewConfig(PreTrainedConfig):
         """
         task: TaskConfig = model.config.task_configs[name]
         # A regression has one output, which is called as the task is.
-        labels = [name] if task.type == "regression" else [str(label) for label in task.labels or ()]
+        labels = [name] if task.type == "regression" else [str(label) for label in task.label_names or ()]
         return cls(
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},

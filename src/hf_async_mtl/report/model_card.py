@@ -65,7 +65,7 @@ class RunCard:
 
     Example:
         >>> from hf_async_mtl.modeling.configuration_multitask import TaskConfig
-        >>> task = TaskConfig(type="classification", text=["title"], labels=["toy", "tool"])
+        >>> task = TaskConfig(type="classification", text_columns=["title"], label_names=["toy", "tool"])
         >>> history = {"phase": "learning", "converged_step": None, "teacher_value": 0.8, "teacher_step": 10,
         ...            "best": 0.8, "best_step": 10, "last": 0.8, "history": [[10, 0.8]]}
         >>> report = {"step": 10, "average": 0.8, "tasks": {"category": history}, "events": []}
@@ -294,17 +294,19 @@ def _code(text: object) -> str:
 
 
 def _inputs(task: TaskConfig) -> str:
-    if isinstance(task.text, Mapping):
-        prompt, choices = (", ".join(_code(column) for column in task.text[key]) for key in ("prompt", "choices"))
+    if isinstance(task.text_columns, Mapping):
+        prompt, choices = (
+            ", ".join(_code(column) for column in task.text_columns[key]) for key in ("prompt", "choices")
+        )
         return f"{prompt} with each of {choices}"
-    return ", ".join(_code(column) for column in task.text)
+    return ", ".join(_code(column) for column in task.text_columns)
 
 
 def _labels(task: TaskConfig) -> str:
-    if not task.labels:
+    if not task.label_names:
         return MISSING
-    shown = ", ".join(_code(label) for label in task.labels[:LABELS_SHOWN])
-    return shown if len(task.labels) <= LABELS_SHOWN else f"{shown}, ... ({len(task.labels)} in all)"
+    shown = ", ".join(_code(label) for label in task.label_names[:LABELS_SHOWN])
+    return shown if len(task.label_names) <= LABELS_SHOWN else f"{shown}, ... ({len(task.label_names)} in all)"
 
 
 def _setting(value: object) -> str:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..balancing.config import METHODS, BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
-from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import RENAMED, ConfigurationError
 from ..report.model_card import without_folder
 
 __all__ = [
@@ -50,15 +50,19 @@ REFUSED = {
 }
 """Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
 
+_RENAMED = {**RENAMED, "limit": "max_samples", "label_share": "hard_label_weight"}
+
 T = TypeVar("T")
 
 
 def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for a key that nobody knows, and name the nearest one that is known."""
+    """Raise a `ConfigurationError` for an unknown key, and name its new name or the nearest known key."""
     for key in given:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
             name = f"{section}.{key}" if section else str(key)
+            if _RENAMED.get(str(key)) in known:
+                raise ConfigurationError(f"`{name}`: `{key}` is now `{_RENAMED[key]}`. Rename the key.")
             raise ConfigurationError(f"Unknown key `{name}`. The nearest known key is `{nearest}`.")
 
 
@@ -99,7 +103,7 @@ class DistillationConfig:
 
     Args:
         temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
-        label_share: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
+        hard_label_weight: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
         ramp_steps: So many optimizer steps after its switch a task goes from labels to logits, linearly. 0: at once.
         annealing: The labels' share grows from 0 at the first step to 1 at the last, as in BAM (Clark et al., 2019).
             For a task that converges late there is then little left to distil.
@@ -112,7 +116,7 @@ class DistillationConfig:
     """
 
     temperature: float = 1.0
-    label_share: float = 0.0
+    hard_label_weight: float = 0.0
     ramp_steps: int = 0
     annealing: bool = False
     keep_gradient_norm: bool = False
@@ -122,8 +126,8 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         ok = _is_number(self.temperature) and self.temperature > 0
         _check("distillation.temperature", ok, "a number above 0", self.temperature)
-        ok = _is_number(self.label_share) and 0 <= self.label_share <= 1
-        _check("distillation.label_share", ok, "a number from 0 to 1", self.label_share)
+        ok = _is_number(self.hard_label_weight) and 0 <= self.hard_label_weight <= 1
+        _check("distillation.hard_label_weight", ok, "a number from 0 to 1", self.hard_label_weight)
         for name, least in (("ramp_steps", 0), ("snapshots", 1)):
             value = getattr(self, name)
             ok = isinstance(value, int) and not isinstance(value, bool) and value >= least

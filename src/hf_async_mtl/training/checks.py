@@ -138,7 +138,7 @@ def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -
     """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
     if not names:
         return
-    for key in ("label_share", "ramp_steps", "annealing", "keep_gradient_norm"):
+    for key in ("hard_label_weight", "ramp_steps", "annealing", "keep_gradient_norm"):
         if getattr(config, key):
             raise ConfigurationError(
                 f"`distillation.{key}` looks at labels, and the training rows of {', '.join(names)} have none. Set it "

@@ -115,7 +115,7 @@ class ConvergingTrainer(PerTaskTrainer):
                 before,
                 self._answers[name],
                 TASK_TYPES[task.type].references(task, rows),
-                task.labels,
+                task.label_names,
             )
         return found
 

@@ -117,7 +117,7 @@ class PerTaskTrainer(Trainer):
         answers = kind.predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows)
         if evaluated is self.eval_dataset.get(evaluated.name):
             self._answers[evaluated.name] = answers
-        metrics = compute(task.metrics, task.type, answers, kind.references(task, evaluated.rows), task.labels)
+        metrics = compute(task.metrics, task.type, answers, kind.references(task, evaluated.rows), task.label_names)
         if evaluated.name in self._own_metrics:
             logits = np.asarray(prediction.predictions)[order]
             labels = kind.label_array(task, evaluated.rows, logits.shape[-2] if logits.ndim > 2 else 0)

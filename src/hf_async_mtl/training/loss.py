@@ -14,7 +14,7 @@ from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
 from ..diagnostics.gradient_conflicts import ConflictMonitor, last_shared_layer
-from ..distillation.loss import label_share
+from ..distillation.loss import hard_label_weight
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -156,7 +156,7 @@ class BatchLoss:
                     labels[name],
                     outputs.layouts[name],
                     losses,
-                    label_share(self.args.distillation_config, step, switched_at, max_steps),
+                    hard_label_weight(self.args.distillation_config, step, switched_at, max_steps),
                 )
             if len(losses):
                 own = places[task_ids == index]

@@ -17,12 +17,13 @@ from ..data.collator import MultiTaskCollator
 from ..data.mixing import MixingSampler, TaskMixture
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import check_unlabelled, is_unlabelled, with_placeholders
+from ..distillation.unlabeled import is_unlabelled, with_placeholders
 from ..metrics import check_metric
 from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.freezing import check_learns
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import ConvergenceCallback, TableCallback
 from .checkpoint_validation import check_checkpoint
@@ -137,7 +138,7 @@ class AsyncMTLTrainer(SavingTrainer):
         ]
         check_unlabelled_tasks(unlabelled, args.distillation_config)
         for name in unlabelled:
-            check_unlabelled(self.tasks[name])
+            TASK_TYPES[self.tasks[name].type].check_unlabeled(self.tasks[name])
         if train_dataset is not None:
             places = {name: with_placeholders(train_dataset[name], self.tasks[name]) for name in unlabelled}
             train_dataset = {**train_dataset, **places}
