@@ -689,7 +689,7 @@ def test_batches_change_nothing_of_what_is_made():
     rows = Dataset.from_list(
         [{"text": f"the row of number {i % 97}", "label": ["no", "yes"][i % 2]} for i in range(4321)]
     )
-    task = TaskConfig("classification", ["text"], labels=["no", "yes"])
+    task = TaskConfig("classification", ["text"], label_names=["no", "yes"])
     encoded = encode(rows, "kind", task, TOKENIZER, 8)
     seams = (0, 499, 500, 1999, 2000, 4320)
     alone = [encode(rows.select([row]), "kind", task, TOKENIZER, 8)[0] for row in seams]
