@@ -29,9 +29,7 @@ def write_exact_bundle(folder: Path, tasks: Sequence[str] | None = None, rows: i
     tiny_encoder(folder / "encoder", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     write_data(folder, tasks, rows)
     config = bundle_config(tasks)
-    config["training"].update(
-        optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_steps=24, conflict_steps=4
-    )
+    config["training"].update(optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_steps=24)
     config["training"].update(training)
     return write_config(folder, config)
 

@@ -30,16 +30,3 @@ def test_the_trainer_points_to_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"not supported\. .* scripts/examples/optuna_search\.py"):
         trainer.hyperparameter_search(n_trials=1)
     assert SCRIPT.is_file()
-
-
-def test_a_second_run_begins_with_new_phases(tmp_path: Path) -> None:
-    """Bug: a trainer that trains again finds its tasks converged, and the first run's teachers."""
-    script = {"polarity": [0.9, 0.4], "overlap": [0.1, 0.8]}
-    trainer = tiny_trainer(tmp_path, dict.fromkeys(script, 16), script)
-    trainer.train()
-    first = trainer.schedule.state_dict()
-    assert {event.event for event in trainer.schedule.events} == {"converged"}
-    trainer.train()
-    second = trainer.schedule.state_dict()
-    assert second["events"] == first["events"]
-    assert second["final"] == first["final"]

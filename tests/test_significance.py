@@ -44,7 +44,7 @@ def examples(task_type, count=40, seed=0, positive=0.5):
 
 
 @pytest.mark.parametrize(
-    ("metric", "task_type"), [(name, task_type) for name, metric in METRICS.items() for task_type in metric.types]
+    ("metric", "task_type"), [(name, task_type) for name, metric in METRICS.items() for task_type in metric.functions]
 )
 def test_values_are_the_metrics_on_the_resamples(metric, task_type):
     """Bug: a quicker way to a metric, or a reference that is not drawn with its prediction, gives other values."""

@@ -8,14 +8,12 @@ that size. It says nothing of the spread over the seeds of a training.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from seqeval.metrics.sequence_labeling import get_entities
 
-from hf_async_mtl import metrics
+from . import metrics
 
 __all__ = ["bootstrap_values", "paired_standard_error"]
 
@@ -109,10 +107,8 @@ def bootstrap_values(
             metrics.compute([metric], task_type, predicted[draw].tolist(), true[draw].tolist(), labels)[metric]
             for draw in draws
         ]
-    # The metric itself, because `evaluate` takes longer to write the inputs down than most metrics take to score them.
-    with tempfile.TemporaryDirectory() as folder:
-        scorer: Any = metrics.METRICS[metric](task_type, keep_in_memory=True, cache_dir=folder)
-        return [float(scorer.score(predicted[draw], true[draw])) for draw in draws]
+    score = metrics.METRICS[metric].functions[task_type]
+    return [float(score(predicted[draw], true[draw])) for draw in draws]
 
 
 def _indexable(task_type: str, values: Sequence[Any]) -> np.ndarray:
@@ -127,7 +123,9 @@ def _indexable(task_type: str, values: Sequence[Any]) -> np.ndarray:
 def _chunk_f1(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], draws: np.ndarray
 ) -> list[float]:
-    """`metrics.SeqevalF1` of each resample: no chunk goes on into the next example, so that their counts add up."""
+    """`metrics.seqeval_f1` of each resample: no chunk goes on into the next example, so that their counts add up."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
     counts = []
     for rows in zip(predictions, references, strict=True):
         predicted, gold = (set(get_entities([metrics.chunk_tag(label) for label in row])) for row in rows)

@@ -117,7 +117,7 @@ def test_a_run_leaves_what_the_contract_names(run):
     # The Trainer's own `save_model` writes the last one.
     assert {name for name in found if not name.startswith("checkpoint-")} == promised
     assert {name for name in found if name.startswith("checkpoint-")} == {f"checkpoint-{step}" for step in (4, 8, 12)}
-    assert {path.name for path in (run / "plots").iterdir()} == {"conflicts.png", "curves.png", "retention.png"}
+    assert {path.name for path in (run / "plots").iterdir()} == {"curves.png", "retention.png"}
 
 
 def test_results_are_flat_and_whole(run):
@@ -374,7 +374,7 @@ def test_report_of_a_finished_run(run, tmp_path):
     for name in ALL:
         assert name in printed
     assert "retention" in printed
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"conflicts.png", "curves.png", "retention.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"curves.png", "retention.png"}
 
 
 def test_report_of_a_running_run(run, tmp_path):
@@ -385,7 +385,7 @@ def test_report_of_a_running_run(run, tmp_path):
     printed = done("report", tmp_path)
     assert "phase" in printed
     assert "retention" not in printed
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"conflicts.png", "curves.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"curves.png"}
 
 
 def test_report_of_what_is_no_run(tmp_path):

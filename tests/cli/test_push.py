@@ -72,7 +72,6 @@ def test_the_last_push_is_what_the_contract_names(pushed: Pushed) -> None:
         "all_results.json",
         "plots/curves.png",
         "plots/retention.png",
-        "plots/conflicts.png",
         *code,
     }
     assert set(pushed.final) == promised

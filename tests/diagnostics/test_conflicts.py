@@ -9,7 +9,9 @@ from families import FAMILIES, family_config, packed, random_examples, tiny_mode
 from torch import nn
 from transformers import AutoModel
 
-from hf_async_mtl.diagnostics.gradient_conflicts import ConflictMonitor, cosines, last_shared_layer
+from hf_async_mtl.diagnostics.gradient_conflicts import GradientConflicts, cosines
+from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
+from hf_async_mtl.modeling.freezing import last_shared_layer
 
 LAST_LAYER = {
     "bert": "encoder.layer.2.",
@@ -118,7 +120,7 @@ def test_encoder_without_layers_is_named():
         last_shared_layer(nn.Linear(2, 2))
 
 
-# -- the monitor ------------------------------------------------------------------------------------------------------
+# -- the measurements -------------------------------------------------------------------------------------------------
 
 
 def losses_along(parameter, *directions):
@@ -129,12 +131,12 @@ def losses_along(parameter, *directions):
 def test_means_counts_and_shares():
     """Bug: a pair that was not measured counts as 0, or a mean is over all measurements."""
     weights = nn.Parameter(torch.ones(2))
-    monitor = ConflictMonitor(["a", "b", "c"], every=1)
-    monitor.measure(losses_along(weights, [1.0, 0.0], [2.0, 0.0], None), [weights])
-    monitor.measure(losses_along(weights, [1.0, 0.0], [-3.0, 0.0], [0.0, 0.0]), [weights])
-    monitor.measure(losses_along(weights, [1.0, 0.0], [-3.0, 0.0], [0.0, 1.0]), [weights])
+    conflicts = GradientConflicts(["a", "b", "c"], [weights], every=1)
+    conflicts.measure(losses_along(weights, [1.0, 0.0], [2.0, 0.0], None))
+    conflicts.measure(losses_along(weights, [1.0, 0.0], [-3.0, 0.0], [0.0, 0.0]))
+    conflicts.measure(losses_along(weights, [1.0, 0.0], [-3.0, 0.0], [0.0, 1.0]))
     third = pytest.approx(-1 / 3)
-    assert monitor.report() == {
+    assert conflicts.report() == {
         "tasks": ["a", "b", "c"],
         "cosines": [[1.0, third, 0.0], [third, 1.0, 0.0], [0.0, 0.0, 1.0]],
         "counts": [[3, 3, 1], [3, 3, 1], [1, 1, 1]],
@@ -144,11 +146,14 @@ def test_means_counts_and_shares():
 
 def test_report_before_a_measurement_is_json():
     """Bug: NaN, which no strict reader takes, or a division by 0."""
-    monitor = ConflictMonitor(["a", "b"], every=10)
     weights = nn.Parameter(torch.ones(2))
-    monitor.measure([None, None], [weights])
-    monitor.measure(losses_along(weights, [1.0, 0.0], [1.0, 0.0]), [])
-    report = monitor.report()
+    without_parameters = GradientConflicts(["a", "b"], [], every=10)
+    without_parameters.measure(losses_along(weights, [1.0, 0.0], [1.0, 0.0]))
+    assert not without_parameters.has_measured
+    conflicts = GradientConflicts(["a", "b"], [weights], every=10)
+    conflicts.measure([None, None])
+    assert not conflicts.has_measured
+    report = conflicts.report()
     assert report["cosines"] == report["negative"] == [[None, None], [None, None]]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
@@ -156,9 +161,9 @@ def test_report_before_a_measurement_is_json():
 def test_unused_parameters_have_a_gradient_of_zero():
     """Bug: a task that does not reach a parameter raises, or its gradient moves to another parameter's place."""
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(2, 2))
-    monitor = ConflictMonitor(["a", "b"], every=1)
-    monitor.measure([first.sum() + second.sum(), second[0, 0]], [first, second])
-    assert monitor.report()["cosines"][0][1] == pytest.approx(1 / math.sqrt(5))
+    conflicts = GradientConflicts(["a", "b"], [first, second], every=1)
+    conflicts.measure([first.sum() + second.sum(), second[0, 0]])
+    assert conflicts.report()["cosines"][0][1] == pytest.approx(1 / math.sqrt(5))
 
 
 def model_losses(model, examples):
@@ -171,15 +176,15 @@ def test_cosines_are_those_of_whole_gradients():
     model = tiny_model("bert")
     examples = random_examples()
     parameters = last_shared_layer(model.encoder)
-    monitor = ConflictMonitor(list(model.heads), every=1)
-    monitor.measure(model_losses(model, examples), parameters)
+    conflicts = GradientConflicts(list(model.heads), parameters, every=1)
+    conflicts.measure(model_losses(model, examples))
     rows = []
     for i in range(len(model.heads)):
         model.zero_grad()
         model_losses(model, examples)[i].backward()
         rows.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
     expected = cosines(torch.stack(rows))
-    torch.testing.assert_close(torch.tensor(monitor.report()["cosines"]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(conflicts.report()["cosines"]), expected, atol=1e-5, rtol=0)
 
 
 # Its successor is not in the oldest release that we allow.
@@ -193,26 +198,32 @@ def test_training_does_not_notice(family, checkpointing):
         model = tiny_model(family).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        monitor = ConflictMonitor(list(model.heads), every=1)
+        conflicts = GradientConflicts(list(model.heads), last_shared_layer(model.encoder), every=1)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             losses = model_losses(model, examples)
             if measured:
-                monitor.measure(losses, last_shared_layer(model.encoder))
+                conflicts.measure(losses)
                 assert all(parameter.grad is None for parameter in model.parameters())
             states.append(torch.random.get_rng_state())
             torch.stack(losses).sum().backward()
             gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    assert monitor.report()["counts"][0][0] == 1
+    assert conflicts.report()["counts"][0][0] == 1
     assert torch.equal(*states)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_due():
-    """Bug: a measurement too many or none, as where the first step is 1."""
-    assert [step for step in range(10) if ConflictMonitor(["a"], every=4).due(step)] == [0, 4, 8]
+def test_one_measurement_per_step_that_is_due():
+    """Bug: each micro-batch is measured, or too many steps or none, for instance if the first step counts as 1."""
+    weights = nn.Parameter(torch.ones(2))
+    conflicts, counts = GradientConflicts(["a"], [weights], every=4), []
+    for step in range(10):
+        for _ in range(2):
+            conflicts.observe([(weights * torch.tensor([1.0, 2.0]))], step)
+            counts.append(conflicts.report()["counts"][0][0])
+    assert counts == [1] * 8 + [2] * 8 + [3] * 4
     with pytest.raises(ValueError, match="at least 1; found 0"):
-        ConflictMonitor(["a"], every=0)
+        GradientConflicts(["a"], [weights], every=0)
 
 
 # -- its state --------------------------------------------------------------------------------------------------------
@@ -222,35 +233,35 @@ def test_state_goes_on():
     """Bug: a resumed run reports the conflicts since its resumption alone."""
     weights = nn.Parameter(torch.ones(2))
     batches = [([1.0, 0.0], [1.0, 2.0]), ([1.0, 0.0], [-1.0, 0.3]), ([0.0, 1.0], None)]
-    whole, first, second = (ConflictMonitor(["a", "b"], every=1) for _ in range(3))
+    whole, first, second = (GradientConflicts(["a", "b"], [weights], every=1) for _ in range(3))
     for batch in batches:
-        whole.measure(losses_along(weights, *batch), [weights])
-    first.measure(losses_along(weights, *batches[0]), [weights])
+        whole.measure(losses_along(weights, *batch))
+    first.measure(losses_along(weights, *batches[0]))
     second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
     kept = json.dumps(first.state_dict())
     for batch in batches[1:]:
-        second.measure(losses_along(weights, *batch), [weights])
+        second.measure(losses_along(weights, *batch))
     assert second.report() == whole.report()
     assert json.dumps(first.state_dict()) == kept
 
 
 def test_state_shares_nothing():
     """Bug: a saved state changes with the next measurement."""
-    monitor, weights = ConflictMonitor(["a", "b"], every=1), nn.Parameter(torch.ones(2))
-    state, report = monitor.state_dict(), monitor.report()
-    other = ConflictMonitor(["a", "b"], every=1)
+    weights = nn.Parameter(torch.ones(2))
+    conflicts, other = (GradientConflicts(["a", "b"], [weights], every=1) for _ in range(2))
+    state, report = conflicts.state_dict(), conflicts.report()
     other.load_state_dict(state)
-    for changed in (monitor, other):
-        changed.measure(losses_along(weights, [1.0, 0.0], [1.0, 0.0]), [weights])
+    for changed in (conflicts, other):
+        changed.measure(losses_along(weights, [1.0, 0.0], [1.0, 0.0]))
     assert state["counts"] == report["counts"] == [[0, 0], [0, 0]]
 
 
 def test_state_is_strict():
     """Bug: the state of other tasks, or of another version, is taken in part."""
-    monitor = ConflictMonitor(["a", "b"], every=1)
-    state = monitor.state_dict()
-    with pytest.raises(ValueError, match=r"missing sums\); was it saved by another version"):
-        monitor.load_state_dict({key: value for key, value in state.items() if key != "sums"})
-    with pytest.raises(ValueError, match=r"resumed with the tasks a, b, in this order; found b, a: resume with"):
-        monitor.load_state_dict({**state, "tasks": ["b", "a"]})
-    assert monitor.state_dict() == state
+    conflicts = GradientConflicts(["a", "b"], [], every=1)
+    state = conflicts.state_dict()
+    with pytest.raises(ConfigurationError, match=r"found tasks, counts, negative\. Was it saved by another version\?"):
+        conflicts.load_state_dict({key: value for key, value in state.items() if key != "sums"})
+    with pytest.raises(ConfigurationError, match=r"with the tasks a, b, in this order; found b, a\. Resume with"):
+        conflicts.load_state_dict({**state, "tasks": ["b", "a"]})
+    assert conflicts.state_dict() == state

@@ -1,1 +1,1 @@
-"""Optional measurements of a run."""
+"""Optional measurements of a run, off by default."""

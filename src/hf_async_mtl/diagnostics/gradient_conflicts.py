@@ -1,35 +1,32 @@
-"""Do the tasks pull the encoder in different directions? Cosines between their gradients, now and then in a run.
+"""Cosines between the tasks' gradients, measured every few steps of a run.
 
-Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), arXiv:2001.06782, call two gradients conflicting where
-their cosine is negative (definition 1). Here it is taken over the parameters of the last shared layer: a gradient there
-costs a backward pass through one head and that layer, and not through the encoder.
+Yu et al., "Gradient Surgery for Multi-Task Learning" (2020), arXiv:2001.06782, call two gradients conflicting if their
+cosine is negative (definition 1). Here it is taken over the parameters of the last shared layer: a gradient there costs
+a backward pass through one head and that layer, and not through the encoder.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..convergence.criteria import check_keys
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.freezing import encoder_layers
 
-__all__ = ["ConflictMonitor", "cosines", "last_shared_layer"]
+__all__ = ["GradientConflicts", "cosines"]
 
 
 def cosines(gradients: Tensor) -> Tensor:
-    """The cosine of the angle between each two gradients.
+    """Return the cosine of the angle between each two gradients.
 
     Args:
         gradients: ``[K, n]``. Their lengths do not matter, unless they are 0.
 
     Returns:
-        ``[K, K]``, float32, -1 to 1, with 1 on the diagonal. The row and the column of a gradient that is 0, or not
-        finite, are NaN.
+        ``[K, K]``, float32, symmetric, -1 to 1, with 1 on the diagonal. The row and the column of a gradient that is 0,
+        or not finite, are NaN.
 
     Examples:
         >>> cosines(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]))
@@ -37,140 +34,122 @@ def cosines(gradients: Tensor) -> Tensor:
                 [-1.,  1., nan],
                 [nan, nan, nan]])
     """
-    # Training's autocast would round the products to a few digits.
+    # The autocast of training would round the products to a few digits.
     with torch.autocast(gradients.device.type, enabled=False):
         units = gradients.float()
-        # In two steps: the squares of small numbers vanish.
+        # In two steps: the squares of small numbers underflow.
         units = units / units.abs().amax(dim=1, keepdim=True)
         units = units / units.norm(dim=1, keepdim=True)
         products = (units @ units.T).clamp(-1, 1)
     diagonal = products.diagonal()
     diagonal[~diagonal.isnan()] = 1
-    return products
+    return products.triu() + products.triu(1).T
 
 
-def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the encoder's last layer that learns.
+class GradientConflicts:
+    """The mean cosines between the tasks' gradients over a run.
 
-    ALBERT has one layer, which it runs several times: a gradient there goes through the whole encoder.
-
-    Args:
-        encoder: A text encoder.
-
-    Returns:
-        Those parameters of the last layer that require a gradient; where it is frozen, of the last one that is not.
-        Empty where all layers are frozen: there is then no layer for tasks to be at odds about.
-
-    Raises:
-        ConfigurationError: The encoder has no list of layers.
-    """
-    layers = encoder_layers(encoder)
-    if not layers:
-        raise ConfigurationError(
-            f"An encoder must keep its layers in an `nn.ModuleList` for gradients to be compared at the last of them; "
-            f"{type(encoder).__name__} has none. Set `training.conflict_steps: 0`, and balance over the encoder."
-        )
-    learning = ([p for p in layer.parameters() if p.requires_grad] for layer in reversed(layers))
-    return next(filter(None, learning), [])
-
-
-class ConflictMonitor:
-    """Averages the cosines between the tasks' gradients over a run.
-
-    Each measurement runs a small backward pass a task through graphs that are kept for the step's own. It changes no
-    ``.grad`` and no random state. Under DDP each process measures its own batches, and the report has the first one's.
-    Gradients in float16 are not scaled, and small ones count as 0. A compiled model refuses to keep its
-    graph; reentrant gradient checkpointing refuses gradients of chosen parameters.
+    Each measurement runs a small backward pass per task through graphs that are kept for the step's own. It changes no
+    ``.grad`` and no random state. Under DDP each process measures its own batches; the report has those of rank 0.
+    Gradients in float16 are not scaled, and small ones count as 0.
 
     Args:
         tasks: The names of the tasks, in the order of the losses.
-        every: Steps from one measurement to the next, at least 1.
+        parameters: The parameters whose gradients are compared. Without any, nothing is measured.
+        every: The number of optimizer steps between two measurements, at least 1.
     """
 
-    def __init__(self, tasks: Sequence[str], every: int) -> None:
+    def __init__(self, tasks: Sequence[str], parameters: Sequence[nn.Parameter], every: int) -> None:
         if every < 1:
-            raise ValueError(f"Conflicts must be measured every so many steps, at least 1; found {every}.")
+            raise ValueError(f"`every` must be a number of steps of at least 1; found {every}.")
         self.tasks = list(tasks)
+        self.parameters = list(parameters)
         self.every = every
-        self._sums = self._zeros(0.0)
-        self._counts = self._zeros(0)
-        self._negative = self._zeros(0)
+        self._last_step = -1
+        # Sums of cosines, numbers of measurements, numbers of negative cosines.
+        self._totals = torch.zeros(3, len(self.tasks), len(self.tasks), dtype=torch.float64)
 
-    def _zeros(self, zero: Any) -> list[list[Any]]:
-        return [[zero for _ in self.tasks] for _ in self.tasks]
-
-    def due(self, step: int) -> bool:
-        """Whether there is a measurement at this optimizer step."""
-        return step % self.every == 0
-
-    def measure(self, losses: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> None:
-        """Take the gradients of one batch in.
+    def observe(self, losses: Sequence[Tensor], step: int) -> None:
+        """Measure the first micro-batch of an optimizer step, if a measurement is due at that step.
 
         Args:
-            losses: For each task its loss, a scalar with its graph, or None where the batch has no example of it. A
-                loss with a gradient of 0, such as a sum over no example, counts as none.
-            parameters: What the gradients are taken of; see `last_shared_layer`. Of none, nothing is measured.
+            losses: For each task the losses of its examples with their graph, empty without an example.
+            step: Optimizer steps made so far.
         """
-        present = [(i, loss) for i, loss in enumerate(losses) if loss is not None]
-        if not present or not parameters:
+        if step % self.every == 0 and step != self._last_step:
+            self._last_step = step
+            self.measure([own.mean() if len(own) else None for own in losses])
+
+    def measure(self, losses: Sequence[Tensor | None]) -> None:
+        """Add the cosines of one batch.
+
+        Args:
+            losses: For each task its loss, a scalar with its graph, or None without an example in the batch. A loss
+                with a gradient of 0 is treated as None.
+        """
+        present = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
+        if not present or not self.parameters:
             return
-        # Filled in place: of a large layer there is room for each task's gradient, and not for each twice.
-        gradients = parameters[0].new_zeros(len(present), sum(p.numel() for p in parameters), dtype=torch.float32)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        # Filled in place, so that a large layer needs the memory of each task's gradient once.
+        gradients = self.parameters[0].new_zeros(len(present), sum(sizes), dtype=torch.float32)
         for row, (_, loss) in zip(gradients, present, strict=True):
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            for part, gradient in zip(row.split([p.numel() for p in parameters]), found, strict=True):
+            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+            for part, gradient in zip(row.split(sizes), found, strict=True):
                 if gradient is not None:
                     part.copy_(gradient.flatten())
-        measured = cosines(gradients).tolist()
-        for (a, (i, _)), (b, (j, _)) in itertools.product(enumerate(present), repeat=2):
-            cosine = measured[min(a, b)][max(a, b)]
-            if cosine == cosine:  # not NaN
-                self._sums[i][j] += cosine
-                self._counts[i][j] += 1
-                self._negative[i][j] += cosine < 0
+        measured = cosines(gradients).double().cpu()
+        ids = torch.tensor([index for index, _ in present])
+        self._totals[:, ids[:, None], ids] += torch.stack(
+            [measured.nan_to_num(0.0), (~measured.isnan()).double(), (measured < 0).double()]
+        )
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether there was a measurement."""
+        return bool(self._totals[1].any())
 
     def report(self) -> dict[str, Any]:
-        """What was found, as JSON values.
+        """Return what was measured, as JSON values.
 
         Returns:
-            ``tasks``; and, as a row and a column for each, ``cosines``: the mean, ``counts``: of how many measurements,
-            and ``negative``: the share of them in which the two conflicted. None where there was no measurement.
+            ``tasks``, and as one row and one column per task: ``cosines``, the mean; ``counts``, the number of
+            measurements; ``negative``, the share of conflicts. None without a measurement.
         """
+        sums, counts, negative = self._totals
         return {
             "tasks": list(self.tasks),
-            "cosines": self._shares(self._sums),
-            "counts": [list(row) for row in self._counts],
-            "negative": self._shares(self._negative),
+            "cosines": _without_nan(sums / counts),
+            "counts": counts.long().tolist(),
+            "negative": _without_nan(negative / counts),
         }
-
-    def _shares(self, totals: Sequence[Sequence[float]]) -> list[list[float | None]]:
-        return [
-            [total / count if count else None for total, count in zip(*rows, strict=True)]
-            for rows in zip(totals, self._counts, strict=True)
-        ]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `report` depends on, as JSON values."""
-        return {
-            "tasks": list(self.tasks),
-            "sums": [list(row) for row in self._sums],
-            "counts": [list(row) for row in self._counts],
-            "negative": [list(row) for row in self._negative],
-        }
+        """Return all that `report` depends on, as JSON values."""
+        sums, counts, negative = self._totals.tolist()
+        return {"tasks": list(self.tasks), "sums": sums, "counts": counts, "negative": negative}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: The state is of other tasks, or its keys are not exactly those of `state_dict`. Nothing has
-                changed.
+            ConfigurationError: The state is of other tasks, or its keys are not exactly those of `state_dict`. Nothing
+                has changed.
         """
-        check_keys(state, self.state_dict(), "The state of a conflict monitor", "was it saved by another version?")
-        if state["tasks"] != self.tasks:
-            raise ValueError(
-                f"Conflicts must be resumed with the tasks {', '.join(self.tasks)}, in this order; found "
-                f"{', '.join(state['tasks'])}: resume with the tasks that they were saved with."
+        known = self.state_dict()
+        if state.keys() != known.keys():
+            raise ConfigurationError(
+                f"The state of gradient conflicts must have exactly the keys {', '.join(known)}; found "
+                f"{', '.join(state) or 'none'}. Was it saved by another version?"
             )
-        self._sums = [list(row) for row in state["sums"]]
-        self._counts = [list(row) for row in state["counts"]]
-        self._negative = [list(row) for row in state["negative"]]
+        if state["tasks"] != self.tasks:
+            raise ConfigurationError(
+                f"Gradient conflicts must be resumed with the tasks {', '.join(self.tasks)}, in this order; found "
+                f"{', '.join(state['tasks'])}. Resume with the tasks that they were saved with."
+            )
+        self._last_step = -1
+        self._totals = torch.tensor([state[key] for key in ("sums", "counts", "negative")], dtype=torch.float64)
+
+
+def _without_nan(means: Tensor) -> list[list[float | None]]:
+    return [[None if value != value else value for value in row] for row in means.tolist()]

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .configuration_multitask import ConfigurationError
 
-__all__ = ["check_learns", "encoder_layers", "freeze", "what_learns"]
+__all__ = ["check_learns", "encoder_layers", "freeze", "last_shared_layer", "what_learns"]
 
 logger = logging.get_logger(__name__)
 
@@ -37,6 +37,28 @@ def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of the last layer of an encoder that has any.
+
+    ALBERT has one layer, which it runs several times: a gradient there passes through the whole encoder.
+
+    Returns:
+        The parameters; empty if all layers are frozen.
+
+    Raises:
+        ConfigurationError: The encoder has no list of layers.
+    """
+    layers = encoder_layers(encoder)
+    if not layers:
+        raise ConfigurationError(
+            "An encoder must keep its layers in an `nn.ModuleList`, so that the tasks' gradients can be compared at "
+            f"the last of them; {type(encoder).__name__} has none. Set `training.conflict_steps: 0`, and "
+            "`balancing.over: encoder`."
+        )
+    trainable = ([p for p in layer.parameters() if p.requires_grad] for layer in reversed(layers))
+    return next(filter(None, trainable), [])
 
 
 def freeze(encoder: nn.Module, layers: int | None = None) -> None:

@@ -198,9 +198,9 @@ class ConvergingTrainer(PerTaskTrainer):
         report = self.schedule.report()
         for name, quality in self.teachers.quality.items():
             report["tasks"][name]["teacher_quality"] = dict(quality)
-        conflicts = self.batch_loss.conflicts.report()
-        if any(any(row) for row in conflicts["counts"]):
-            report["conflicts"] = conflicts
+        conflicts = self.batch_loss.conflicts
+        if conflicts is not None and conflicts.has_measured:
+            report["conflicts"] = conflicts.report()
         return report
 
     def _write_report(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -13,15 +13,18 @@ from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.making import make_balancer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
-from ..diagnostics.gradient_conflicts import ConflictMonitor, last_shared_layer
 from ..distillation.loss import hard_label_weight
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.freezing import last_shared_layer
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
 from .combining import add_gradients, split, weigh_losses, weighted_sum
 from .nonfinite import FiniteCheck
 from .task_losses import TaskLosses
+
+if TYPE_CHECKING:
+    from ..diagnostics.gradient_conflicts import GradientConflicts
 
 __all__ = ["BatchLoss"]
 
@@ -41,7 +44,7 @@ class BatchLoss:
         sums: Adds up each task's losses, for the log.
         finite: Looks at them before an update.
         balancer: The balancing method; None for ``sum``.
-        conflicts: Measures how the tasks' gradients agree.
+        conflicts: Measures how the tasks' gradients agree; None unless ``conflict_steps`` is set.
 
     Raises:
         ConfigurationError: The balancing method has no parameters to work on.
@@ -62,11 +65,10 @@ class BatchLoss:
         self.sums = TaskLosses(tasks)
         calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
         self.balancer = make_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
-        self.conflicts = ConflictMonitor(tasks, args.conflict_steps or 1)
-        self._measured_at = -1
+        self.conflicts = _gradient_conflicts(args, tasks, model.encoder) if args.conflict_steps else None
         self.finite = FiniteCheck()
         looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"
-        self._last_layer = last_shared_layer(model.encoder) if looks_there or self._measures_conflicts else []
+        self._last_layer = last_shared_layer(model.encoder) if looks_there else []
         if self.balances_gradients and not any(p.requires_grad for p in model.encoder.parameters()):
             raise ConfigurationError(
                 f"`balancing.method: {args.balancing_config.method}` needs shared parameters that learn, and the "
@@ -82,13 +84,6 @@ class BatchLoss:
     def balances_gradients(self) -> bool:
         """Whether gradients are added to ``.grad`` here, and the loss that is returned has no graph behind it."""
         return isinstance(self.balancer, GradientBalancer)
-
-    @property
-    def _measures_conflicts(self) -> bool:
-        args = self.args
-        # Where parameters are sharded, and where graphs cannot be gone through twice, there is nothing to measure.
-        unfit = args.gradient_checkpointing or args.torch_compile or args.sharded_by is not None
-        return args.conflict_steps > 0 and len(self.schedule.tasks) > 1 and not unfit
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
         """N: the examples of an optimizer step, over accumulation and ranks, of the tasks that are in its loss."""
@@ -119,7 +114,8 @@ class BatchLoss:
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
         losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step, max_steps)
         self.sums.add(list(losses.values()))
-        self._measure_conflicts(losses, step)
+        if self.conflicts is not None:
+            self.conflicts.observe(list(losses.values()), step)
         n = (example_ids >= 0).sum() if examples is None else torch.as_tensor(examples, device=task_ids.device)
         # DDP averages over the ranks what is to be added up.
         return self._combine(losses, n.clamp(min=1)) * self.accelerator.num_processes, outputs
@@ -167,12 +163,6 @@ class BatchLoss:
             found[name] = losses
         return found
 
-    def _measure_conflicts(self, losses: Mapping[str, Tensor], step: int) -> None:
-        # Once an optimizer step, in the first of its micro-batches.
-        if self._measures_conflicts and self.conflicts.due(step) and self._measured_at != step:
-            self._measured_at = step
-            self.conflicts.measure([own.mean() if len(own) else None for own in losses.values()], self._last_layer)
-
     def _combine(self, losses: Mapping[str, Tensor], examples: Tensor) -> Tensor:
         """One loss of this rank out of those of the tasks; see `hf_async_mtl.training.combining`."""
         weights = self.args.balancing_config.weights
@@ -212,7 +202,7 @@ class BatchLoss:
     def state_dict(self) -> dict[str, Any]:
         """All that later batches and the report depend on, as JSON values."""
         return {
-            "conflicts": self.conflicts.state_dict(),
+            "conflicts": None if self.conflicts is None else self.conflicts.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
         }
 
@@ -222,8 +212,24 @@ class BatchLoss:
         Raises:
             ValueError: The state is another method's, or of other tasks.
         """
-        self.conflicts.load_state_dict(state["conflicts"])
+        if self.conflicts is not None and state["conflicts"] is not None:
+            self.conflicts.load_state_dict(state["conflicts"])
         self.sums.reset()
-        self._measured_at = -1
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})
+
+
+def _gradient_conflicts(args: AsyncMTLTrainingArguments, tasks: Sequence[str], encoder: nn.Module) -> GradientConflicts:
+    from ..diagnostics.gradient_conflicts import GradientConflicts
+
+    for name, given in (
+        ("gradient_checkpointing", args.gradient_checkpointing),
+        ("torch_compile", args.torch_compile),
+        (f"{args.sharded_by}", args.sharded_by),
+    ):
+        if given:
+            raise ConfigurationError(
+                f"`training.conflict_steps` needs gradients of chosen parameters, which {name} does not give. Remove "
+                "one of the two."
+            )
+    return GradientConflicts(tasks, last_shared_layer(encoder), args.conflict_steps)
