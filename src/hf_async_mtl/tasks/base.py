@@ -17,7 +17,7 @@ from .pretruncation import shorten
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Columns", "Target", "TaskType", "group_segments", "tokenizer_call"]
+__all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "tokenizer_call"]
 
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> the values of some rows."""
