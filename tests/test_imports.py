@@ -87,21 +87,20 @@ def origin(name: str, node: ast.ImportFrom) -> str | None:
     return base.removeprefix(PACKAGE).removeprefix(".") if inside(base, PACKAGE) else None
 
 
-def nodes_of(name: str) -> Iterator[ast.AST]:
-    """All nodes of a module; what travels may import more of ours inside ``try``, which is not looked at."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    if inside(name, "modeling"):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Try):
-                assert not any(isinstance(part, ast.ImportFrom) and part.level for part in ast.walk(node)), name
-                node.body = []
-    return ast.walk(tree)
+def statements(name: str) -> Iterator[ast.AST]:
+    """The nodes of a module. What travels with a model may import the package inside ``try``, where it is installed."""
+    waiting: list[ast.AST] = [ast.parse(MODULES[name].read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not (inside(name, "modeling") and isinstance(node, ast.Try)):
+            waiting += ast.iter_child_nodes(node)
 
 
 def imports_of(name: str) -> set[str]:
     """Our modules that a module imports, wherever in it the statement stands."""
     found = set()
-    for node in nodes_of(name):
+    for node in statements(name):
         if isinstance(node, ast.Import):
             found |= {
                 alias.name.removeprefix(PACKAGE).removeprefix(".")
@@ -144,7 +143,7 @@ def test_the_model_folder_is_flat() -> None:
     for name in MODULES:
         if inside(name, "modeling") and name != "modeling":
             assert MODULES[name].parent == ROOT / "modeling"
-            for node in nodes_of(name):
+            for node in statements(name):
                 if isinstance(node, ast.ImportFrom) and (node.level or inside(node.module or "", PACKAGE)):
                     assert node.level == 1, (name, ast.unparse(node))
 

@@ -1,10 +1,6 @@
 """Trained bundles in stock code: views of one task, and all tasks in one pass of the encoder."""
 
-import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_async_mtl import ConfigurationError, MultiTaskModel, MultiTaskPipeline
 from hf_async_mtl.inference.predict import predict_rows
-from hf_async_mtl.modeling.views import SequenceView, TaskViewConfig, TokenView
+from hf_async_mtl.inference.single_task import SequenceView, TaskViewConfig, TokenView
 
 TEXTS = ["the red sofa is good", "a cat", "not the big blue hat very bad dog red shoe"]
 PAIR = {"text": "the red sofa", "text_pair": "a small cat is big"}
@@ -282,32 +278,8 @@ def test_the_name_of_the_pipeline(folder: Path, pipe: MultiTaskPipeline) -> None
     close(found(TEXTS), pipe(TEXTS))
 
 
-WITHOUT_US = """
-import json, sys
-sys.modules["hf_async_mtl"] = None  # an import raises
-from transformers import AutoModel, AutoTokenizer, pipeline
-found = pipeline("multi-task-text", model=sys.argv[1], device="cpu", trust_remote_code=True)
-view = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).as_sequence_classifier("polarity")
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
-alone = pipeline("text-classification", model=view, tokenizer=tokenizer, device="cpu")
-texts = json.loads(sys.argv[2])
-# A score of the stock pipeline for tokens is of NumPy.
-print(json.dumps([found(texts), alone(texts)], default=float))
-"""
-
-
-def test_a_saved_pipeline_runs_without_the_package(pipe: MultiTaskPipeline, tmp_path: Path) -> None:
-    """Bug: the code beside the weights needs a module that does not go with it."""
-    pipe.save_pretrained(str(tmp_path / "pipe"))
-    found = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(tmp_path / "pipe"), json.dumps(TEXTS)],
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    bundle, alone = json.loads(found.stdout.splitlines()[-1])
-    close(bundle, pipe(TEXTS))
-    close(alone, [one["polarity"][0] for one in pipe(TEXTS)])
+def test_a_saved_pipeline_is_the_model_and_its_tokenizer(pipe: MultiTaskPipeline, tmp_path: Path) -> None:
+    """Bug: the folder names code of a pipeline that does not go with it, and cannot be loaded."""
+    pipe.save_pretrained(str(tmp_path))
+    assert not hasattr(MultiTaskModel.from_pretrained(tmp_path).config, "custom_pipelines")
+    close(pipeline("multi-task-text", model=str(tmp_path), device="cpu")(TEXTS), pipe(TEXTS))

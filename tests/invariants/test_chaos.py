@@ -1,4 +1,4 @@
-"""scripts/chaos.py in short: runs that are killed at any moment end as one left in peace, and a difference is told."""
+"""A short run of ``scripts/benchmarks/chaos.py``: killed runs end like an undisturbed one."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from hf_async_mtl.cli.commands import main
 
 @pytest.fixture(scope="module")
 def chaos() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("chaos", ROOT / "scripts" / "chaos.py")
+    spec = importlib.util.spec_from_file_location("chaos", ROOT / "scripts" / "benchmarks" / "chaos.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

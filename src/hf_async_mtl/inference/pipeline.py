@@ -10,8 +10,8 @@ from transformers.pipelines.token_classification import AggregationStrategy
 
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..modeling.views import SequenceView, TokenView
 from ..tasks.pretruncation import shorten
+from .single_task import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]
 
@@ -100,6 +100,12 @@ class MultiTaskPipeline(Pipeline):
             entities for a task on tokens.
         """
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the model and its tokenizer; the pipeline itself is code of this package, and is not copied."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        assert self.tokenizer is not None
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
 
     def _asked(self, is_pair: bool, tasks: list[str] | None) -> list[str]:
         for name in tasks or ():

@@ -40,7 +40,6 @@ from .packing import (
     segment_tokens,
     sliding_block_mask,
 )
-from .views import SequenceView, TokenView
 
 __all__ = ["MultiTaskModel", "MultiTaskOutput"]
 
@@ -49,6 +48,9 @@ _HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", 
 
 # What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
 _UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
+
+
+_NEEDS_PACKAGE = "`{}` needs the package hf_async_mtl: pip install hf-async-mtl."
 
 
 @dataclass
@@ -256,8 +258,8 @@ class MultiTaskModel(PreTrainedModel):
         """
         freeze(self.encoder, layers)
 
-    def as_sequence_classifier(self, task: str) -> SequenceView:
-        """One task as a model of one task, for code such as ``transformers.pipeline("text-classification", ...)``.
+    def as_sequence_classifier(self, task: str) -> PreTrainedModel:
+        """Return one task as a stock model, for code such as ``transformers.pipeline("text-classification", ...)``.
 
         Args:
             task: A task of classification, multi-label classification or regression.
@@ -268,14 +270,24 @@ class MultiTaskModel(PreTrainedModel):
 
         Raises:
             ConfigurationError: The task is not known, or is of another type.
+            ImportError: The package ``hf_async_mtl`` is not installed.
         """
+        try:
+            from hf_async_mtl.inference.single_task import SequenceView
+        except ImportError as error:
+            raise ImportError(_NEEDS_PACKAGE.format("as_sequence_classifier")) from error
         return SequenceView(self, task)
 
-    def as_token_classifier(self, task: str) -> TokenView:
-        """The same for a task of token classification, and ``transformers.pipeline("token-classification", ...)``.
+    def as_token_classifier(self, task: str) -> PreTrainedModel:
+        """Return a token classification task as a stock model, for ``transformers.pipeline("token-classification")``.
 
-        Labels are read at the first sub-word of a word: ask the pipeline for ``aggregation_strategy="first"``.
+        The label of a word is that of its first sub-word: ask the pipeline for ``aggregation_strategy="first"``. See
+        `as_sequence_classifier`.
         """
+        try:
+            from hf_async_mtl.inference.single_task import TokenView
+        except ImportError as error:
+            raise ImportError(_NEEDS_PACKAGE.format("as_token_classifier")) from error
         return TokenView(self, task)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -1,6 +1,6 @@
 """Compare runs of one configuration: the last and the best-average checkpoint of each, per task, as a Markdown table.
 
-    python scripts/compare_runs.py CONFIG.yaml runs/distill runs/continue [--output figures.json]
+    python scripts/benchmarks/compare_runs.py CONFIG.yaml runs/distill runs/continue [--output figures.json]
 
 The best-average checkpoint is the model that a run left (`load_best_model_at_end`); its figures are in
 `all_results.json`. The last one is the newest `checkpoint-N`; it is evaluated here, on the validation and the test

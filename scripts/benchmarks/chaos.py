@@ -1,6 +1,6 @@
 """Kill a training run again and again, resume it each time, and compare its end with that of a run left in peace.
 
-    python scripts/chaos.py [CONFIG.yaml] [--kills 50] [--seed 0] [--folder DIR] [--set key.path=value ...]
+    python scripts/benchmarks/chaos.py [CONFIG.yaml] [--kills 50] [--seed 0] [--folder DIR] [--set key.path=value ...]
 
 Without a configuration the demo's bundle is trained, with an evaluation and a checkpoint every few steps. Half of the
 kills (SIGKILL) come at a random moment; the others wait for one that is rare: a checkpoint, a snapshot or a teacher

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
-import benchmark_growth  # noqa: E402
+import growth  # noqa: E402
 
 from hf_async_mtl.cli.config_file import load_config  # noqa: E402
 
 
 def test_docstrings() -> None:
     """An example in the script does not give what it says."""
-    assert doctest.testmod(benchmark_growth) == (0, 2)
+    assert doctest.testmod(growth) == (0, 2)
 
 
 def test_the_readme_has_the_committed_figures() -> None:
     """A figure in the README is not what was measured."""
     seeds = json.loads((ROOT / "model_cards" / "growth-glue.json").read_text(encoding="utf-8"))
-    assert benchmark_growth.table(seeds) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert growth.table(seeds) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_run_of_another_plan_is_not_taken(tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_a_run_of_another_plan_is_not_taken(tmp_path: Path) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
     (folder / "all_results.json").write_text(json.dumps({"test_mrpc_f1": 0.5}))
-    assert benchmark_growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
-    assert benchmark_growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
+    assert growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
+    assert growth.train("growth_old.yaml", folder, ["seed=0"]) == {"mrpc": 0.5}
     with pytest.raises(SystemExit, match="was made with other settings"):
-        benchmark_growth.train("growth_old.yaml", folder, ["seed=0", "freeze=1"])
+        growth.train("growth_old.yaml", folder, ["seed=0", "freeze=1"])
 
 
 def test_its_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +45,9 @@ def test_its_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (tmp_path / name / f"{split}.jsonl").write_text("{}\n")
     for variable in ("GLUE_DATA", "ENCODER", "OLD"):
         monkeypatch.setenv(variable, str(tmp_path))
-    old = load_config(benchmark_growth.CONFIGS / "growth_old.yaml")
-    for settings in benchmark_growth.WAYS.values():
-        new = load_config(benchmark_growth.CONFIGS / "growth_new.yaml", settings)
-        assert list(new.tasks) == [*benchmark_growth.OLD, benchmark_growth.NEW]
-        assert all(new.sources[name] == old.sources[name] for name in benchmark_growth.OLD)
-        assert {name: task.monitored for name, task in new.tasks.items()} == benchmark_growth.METRICS
+    old = load_config(growth.CONFIGS / "growth_old.yaml")
+    for settings in growth.WAYS.values():
+        new = load_config(growth.CONFIGS / "growth_new.yaml", settings)
+        assert list(new.tasks) == [*growth.OLD, growth.NEW]
+        assert all(new.sources[name] == old.sources[name] for name in growth.OLD)
+        assert {name: task.monitored for name, task in new.tasks.items()} == growth.METRICS

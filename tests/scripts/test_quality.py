@@ -16,10 +16,10 @@ import yaml
 from hf_async_mtl import TaskConfig
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
-import benchmark_quality as bq  # noqa: E402
-from benchmark_quality import Cell, Plan  # noqa: E402
+import quality as bq  # noqa: E402
+from quality import Cell, Plan  # noqa: E402
 
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "rate": {"low": {"training.learning_rate": 1e-4}, "high": {"training.learning_rate": 3e-4}},

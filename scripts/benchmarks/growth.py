@@ -1,6 +1,6 @@
 """What do the tasks of a trained bundle lose when it gets one more? Taught by the bundle, and fine-tuned plainly.
 
-    python scripts/benchmark_growth.py [--seeds 0 1 2] [--work runs/growth-qnli] [--output model_cards/growth-glue.json]
+    python scripts/benchmarks/growth.py [--seeds 0 1 2] [--work DIR] [--output FILE.json]
 
 `scripts/configs/growth_old.yaml` trains three tasks; `growth_new.yaml` starts from that model and adds a fourth:
 
@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = Path(__file__).parents[1] / "configs"
 OLD, NEW = ("mrpc", "stsb", "sst2"), "qnli"
 NO_TEACHERS = f"distillation.teachers={json.dumps(dict.fromkeys(OLD))}"
 WAYS = {

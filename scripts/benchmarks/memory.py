@@ -1,6 +1,6 @@
 """Measure memory and the time to the first step as the number of training examples grows.
 
-    python scripts/benchmark_memory.py [--rows 2000 2000000] [--folder DIR] [--record]
+    python scripts/benchmarks/memory.py [--rows 2000 2000000] [--folder DIR] [--record]
 
 One task with generated rows is trained for 40 steps, each run in its own process: first with an empty cache (the rows
 are read and tokenized), then with a warm one. With ``--record`` the task converges at its second evaluation, and its

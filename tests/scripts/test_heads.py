@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny import tiny_encoder
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_heads.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "heads.py"
 
 
 def test_eight_heads_are_one_pass(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The results of scripts/benchmark_quality.py as Markdown tables and plots, from its cells alone.
+"""The results of scripts/benchmarks/quality.py as Markdown tables and plots, from its cells alone.
 
-    python scripts/report_quality.py model_cards/quality_cpu [--output-dir FOLDER] [--method NAME] [--readme README.md]
+    python scripts/benchmarks/report_quality.py CELLS [--output-dir FOLDER] [--method NAME] [--readme FILE.md]
 
 Writes `README.md` and one `curves-BUNDLE.png` a bundle. With ``--readme``, the short tables there are renewed, each
 between ``<!-- quality:BUNDLE -->`` and ``<!-- /quality:BUNDLE -->``.
@@ -514,8 +514,8 @@ def report(bundles: Sequence[Bundle], name: str, plots: Mapping[str, str] | None
 
 
 INTRODUCTION = """\
-Runs of `scripts/benchmark_quality.py`; its first lines are the protocol, and `scripts/configs/{name}.yaml` is the plan.
-This page is written by `scripts/report_quality.py` from the cells beside it.
+Runs of `scripts/benchmarks/quality.py`. Its first lines are the protocol; `scripts/configs/{name}.yaml` is the plan.
+This page is written by `scripts/benchmarks/report_quality.py` from the cells beside it.
 
 All metrics are times 100. *mean* is over the tasks at the checkpoint with the best validation average, *last* at the
 end of the budget; both, and each task (at the former checkpoint), are means over the seeds. *Retention* is that
@@ -657,7 +657,7 @@ def curve(cell: Cell, task: str | None) -> dict[int, float]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", type=Path, metavar="CELLS", help="a folder that scripts/benchmark_quality.py filled")
+    parser.add_argument("cells", type=Path, metavar="CELLS", help="a folder that scripts/benchmarks/quality.py filled")
     parser.add_argument("--output-dir", type=Path, help="default: CELLS")
     parser.add_argument("--method", help="whose curves are drawn; default: the best distilling method on validation")
     parser.add_argument("--readme", type=Path, help="a file whose short tables are renewed")

@@ -1,8 +1,8 @@
 """Does asynchronous convergence pay? Bundles x methods x seeds, each at its own best learning rate, test opened last.
 
-    python scripts/benchmark_quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
-    python scripts/benchmark_quality.py score scripts/configs/quality_cpu.yaml
-    python scripts/report_quality.py model_cards/quality_cpu --readme README.md
+    python scripts/benchmarks/quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
+    python scripts/benchmarks/quality.py score scripts/configs/quality_cpu.yaml
+    python scripts/benchmarks/report_quality.py model_cards/quality_cpu --readme README.md
 
 *The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
 is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds.

@@ -1,6 +1,6 @@
 """Speed and peak memory of the trainer on five GLUE tasks, against a hand-written PyTorch loop on the same batches.
 
-    python scripts/benchmark_speed.py --data GLUE --encoder ENCODER --rounds 5 --steps 10 --output speed.json
+    python scripts/benchmarks/speed.py --data GLUE --encoder ENCODER --rounds 5 --steps 10 --output speed.json
 
 ``GLUE`` is a folder with ``<task>/train.jsonl`` for cola, sst2, mrpc, stsb and rte, with the columns of the Hub;
 ``ENCODER`` is a folder or a Hub id. The environment variables GLUE_DATA and ENCODER stand in for the two options.

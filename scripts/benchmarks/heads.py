@@ -1,6 +1,6 @@
 """What do eight heads on a text cost, against one? The encoder runs once for all of them.
 
-    python scripts/benchmark_heads.py --encoder ENCODER [--texts 256] [--rounds 15] [--output FILE.json]
+    python scripts/benchmarks/heads.py --encoder ENCODER [--texts 256] [--rounds 15] [--output FILE.json]
 
 One model with eight heads: six for classification, one for regression, one for tags on words. The pipeline is asked for
 one task, for seven (without the tags, which Transformers' own code puts together word by word), and for all eight, on

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import raw_sets, tiny_encoder
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_speed.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "speed.py"
 
 
 def tiny_glue(folder: Path, rows: int) -> str:

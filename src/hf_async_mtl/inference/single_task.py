@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from .configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 
 __all__ = ["SequenceView", "TaskView", "TaskViewConfig", "TokenView"]
 
