@@ -1,5 +1,6 @@
 """A second virtual environment, for what must work where this package is not installed."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,12 @@ def without_package(folder: Path) -> Path:
             (site / entry.name).symlink_to(entry)
     python = folder / "bin" / "python"
     found = subprocess.run(
-        [python, "-c", "import hf_async_mtl"], cwd=folder, capture_output=True, text=True, check=False
+        [python, "-c", "import hf_async_mtl"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "No module named 'hf_async_mtl'" in found.stderr, found.stderr
     assert Path(sys.prefix) != folder

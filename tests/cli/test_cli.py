@@ -112,7 +112,7 @@ def test_a_run_leaves_what_the_contract_names(run):
     # The pipeline is no modelling code, nor is what it needs: what it saves carries both.
     code -= {"__init__.py", "pipeline_multitask.py"}
     promised = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    promised |= {"convergence.json", "all_results.json", "_card.json", "plots", *code}
+    promised |= {"convergence.json", "all_results.json", "plots", *code}
     found = {path.name for path in run.iterdir()}
     # The Trainer's own `save_model` writes the last one.
     assert {name for name in found if not name.startswith("checkpoint-")} == promised

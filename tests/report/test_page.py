@@ -15,16 +15,6 @@ from fake_report import fake_report
 
 from hf_async_mtl.report.page import make_page
 
-FACTS = {
-    "training": {
-        "learning_rate": 5e-05,
-        "convergence": {"patience": 3, "tasks": {"rte": {"patience": 5}}},
-        "mixing": {},
-        "distillation": {"teachers": {"rte": "/home/me/secret/teacher"}},
-    },
-    "versions": {"torch": "2.13.0"},
-}
-
 
 class Reader(HTMLParser):
     """Texts, the addresses of what is loaded, and whether every tag is closed."""
@@ -60,7 +50,7 @@ class Reader(HTMLParser):
 def test_the_page_says_what_the_run_did() -> None:
     """Bug: a figure of another task or another step, a plot that is missing, a setting that nobody finds."""
     report = fake_report()
-    page = Reader(make_page(report, "my run", FACTS))
+    page = Reader(make_page(report, "my run"))
     assert page.open == []
     assert "my run" in page.texts
     for name, task in report["tasks"].items():
@@ -69,15 +59,11 @@ def test_the_page_says_what_the_run_did() -> None:
         assert f"{report['final']['tasks'][name]['value']:.4f}" in page.texts
     assert f"The saved checkpoint is that of step {report['final']['step']}." in page.texts
     assert "Retention of each task" in page.images
-    assert {"convergence.tasks.rte.patience", "5", "learning_rate", "5e-05", "torch 2.13.0"} <= set(page.texts)
-    assert "mixing" not in page.texts
-    assert "teacher" in page.texts
-    assert not any("secret" in text for text in page.texts)
 
 
 def test_the_page_loads_nothing() -> None:
     """Bug: a page that is opened without a network, or in years, has lost its style or its plots."""
-    page = make_page(fake_report(), "run", FACTS)
+    page = make_page(fake_report(), "run")
     found = Reader(page)
     assert found.addresses
     assert all(address.startswith("data:image/svg+xml;base64,") for address in found.addresses)
@@ -97,29 +83,27 @@ def test_a_run_that_goes_on() -> None:
     assert "The run goes on." in page.texts
     assert "Retention of each task" not in page.images
     assert "retention" not in page.texts
-    assert "Configuration" not in page.texts
 
 
 def test_names_are_no_markup() -> None:
-    """Bug: a name or a setting with an angle bracket runs as a script in the reader's browser."""
+    """Bug: a name with an angle bracket runs as a script in the reader's browser."""
     report = json.loads(json.dumps(fake_report()).replace('"match"', '"<script>alert(1)</script>"'))
-    page = make_page(report, "<b>run</b>", {"training": {"x": "<img src=x onerror=alert(1)>"}})
+    page = make_page(report, "<b>run</b>")
     assert "script" not in Reader(page).tags
-    assert {"<b>run</b>", "<img src=x onerror=alert(1)>"} <= set(Reader(page).texts)
+    assert "<b>run</b>" in Reader(page).texts
 
 
 def write_page(folder: Path) -> Path:
     folder.mkdir()
     (folder / "convergence.json").write_text(json.dumps(fake_report()))
-    (folder / "_card.json").write_text(json.dumps(FACTS))
     assert str(folder / "report.html") in done("report", folder, "--html")
     return folder / "report.html"
 
 
 def test_the_command_writes_the_page(tmp_path: Path) -> None:
-    """Bug: the page has another name, or none of the run's configuration."""
+    """Bug: the page has another name."""
     page = write_page(tmp_path / "my-run").read_text(encoding="utf-8")
-    assert {"my-run", "5e-05"} <= set(Reader(page).texts)
+    assert "my-run" in Reader(page).texts
 
 
 MEASURE = """<iframe width={width} height=900 src=report.html></iframe><script>

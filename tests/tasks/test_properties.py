@@ -61,7 +61,7 @@ FULL.update(
     pooling="mean",
     packing="auto",
     schedule={"mode": "sequential", "order": "size"},
-    distillation={"temperature": 2.0, "hard_label_weight": 0.5, "ramp_steps": 3},
+    distillation={"temperature": 2.0, "hard_label_weight": 0.5},
     mixing={"strategy": "temperature", "temperature": 2.0},
     balancing={"method": "cagrad", "parameters": {"c": 0.5}, "over": "encoder"},
 )

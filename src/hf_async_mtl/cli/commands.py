@@ -27,7 +27,6 @@ from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
-from ..report.saved_card import FACTS
 from ..report.tables import final_table, progress_table, render
 from ..run import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
 from ..training.checkpoints import write_whole
@@ -279,9 +278,7 @@ def _report(args: argparse.Namespace) -> None:
     for plot in draw(report, args.run):
         print(plot)
     if args.html:
-        facts = args.run / FACTS
-        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None
-        write_whole(args.run / "report.html", make_page(report, args.run.resolve().name, known))
+        write_whole(args.run / "report.html", make_page(report, args.run.resolve().name))
         print(args.run / "report.html")
 
 

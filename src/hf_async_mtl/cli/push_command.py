@@ -1,34 +1,27 @@
-"""`hf-async-mtl push`: a finished run to the Hub, without what is nobody else's."""
+"""``hf-async-mtl push``: upload a finished run to the Hub, without checkpoints, teachers and other local files."""
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+from .. import modeling
 from ..modeling.configuration_multitask import ConfigurationError
-from ..report.saved_card import render_card
+from ..report.model_card import card_for_repository
 
 __all__ = ["add_push"]
 
-# By name, so that what a user or another program leaves in the folder stays here.
-_FILES = (
-    "config.json",
-    "convergence.json",
-    "all_results.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "model.safetensors.index.json",
+# Full names: in a pattern of the Hub's client, `*` matches a `/` too. All other files in the folder stay local.
+_PUBLIC = (
+    *("config.json", "convergence.json", "all_results.json", "plots/*.png"),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
-_KINDS = ("*.safetensors", "*.py", "*.model", "plots/*.png")
+_CODE = sorted(path.name for path in Path(modeling.__file__).parent.glob("[a-z]*.py"))
 
 
 def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,54 +29,48 @@ def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     push = commands.add_parser("push", help="upload a finished run to the Hub")
     push.add_argument("run", type=Path, metavar="RUN_DIR")
     push.add_argument("repository", metavar="USER/NAME")
-    push.add_argument("--private", action="store_true", help="where the repository is new")
+    push.add_argument("--private", action="store_true", help="if the repository is new")
     push.add_argument("--revision", help="default: main")
     push.set_defaults(command=_push)
 
 
 def _push(args: argparse.Namespace) -> None:
-    card = CommitOperationAdd("README.md", _card(args.run, args.repository))
+    for name in ("convergence.json", "README.md"):
+        if not (args.run / name).is_file():
+            raise ConfigurationError(
+                f"{args.run} must be the folder of a run, as `hf-async-mtl train` leaves it; it has no {name}."
+            )
     if not any(args.run.glob("*.safetensors")):
         raise ConfigurationError(f"{args.run} has no weights yet: push a run that has ended.")
-    files = _files(args.run)
-    _upload(args, [*(CommitOperationAdd(name, path) for name, path in sorted(files.items())), card])
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Name in the repository -> file."""
-    paths = {path for pattern in (*_FILES, *_KINDS) for path in folder.glob(pattern) if path.is_file()}
-    return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _upload(args: argparse.Namespace, operations: list[CommitOperationAdd]) -> None:
-    api = HfApi()
     try:
-        api.create_repo(args.repository, private=args.private or None, exist_ok=True)
-        if args.revision is not None:
-            api.create_branch(args.repository, branch=args.revision, exist_ok=True)
-        commit = api.create_commit(
-            args.repository,
-            operations,
-            commit_message=f"Upload {args.repository.split('/')[-1]}",
-            revision=args.revision,
-        )
+        print(_upload(args.run, args.repository, args.revision, args.private))
     except (HFValidationError, LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigurationError(
-            f"{args.run} could not be pushed to {args.repository!r}: {' '.join(str(error).split())} Who may write "
-            "there logs in with `hf auth login`, or sets HF_TOKEN."
+            f"{args.run} could not be pushed to {args.repository!r}: {' '.join(str(error).split())} To get write "
+            "access, log in with `hf auth login`, or set HF_TOKEN."
         ) from error
-    print(commit.commit_url)
 
 
-def _card(run: Path, name: str) -> bytes:
-    """The card under the repository's name; one that its author has changed, as it is."""
-    file = run / "README.md"
-    if file.is_file() and file.read_bytes() != _bytes_of(render_card(run)):
-        return file.read_bytes()
-    return _bytes_of(render_card(run, name))
-
-
-def _bytes_of(card: ModelCard) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        card.save(Path(folder, "README.md"))
-        return Path(folder, "README.md").read_bytes()
+def _upload(run: Path, repository: str, revision: str | None, private: bool) -> str:
+    """Return the address of the last commit."""
+    api = HfApi()
+    message = f"Upload {repository.split('/')[-1]}"
+    api.create_repo(repository, private=private or None, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    # In a commit of its own: the local card keeps the name that it has.
+    card = card_for_repository((run / "README.md").read_text(encoding="utf-8"), repository)
+    api.upload_file(
+        repo_id=repository,
+        path_or_fileobj=card.encode(),
+        path_in_repo="README.md",
+        revision=revision,
+        commit_message=message,
+    )
+    return api.upload_folder(
+        repo_id=repository,
+        folder_path=run,
+        allow_patterns=[*_PUBLIC, *_CODE],
+        revision=revision,
+        commit_message=message,
+    ).commit_url

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from .model_card import without_folder
 from .plots import plot_conflicts, plot_curves, plot_retention
 from .tables import percent_text, step_text, value_text
 
@@ -27,26 +26,19 @@ _EVENTS = {
 Column = tuple[str, str]
 
 
-def make_page(report: Mapping[str, Any], title: str, facts: Mapping[str, Any] | None = None) -> str:
+def make_page(report: Mapping[str, Any], title: str) -> str:
     """The page of a finished or a running run.
 
     Args:
         report: The content of ``convergence.json``.
         title: Of the page.
-        facts: The content of ``_card.json``, for the configuration and the versions; None while a run has none.
 
     Returns:
         HTML, with its style and its plots in it; it loads nothing.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=False)
-    facts = facts or {}
     final = report.get("final")
     columns, rows = _tasks(report)
-    teachers = [
-        [name, *(value_text(quality.get(kind)) for kind in ("entropy", "calibration", "accuracy", "residual"))]
-        for name, task in report["tasks"].items()
-        if (quality := task.get("teacher_quality"))
-    ]
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
     return environment.get_template(TEMPLATE.name).render(
         title=title,
@@ -73,14 +65,6 @@ def make_page(report: Mapping[str, Any], title: str, facts: Mapping[str, Any] | 
         conflicts=_image(plot_conflicts, report["conflicts"])
         if report.get("conflicts") and len(report["tasks"]) > 1
         else None,
-        teacher_columns=[
-            ("task", ""),
-            *((name, "number") for name in ("entropy", "calibration error", "accuracy", "residual")),
-        ],
-        teacher_rows=teachers,
-        setting_columns=[("setting", ""), ("value", "wrap")],
-        setting_rows=[[key, text] for key, text in _flat(facts.get("training", {}))],
-        versions=", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
     )
 
 
@@ -108,19 +92,3 @@ def _image(plot: Any, content: Mapping[str, Any]) -> str:
     file = io.BytesIO()
     plot(content, file)
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
-    """Nested settings as dotted names and their values."""
-    found: list[tuple[str, str]] = []
-    for key, inner in settings.items():
-        if isinstance(inner, Mapping):
-            found += _flat(inner, f"{prefix}{key}.")
-        else:
-            found.append((prefix + key, ", ".join(map(_shown, inner)) if isinstance(inner, list) else _shown(inner)))
-    return found
-
-
-def _shown(setting: Any) -> str:
-    # A page is passed on; where a folder lies on this machine is not.
-    return without_folder(str(setting))

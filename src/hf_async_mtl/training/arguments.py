@@ -104,23 +104,11 @@ class DistillationConfig:
     Args:
         temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
         hard_label_weight: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
-        ramp_steps: So many optimizer steps after its switch a task goes from labels to logits, linearly. 0: at once.
-        annealing: The labels' share grows from 0 at the first step to 1 at the last, as in BAM (Clark et al., 2019).
-            For a task that converges late there is then little left to distil.
-        keep_gradient_norm: Weigh the distillation loss so that the task pulls as hard as its labels would have; see
-            `hf_async_mtl.distillation.loss.norm_keeping_weight`.
-        snapshots: The teacher is the average of the weights of so many best evaluations of its task. Far apart, they
-            may average to a worse model than each of them. The teacher's step and value in the report are those of the
-            best of them; the average itself is not evaluated.
         teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """
 
     temperature: float = 1.0
     hard_label_weight: float = 0.0
-    ramp_steps: int = 0
-    annealing: bool = False
-    keep_gradient_norm: bool = False
-    snapshots: int = 1
     teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,13 +116,6 @@ class DistillationConfig:
         _check("distillation.temperature", ok, "a number above 0", self.temperature)
         ok = _is_number(self.hard_label_weight) and 0 <= self.hard_label_weight <= 1
         _check("distillation.hard_label_weight", ok, "a number from 0 to 1", self.hard_label_weight)
-        for name, least in (("ramp_steps", 0), ("snapshots", 1)):
-            value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            _check(f"distillation.{name}", ok, f"a whole number of at least {least}", value)
-        for name in ("annealing", "keep_gradient_norm"):
-            value = getattr(self, name)
-            _check(f"distillation.{name}", isinstance(value, bool), "true or false", value)
         ok = isinstance(self.teachers, Mapping) and all(isinstance(x, str) and x for x in self.teachers.values())
         _check("distillation.teachers", ok, "a dictionary: task -> folder or Hub id", self.teachers)
 

@@ -136,14 +136,11 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
 
 def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -> None:
     """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
-    if not names:
-        return
-    for key in ("hard_label_weight", "ramp_steps", "annealing", "keep_gradient_norm"):
-        if getattr(config, key):
-            raise ConfigurationError(
-                f"`distillation.{key}` looks at labels, and the training rows of {', '.join(names)} have none. Set it "
-                f"to {'false' if isinstance(getattr(config, key), bool) else 0}, or give the rows their labels."
-            )
+    if names and config.hard_label_weight:
+        raise ConfigurationError(
+            f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. "
+            "Set it to 0, or give the rows their labels."
+        )
 
 
 def check_sharding(accelerator: Accelerator) -> None:

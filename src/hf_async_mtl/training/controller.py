@@ -127,18 +127,19 @@ class ConvergingTrainer(PerTaskTrainer):
 
     def _record_teacher(self, event: Event) -> None:
         """Run a task's best weights over its training set once, and put the present weights back."""
-        steps = self.schedule.teacher_steps(event.task)
+        step = self.schedule.teacher_step(event.task)
+        assert step is not None  # the task has converged, so it had a score
         if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
             logger.warning(
                 f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
                 "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
             )
         with ExitStack() as stack:
-            if steps != [event.step]:
-                teacher, present = self.teachers.snapshot(steps), present_weights(self.model)
+            if step != event.step:
+                teacher, present = self.teachers.store.load_snapshot(step), present_weights(self.model)
                 stack.callback(load_weights, self.model, present)
                 load_weights(self.model, teacher)
-            with self._writing(event.task, steps[0]) as put:
+            with self._writing(event.task, step) as put:
                 self.record(self.encoded_train[event.task], put)
 
     @contextmanager
@@ -151,7 +152,7 @@ class ConvergingTrainer(PerTaskTrainer):
             yield lambda example_ids, logits: None
         self.accelerator.wait_for_everyone()
         self.teachers.open([task])
-        self.teachers.judge(task)
+        self.teachers.check_softness(task)
 
     def _record_external_teachers(self) -> None:
         """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
@@ -193,11 +194,9 @@ class ConvergingTrainer(PerTaskTrainer):
     def report(self) -> dict[str, Any]:
         """The content of ``convergence.json``: `ConvergenceSchedule.report`, and what was measured on the way.
 
-        Each task that has a teacher has its ``teacher_quality``; ``conflicts`` is there once they have been measured.
+        ``conflicts`` is there once they have been measured.
         """
         report = self.schedule.report()
-        for name, quality in self.teachers.quality.items():
-            report["tasks"][name]["teacher_quality"] = dict(quality)
         conflicts = self.batch_loss.conflicts
         if conflicts is not None and conflicts.has_measured:
             report["conflicts"] = conflicts.report()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..report.model_card import RunCard
+from ..report.model_card import RunCard, write_card
 from ..report.plots import draw
-from ..report.saved_card import save_card
 from .arguments import AsyncMTLTrainingArguments
 
 __all__ = ["publish"]
@@ -46,7 +45,7 @@ def publish(
     data: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Mapping[str, int]],
 ) -> None:
-    """Write ``plots/``, the facts of the card and ``README.md`` into the output folder.
+    """Write ``plots/`` and ``README.md`` into the output folder.
 
     Args:
         model: The model of the run.
@@ -78,7 +77,7 @@ def publish(
         license=license,
         language=language,
     )
-    save_card(folder, card, {key: value for key, value in metadata.items() if value is not None})
+    write_card(folder / "README.md", card, {key: value for key, value in metadata.items() if value is not None})
 
 
 def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:

@@ -56,7 +56,6 @@ class SavingTrainer(ConvergingTrainer):
         self.state.stateful_callbacks[name] = saved
         attributes = saved["attributes"]
         self.schedule.load_state_dict(attributes["schedule"])
-        self.teachers.load_state_dict(attributes["teachers"])
         self.batch_loss.load_state_dict(attributes["batch_loss"])
         self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
         if self._adopted_best is not None:

@@ -177,7 +177,7 @@ class AsyncMTLTrainer(SavingTrainer):
         self.label_names = ["labels"]
         self._run_dir = Path(args.output_dir)
         distillation = args.distillation_config
-        self.teachers = Teachers(self._run_dir / TEACHERS_FOLDER, distillation, self.encoded_train, unlabelled)
+        self.teachers = Teachers(self._run_dir / TEACHERS_FOLDER, distillation, self.encoded_train)
         self._raw_train = {name: rows for name, rows in (train_dataset or {}).items() if name in distillation.teachers}
         self.batch_loss = BatchLoss(
             model, args, self.schedule, self.teachers, self.accelerator, draws=sum(self._sizes.values())
@@ -220,15 +220,13 @@ class AsyncMTLTrainer(SavingTrainer):
 
         :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distils
         (mixed with a share of the former, where one is set). N counts the examples of the whole optimizer step, so that
-        batch size, accumulation and processes can be traded freely. (Not with ``keep_gradient_norm``, whose weight is
-        that of a micro-batch on its rank.)
+        batch size, accumulation and processes can be traded freely.
 
         With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
         `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
         returned then has no graph behind it.
         """
-        state = self.state
-        loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, state.global_step, state.max_steps)
+        loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
