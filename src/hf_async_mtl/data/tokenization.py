@@ -93,7 +93,7 @@ class _Encoder:
             pieces.append(pa.table(arrays, self.schema))
         return pa.concat_tables(pieces)
 
-    def _encode(self, rows: Columns, indices: Sequence[int]) -> dict[str, Sequence[Any]]:
+    def _encode(self, rows: Columns, indices: Sequence[int]) -> Columns:
         kind = TASK_TYPES[self.task.type]
         self._check_texts(rows, indices)
         encoded = kind.tokenize(rows, self.task, self.tokenizer, self.max_length)

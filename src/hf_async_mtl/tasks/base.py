@@ -105,8 +105,8 @@ class TaskType(ABC):
         """Return the task with what its raw training split tells, here the class names; see `TaskConfig.resolve`."""
         if not task.has_label_names or task.label_names is not None:
             return task
-        assert isinstance(task.label_column, str)
-        names = find_column_labels(dataset, task.label_column, task.type, self.has_label_lists)
+        (column,) = task.target_columns
+        names = find_column_labels(dataset, column, task.type, self.has_label_lists)
         return dataclasses.replace(task, label_names=names)
 
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:

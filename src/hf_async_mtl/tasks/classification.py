@@ -29,7 +29,7 @@ class Classification(TaskType):
     prediction_fields = ("label", "score")
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
-        column, encode = task.label_column, label_encoder(task, dataset)
+        (column,), encode = task.target_columns, label_encoder(task, dataset)
         return lambda row, _: encode(row[column])
 
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:

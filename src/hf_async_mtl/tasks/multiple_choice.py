@@ -40,7 +40,7 @@ class MultipleChoice(TaskType):
         return group_segments(encoded, [range(i * count, (i + 1) * count) for i in range(len(prompts))])
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
-        label, (_, choice_columns) = task.label_column, _columns(task)
+        (label,), (_, choice_columns) = task.target_columns, _columns(task)
         return lambda row, _: _choice(row[label], choice_columns)
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:

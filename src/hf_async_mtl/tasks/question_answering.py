@@ -82,12 +82,12 @@ class QuestionAnswering(TaskType):
         return {**columns, "labels": self.target_type, "answers": ["string"]} if with_labels else columns
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
-        label, (_, context) = task.label_column, task.input_columns
+        (label,), (_, context) = task.target_columns, task.input_columns
         return lambda row, tokens: _answer_positions(row[label], row[context], tokens)
 
     def reference_columns(self, rows: Columns, task: TaskConfig) -> dict[str, list[Any]]:
-        assert isinstance(task.label_column, str)
-        return {"answers": [list(answers["text"]) for answers in rows[task.label_column]]}
+        (label,) = task.target_columns
+        return {"answers": [list(answers["text"]) for answers in rows[label]]}
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         """Return the first character of the context as an answer, since an answer must be a part of it."""

@@ -30,22 +30,23 @@ class Regression(TaskType):
     card_note = "Regression heads answer in the units of their training data."
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
-        column = task.label_column
+        (column,) = task.target_columns
         return lambda row, _: check_number(row[column])
 
     def resolve(self, task: TaskConfig, dataset: Dataset) -> TaskConfig:
         """Return the task with the mean and the standard deviation of its training targets."""
         if task.target_mean is not None and task.target_std is not None:
             return task
+        (column,) = task.target_columns
         # Eight bytes per row; a list of numbers takes four times as much.
         targets = array.array("d")
         try:
-            targets.extend(check_number(value) for value in dataset[task.label_column])
+            targets.extend(check_number(value) for value in dataset[column])
         except LabelError as error:
-            raise ConfigurationError(f"Column {task.label_column!r}, row {len(targets)}: {error} {HINT}") from None
+            raise ConfigurationError(f"Column {column!r}, row {len(targets)}: {error} {HINT}") from None
         if not targets or min(targets) == max(targets):
             raise ConfigurationError(
-                f"A regression task needs targets that differ; column {task.label_column!r} has {len(targets)} rows "
+                f"A regression task needs targets that differ; column {column!r} has {len(targets)} rows "
                 f"and no value but {list(targets[:1])}. Remove the task, or give it other data."
             )
         mean = statistics.fmean(targets) if task.target_mean is None else task.target_mean

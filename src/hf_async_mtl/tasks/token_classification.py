@@ -41,8 +41,8 @@ class TokenClassification(TaskType):
         return {"labels": self.target_type}
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
-        (column,), encode = task.input_columns, label_encoder(task, dataset)
-        label = task.label_column
+        (column,), (label,) = task.input_columns, task.target_columns
+        encode = label_encoder(task, dataset)
 
         def target(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[int]:
             words, labels = row[column], row[label]
