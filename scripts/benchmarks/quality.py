@@ -60,7 +60,7 @@ from hf_async_mtl.metrics import compute
 from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
-from hf_async_mtl.training.checkpoints import write_whole
+from hf_async_mtl.utils import atomic_path, write_atomic
 
 RESAMPLES = 500
 Weights = dict[str, Tensor]
@@ -385,11 +385,9 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             model.load_state_dict(states[name])
             answers[f"{kind}.{name}"] = to_array(tasks[name], trainer.answers(test[name]))
     file = cell.file(cells, "npz")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
     save: Any = np.savez_compressed
-    save(partial, **answers)
-    partial.replace(file)
+    with atomic_path(file) as partial, partial.open("wb") as opened:  # an open file, or ".npz" would be appended
+        save(opened, **answers)
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
@@ -416,7 +414,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "environment": environment(),
         "test": None,
     }
-    write_whole(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
+    write_atomic(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
 
 
 def defined(value: float | None) -> float | None:
@@ -521,11 +519,11 @@ def score(plan: Plan, cells: Path) -> None:
         if missing:
             print(f"{bundle}: not scored; no choice has been made yet for {', '.join(missing)}")
             continue
-        write_whole(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
+        write_atomic(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
         for cell, content in done.items():
             if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
                 content["test"], content["replicates"] = score_cell(plan, cell, cells)
-                write_whole(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
+                write_atomic(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
                 cell.file(cells, "npz").unlink()
 
 

@@ -22,7 +22,8 @@ from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation import logits as recording_module
 from hf_async_mtl.distillation import snapshots as teacher_module
 from hf_async_mtl.distillation.logits import TeacherError, check_room
-from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore, link_or_copy
+from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
+from hf_async_mtl.utils import link_or_copy
 
 HASH = "a" * 64
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.registry import TASK_TYPES
+from ..utils import atomic_path
 from .output_dir import removed_where_nothing_is_written
 
 __all__ = ["to_csv", "to_json_lines", "writing"]
@@ -35,15 +35,12 @@ def writing(path: Path | None) -> Iterator[TextIO]:
             yield file
         return
     path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with removed_where_nothing_is_written(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                yield file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with (
+        removed_where_nothing_is_written(path.parent),
+        atomic_path(path, unique=True) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
+        yield file
 
 
 def to_json_lines(rows: Iterable[Answers]) -> Iterator[str]:

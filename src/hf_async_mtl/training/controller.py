@@ -20,7 +20,7 @@ from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
-from .checkpoints import write_whole
+from ..utils import write_atomic
 from .distributed import agreed, gather_examples
 from .evaluation import PerTaskTrainer
 from .loss import BatchLoss
@@ -206,4 +206,4 @@ class ConvergingTrainer(PerTaskTrainer):
         if not self.is_world_process_zero():
             return
         report = json.dumps(self.report(), indent=2, allow_nan=False)
-        write_whole(self._run_dir / "convergence.json", report + "\n")
+        write_atomic(self._run_dir / "convergence.json", report + "\n")
