@@ -54,12 +54,12 @@ from transformers import set_seed as seed_everything
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.decoding import predictions, references, unit_counts
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
+from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import atomic_path, write_atomic
 
 RESAMPLES = 500
@@ -282,7 +282,7 @@ class KeepingTrainer(AsyncMTLTrainer):
         logits: Any = [found[example] for example in range(len(rows))]
         if rows.task.type not in ("token_classification", "question_answering"):
             logits = np.concatenate(logits)
-        return predictions(rows.task, logits, rows.rows)
+        return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 
 def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
@@ -290,7 +290,8 @@ def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
     task = rows.task
     assert task.metrics is not None
     metric = task.metrics[0]
-    return compute([metric], task.type, answers, references(task, rows.rows), task.label_names)[metric]
+    references = TASK_TYPES[task.type].references(task, rows.rows)
+    return compute([metric], task.type, answers, references, task.label_names)[metric]
 
 
 def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
@@ -540,7 +541,7 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
             kind, name = key.split(".")
             task = tasks[name]
             length = task.max_length or (config.model["max_length"] or 128)
-            true = references(task, encode(splits[name]["test"], name, task, tokenizer, length))
+            true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
             given = from_array(task, answers[key], true)
             metric = task.monitored
             values.setdefault(kind, {})[name] = defined(

@@ -19,8 +19,8 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from ..data.encoding import encode
 from ..data.loading import load_splits
+from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
 from ..distillation.unlabeled import is_unlabelled

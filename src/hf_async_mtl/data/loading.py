@@ -19,7 +19,7 @@ from datasets.utils import logging
 
 from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
-from ..modeling.labels import is_missing
+from ..tasks.labels import is_missing
 from ..utils import nearest_key
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]

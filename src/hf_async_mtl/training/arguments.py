@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..balancing.config import METHODS, BalancingConfig
+from ..balancing.build import check_parameters
+from ..balancing.config import BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..modeling.configuration_multitask import RENAMED, ConfigurationError
@@ -233,6 +234,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
         self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
         self.schedule_config = settings("schedule", ScheduleConfig, self.section("schedule"))
+        check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
         steps = self.conflict_steps
         ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
@@ -273,7 +275,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
 
     def _refuse_what_balancing_cannot(self) -> None:
-        if METHODS[self.balancing_config.method].kind != "gradients":
+        if self.balancing_config.kind != "gradients":
             return
         for name, given, reason in (
             ("`training.fp16`", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),
