@@ -45,7 +45,7 @@ def test_a_waiting_task_counts_its_steps_from_when_it_joins() -> None:
     tracker = TaskTracker("match", TaskSpec("classification", "f1", config), waits=True)
     assert feed(tracker, 0.5, 0.4, 0.3) == [False] * 3
     assert (tracker.state.teacher_step, tracker.is_in_loss(300)) == (None, False)
-    assert tracker.join(300, 1.5) == [Event(step=300, task="match", event="joined")]
+    assert tracker.join(300, 0.0) == [Event(step=300, task="match", event="joined")]
     assert feed(tracker, 0.3, 0.2) == [False, True]
 
 
