@@ -304,7 +304,7 @@ def test_tasks_distil_from_the_first_step(tmp_path: Path) -> None:
     def losses(task: str, head: Any, logits: Tensor, example_ids: Tensor, *args: Any) -> Tensor:
         steps.add((trainer.state.global_step, task))
         for example in example_ids.tolist():
-            given[task, example] = trainer.teachers._opened[task].lookup(torch.tensor([example]))
+            given[task, example] = trainer.teachers._loaded[task].lookup(torch.tensor([example]))
         return real(task, head, logits, example_ids, *args)
 
     trainer.teachers.losses = losses  # type: ignore[method-assign]
