@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hf_async_mtl.convergence.actions import ACTIONS
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion
+from hf_async_mtl.convergence.config import ConvergenceConfig
+from hf_async_mtl.convergence.criteria import CRITERIA, Criterion
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 
 TASKS = {

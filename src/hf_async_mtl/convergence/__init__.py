@@ -4,9 +4,9 @@ Standard library only: importing this package costs nothing. The recorded teache
 """
 
 from hf_async_mtl.convergence.actions import ACTIONS, Action
+from hf_async_mtl.convergence.config import ConvergenceConfig
 from hf_async_mtl.convergence.criteria import (
     CRITERIA,
-    ConvergenceConfig,
     Criterion,
     Decline,
     Plateau,

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, SupportsFloat
 
 from hf_async_mtl.convergence.actions import ACTIONS, Action, Phase
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion, check_keys
+from hf_async_mtl.convergence.config import ConvergenceConfig
+from hf_async_mtl.convergence.criteria import CRITERIA, Criterion, check_keys
 
 __all__ = ["ConvergenceSchedule", "Event", "Phase", "TaskSpec"]
 

@@ -17,7 +17,7 @@ from ..data.mixing import EncodedTask
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
-from ..training.arguments import DistillationConfig
+from .config import DistillationConfig
 from .logits import LogitsWriter, check_room
 from .snapshots import RecordedLogits, TeacherStore
 from .teacher_quality import near_one_hot_warning, normalized_entropy

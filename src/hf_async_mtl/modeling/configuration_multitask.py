@@ -18,6 +18,14 @@ from .heads import HEADS
 from .labels import WAY_OUT, LabelEncoder, LabelError, check_number, find_label_names, shown
 from .presets import PRESETS
 
+try:
+    from hf_async_mtl.validation import ConfigurationError
+except ImportError:  # The code was loaded from the Hub, and the package is not installed.
+
+    class ConfigurationError(ValueError):  # type: ignore[no-redef]
+        """The user's input is wrong. The message gives the requirement, the value found and the way out."""
+
+
 __all__ = [
     "DEFAULT_METRICS",
     "RENAMED",
@@ -40,10 +48,6 @@ _CLASS_TYPES = ("classification", "multilabel", "token_classification")
 # `eval_average` is ours; the others would make keys such as `train_loss` or `eval_loss`, which are the Trainer's own.
 _RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-class ConfigurationError(ValueError):
-    """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
 @dataclasses.dataclass
