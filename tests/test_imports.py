@@ -29,7 +29,7 @@ FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 # allowed stands for all that is in it.
 TABLE: dict[str, set[str]] = {
     "utils": set(),
-    "validation": set(),
+    "validation": {"utils"},
     "modeling": {"modeling"},
     "tasks": {"tasks", "validation", "modeling", "utils"},
     "building": {"building", "validation", "tasks", "modeling", "utils"},

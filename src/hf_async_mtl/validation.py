@@ -7,11 +7,12 @@ strings, and its messages name neither the section nor the requirement.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from .utils import nearest_key
 
 __all__ = [
     "FLAG",
@@ -22,7 +23,6 @@ __all__ = [
     "check",
     "check_fields",
     "check_keys",
-    "nearest",
     "number",
     "of_type",
     "one_of",
@@ -167,13 +167,8 @@ def check(key: str, value: Any, requirement: Requirement) -> None:
     hint = ""
     if requirement.description.startswith("one of ") and isinstance(value, str):
         choices = requirement.description.removeprefix("one of ").split(", ")
-        hint = f" The nearest is {nearest(value, choices)!r}."
+        hint = f" The nearest is {nearest_key(value, choices)!r}."
     raise ConfigurationError(f"`{key}` must be {requirement.description}; found {value!r}.{hint}")
-
-
-def nearest(name: Any, known: Collection[str]) -> str:
-    """Return the known name that is most like the given one."""
-    return difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.0)[0]
 
 
 def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
@@ -190,7 +185,7 @@ def check_keys(section: str, given: Collection[str], known: Collection[str]) -> 
         path = f"{section}.{key}" if section else str(key)
         if RENAMED.get(str(key)) in known:
             raise ConfigurationError(f"`{path}`: `{key}` is now `{RENAMED[key]}`. Rename the key.")
-        raise ConfigurationError(f"Unknown key `{path}`. The nearest known key is `{nearest(key, known)}`.")
+        raise ConfigurationError(f"Unknown key `{path}`. The nearest known key is `{nearest_key(key, known)}`.")
 
 
 def setting(default: Any, requirement: Requirement) -> Any:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation.unlabeled import is_unlabelled, with_placeholders
 from hf_async_mtl.run import grown
 

@@ -110,7 +110,7 @@ def test_a_run_leaves_what_the_contract_names(run):
     """Files that nobody promised are pushed to the Hub, and kept for ever because someone may read them."""
     code = {path.name for path in Path(hf_async_mtl.modeling.__file__).parent.glob("*.py")}
     # The pipeline is no modelling code, nor is what it needs: what it saves carries both.
-    code -= {"__init__.py", "pipeline_multitask.py", "shortening.py"}
+    code -= {"__init__.py", "pipeline_multitask.py"}
     promised = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     promised |= {"convergence.json", "all_results.json", "plots", *code}
     found = {path.name for path in run.iterdir()}

@@ -40,9 +40,8 @@ from transformers import (
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.collator import MultiTaskCollator
-from hf_async_mtl.data.decoding import unit_counts
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.distillation.external import ExternalTeacher, load_external_teachers
 from hf_async_mtl.training import controller as converging
 

@@ -17,14 +17,14 @@ from runs import (
 from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
 
-from hf_async_mtl.data.decoding import predictions, references, unit_counts
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.distillation.config import DistillationConfig
 from hf_async_mtl.distillation.logits import TeacherError
 from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
 from hf_async_mtl.metrics import compute
+from hf_async_mtl.tasks.registry import TASK_TYPES
 
 GROWING = [i / 100 for i in range(1, 100)]
 LAST_WEIGHTS: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False}
@@ -134,7 +134,8 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     shape: tuple[int, ...] = {"overlap": (12,), "colors": (12, longest, columns), "answer": (12, longest, columns)}.get(
         name, (12, columns)
     )
-    answers = predictions(data.task, generator.normal(size=shape).astype(np.float32), data.rows)
+    kind = TASK_TYPES[data.task.type]
+    answers = kind.predictions(data.task, generator.normal(size=shape).astype(np.float32), data.rows)
     store = TeacherStore(tmp_path / "_teachers")
     store.save_answers(name, 40, answers)
     found = store.load_answers(name, 40)
@@ -142,7 +143,13 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     assert list(map(type, found)) == list(map(type, answers))
     assert data.task.metrics is not None
     scores = [
-        compute(data.task.metrics, data.task.type, x, references(data.task, data.rows), data.task.label_names)
+        compute(
+            data.task.metrics,
+            data.task.type,
+            x,
+            kind.references(data.task, data.rows),
+            data.task.label_names,
+        )
         for x in (answers, found)
     ]
     assert scores[0] == scores[1]

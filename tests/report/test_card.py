@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from hf_async_mtl import MultiTaskModel
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
-from hf_async_mtl.report.card_examples import example_of
 from hf_async_mtl.report.model_card import MISSING, RunCard, card_for_repository, installed_versions, write_card
+from hf_async_mtl.tasks.registry import TASK_TYPES
 
 TASKS = {
     "match": TaskConfig(
@@ -300,7 +300,7 @@ def test_each_tasks_example_runs(name: str, model_and_tokenizer: tuple[Any, Any]
     """Bug: the code that a card gives for a type of task has an error, or answers another question."""
     model, tokenizer = model_and_tokenizer
     task = model.config.task_configs[name]
-    *lines, last = example_of(name, task)
+    *lines, last = TASK_TYPES[task.type].card_example(name, task)
     scope = {"model": model, "tokenizer": tokenizer, "torch": torch}
     exec("\n".join(lines), scope)
     answer = eval(last, scope)

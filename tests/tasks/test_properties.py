@@ -14,7 +14,7 @@ from tiny import task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.tokenization import encode
 
 ALL = tuple(task_configs())
 STEADY = settings(

@@ -499,8 +499,8 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"mixing": {"strategy": "random"}}, "`mixing.strategy` must be one of proportional, temperature, uniform"),
         ({"mixing": {"temperature": "2"}}, "`mixing.temperature` must be a number of at least 1; found '2'"),
         ({"balancing": {"method": "pcgrd"}}, "The nearest is 'pcgrad'."),
-        ({"balancing": {"weights": {"polarity": -1}}}, "weight of task polarity` must be a number above 0; found -1"),
-        ({"balancing": {"weights": 2}}, "`balancing.weights` must be a dictionary; found 2"),
+        ({"balancing": {"weights": {"polarity": -1}}}, "`tasks.polarity.weight` must be a number above 0; found -1"),
+        ({"balancing": {"weights": 2}}, "`balancing.weights` must be a mapping; found 2"),
         ({"schedule": {"mode": "parallel"}}, "`schedule.mode` must be one of joint, sequential; found 'parallel'"),
     ],
 )
@@ -605,7 +605,10 @@ def test_what_does_not_fit_is_refused_before_training(changes: dict[str, Any], m
     [
         ({"convergence": {"tasks": {"colors": {}}}}, "`convergence.tasks` must name tasks of the model"),
         ({"balancing": {"weights": {"colors": 2}}}, "`balancing.weights` must name tasks of the model"),
-        ({"convergence": {"tasks": {"polarity": {"patience": 0}}}}, "patience must be a whole number of at least 1"),
+        (
+            {"convergence": {"tasks": {"polarity": {"patience": 0}}}},
+            "`tasks.polarity.convergence.patience` must be a whole number of at least 1; found 0.",
+        ),
         ({"convergence": {"tasks": {"polarity": {"patienc": 1}}}}, "`tasks.polarity.convergence.patienc`"),
         ({"convergence": {"tasks": {"polarity": 3}}}, "`tasks.polarity.convergence` must be a mapping; found 3"),
         (

@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..data.config import DataSource, expand_path
 from ..modeling.adapters import check_lora
 from ..modeling.configuration_multitask import TaskConfig, check_task_names
-from ..modeling.presets import PRESETS
+from ..tasks.presets import PRESETS
 from ..training.arguments import REFUSED, AsyncMTLTrainingArguments
 from ..validation import ConfigurationError, check_keys
 

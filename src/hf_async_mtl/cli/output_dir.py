@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..distillation.logits import nearest_existing
 from ..modeling.configuration_multitask import ConfigurationError
 from ..training.checkpoints import read_state
+from ..utils import nearest_existing
 
 __all__ = ["check_output_dir", "removed_where_nothing_is_written"]
 

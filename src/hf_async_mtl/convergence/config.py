@@ -133,7 +133,7 @@ def _parse_own(task: str, shared: Mapping[str, Any], own: Any) -> ConvergenceCon
     try:
         return parse_section(path, ConvergenceConfig, {**shared, **own})
     except ConfigurationError as error:
-        raise ConfigurationError(f"Task {task!r}: {error}") from None
+        raise ConfigurationError(str(error).replace("`convergence.", f"`{path}.", 1)) from None
 
 
 def _is_order(value: Any) -> bool:

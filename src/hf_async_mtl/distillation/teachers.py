@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.decoding import unit_counts
 from ..data.fingerprint import fingerprint
 from ..data.mixing import EncodedTask
+from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout

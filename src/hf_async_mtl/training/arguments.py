@@ -12,7 +12,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..balancing.config import METHODS, BalancingConfig
+from ..balancing.build import check_parameters
+from ..balancing.config import BalancingConfig
 from ..convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from ..data.config import MixingConfig
 from ..distillation.config import DistillationConfig
@@ -113,6 +114,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         self.mixing_config = parse_section("mixing", MixingConfig, self.mixing)
         self.balancing_config = parse_section("balancing", BalancingConfig, self.balancing)
         self.schedule_config = parse_section("schedule", ScheduleConfig, self.schedule)
+        check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         check("training.head_learning_rate", self.head_learning_rate, optional(number(0, exclusive=True)))
 
     def _refuse_what_balancing_cannot(self) -> None:
-        if METHODS[self.balancing_config.method].kind != "gradients":
+        if self.balancing_config.kind != "gradients":
             return
         for name, given, reason in (
             ("`training.fp16`", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..distillation.snapshots import link_or_copy
+from ..utils import link_or_copy
 
 __all__ = [
     "BEST_FOLDER",
@@ -17,7 +17,6 @@ __all__ = [
     "link_best",
     "read_state",
     "whole_checkpoints",
-    "write_whole",
 ]
 
 TEACHERS_FOLDER = "_teachers"
@@ -26,14 +25,6 @@ BEST_FOLDER = "_best"
 
 # FSDP reads its own copy.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "pytorch_model_fsdp.bin")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, and whenever, finds the old one or the new one."""
-    # Underscored: a push in the background leaves it out.
-    partial = path.with_name(f"_{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

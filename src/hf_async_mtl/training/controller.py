@@ -14,13 +14,13 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event
-from ..data.decoding import is_constant, references
 from ..data.mixing import EncodedTask
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..significance import paired_standard_error
-from .checkpoints import write_whole
+from ..tasks.registry import TASK_TYPES
+from ..utils import write_atomic
 from .distributed import agreed, gather_examples
 from .evaluation import PerTaskTrainer
 from .loss import BatchLoss
@@ -99,7 +99,7 @@ class ConvergingTrainer(PerTaskTrainer):
 
     def _constant_tasks(self) -> list[str]:
         """The tasks that gave every validation example the same answer."""
-        return [name for name, task in self.tasks.items() if is_constant(task.type, self._answers[name])]
+        return [name for name, task in self.tasks.items() if TASK_TYPES[task.type].is_constant(self._answers[name])]
 
     def _standard_errors(self) -> dict[str, float]:
         """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
@@ -110,7 +110,12 @@ class ConvergingTrainer(PerTaskTrainer):
             task, rows = self.tasks[name], self.eval_dataset[name].rows
             before = self.teachers.store.load_answers(name, reference_step)
             found[name] = paired_standard_error(
-                task.monitored, task.type, before, self._answers[name], references(task, rows), task.label_names
+                task.monitored,
+                task.type,
+                before,
+                self._answers[name],
+                TASK_TYPES[task.type].references(task, rows),
+                task.label_names,
             )
         return found
 
@@ -201,4 +206,4 @@ class ConvergingTrainer(PerTaskTrainer):
         if not self.is_world_process_zero():
             return
         report = json.dumps(self.report(), indent=2, allow_nan=False)
-        write_whole(self._run_dir / "convergence.json", report + "\n")
+        write_atomic(self._run_dir / "convergence.json", report + "\n")

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
-from ..data.decoding import label_array, predictions, references
-from ..data.encoding import encode, truncation_warning
 from ..data.mixing import EncodedTask
+from ..data.tokenization import encode, truncation_warning
 from ..metrics import compute
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import TableCallback
 from .checks import task_of
@@ -112,15 +112,15 @@ class PerTaskTrainer(Trainer):
         evaluated, (example_ids, losses) = self._evaluated, prediction.label_ids
         # Ranks share out a split in equal parts, with examples that are seen twice where it does not divide.
         _, order = np.unique(example_ids, return_index=True)
-        task = evaluated.task
+        task, kind = evaluated.task, TASK_TYPES[evaluated.task.type]
         assert task.metrics is not None
-        answers = predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows)
+        answers = kind.predictions(task, np.asarray(prediction.predictions)[order], evaluated.rows)
         if evaluated is self.eval_dataset.get(evaluated.name):
             self._answers[evaluated.name] = answers
-        metrics = compute(task.metrics, task.type, answers, references(task, evaluated.rows), task.label_names)
+        metrics = compute(task.metrics, task.type, answers, kind.references(task, evaluated.rows), task.label_names)
         if evaluated.name in self._own_metrics:
             logits = np.asarray(prediction.predictions)[order]
-            labels = label_array(task, evaluated.rows, logits.shape[-2] if logits.ndim > 2 else 0)
+            labels = kind.label_array(task, evaluated.rows, logits.shape[-2] if logits.ndim > 2 else 0)
             metrics = {**metrics, **self._own_metrics[evaluated.name](EvalPrediction(logits, labels))}
         return {"loss": float(np.mean(losses[order], dtype=np.float64)), **metrics}
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..balancing.balancer import GradientBalancer, LossBalancer
-from ..balancing.making import make_balancer
+from ..balancing.build import build_balancer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
 from ..distillation.teachers import Teachers
@@ -63,7 +63,7 @@ class BatchLoss:
         tasks = list(schedule.tasks)
         self.sums = TaskLosses(tasks)
         calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
-        self.balancer = make_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
+        self.balancer = build_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
         self.conflicts = _gradient_conflicts(args, tasks, model.encoder) if args.conflict_steps else None
         self.finite = FiniteCheck()
         looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"

@@ -17,12 +17,13 @@ from ..data.collator import MultiTaskCollator
 from ..data.mixing import MixingSampler, TaskMixture
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import check_unlabelled, is_unlabelled, with_placeholders
+from ..distillation.unlabeled import is_unlabelled, with_placeholders
 from ..metrics import check_metric
 from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.freezing import check_learns
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import ConvergenceCallback, TableCallback
 from .checkpoint_validation import check_checkpoint
@@ -69,8 +70,8 @@ class AsyncMTLTrainer(SavingTrainer):
     ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one a task; ``eval_dataset`` the same, and may hold
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
     tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
-    `hf_async_mtl.data.decoding.label_array` gives them), whose values are reported beside the task's own metrics. The
-    rest is as upstream.
+    `TaskType.label_array` returns them), whose values are reported beside the task's own metrics. The rest is as
+    upstream.
 
     Raises:
         ConfigurationError: Something does not fit, found before training.
@@ -137,7 +138,7 @@ class AsyncMTLTrainer(SavingTrainer):
         ]
         check_unlabelled_tasks(unlabelled, args.distillation_config)
         for name in unlabelled:
-            check_unlabelled(self.tasks[name])
+            TASK_TYPES[self.tasks[name].type].check_unlabeled(self.tasks[name])
         if train_dataset is not None:
             places = {name: with_placeholders(train_dataset[name], self.tasks[name]) for name in unlabelled}
             train_dataset = {**train_dataset, **places}
