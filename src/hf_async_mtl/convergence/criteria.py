@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from hf_async_mtl.convergence.config import ConvergenceConfig
+from .config import ConvergenceConfig
 
 __all__ = [
     "CRITERIA",
