@@ -328,7 +328,7 @@ def run_plain(
     device = args.device
     model.to(device).train()
     configs = model.config.task_configs
-    logits = {name: recorded.logits.to(device) for name, recorded in teachers.items()}
+    logits = {name: torch.tensor(recorded.logits, device=device) for name, recorded in teachers.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.total_steps)
     batches = [examples[i : i + settings.batch_size] for i in range(0, len(examples), settings.batch_size)]

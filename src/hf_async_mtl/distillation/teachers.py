@@ -19,7 +19,7 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
 from ..tasks.registry import TASK_TYPES
-from ..training.arguments import DistillationConfig
+from .config import DistillationConfig
 from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
 from .loss import distillation_losses
 from .snapshots import TeacherStore
