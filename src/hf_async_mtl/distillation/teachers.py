@@ -17,6 +17,7 @@ from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
+from ..tasks.registry import TASK_TYPES
 from ..training.arguments import DistillationConfig
 from .logits import LogitsWriter, check_room
 from .snapshots import RecordedLogits, TeacherStore
@@ -31,12 +32,9 @@ _SAMPLE = 10_000
 
 
 def logit_columns(task: TaskConfig) -> int | None:
-    """The columns of a task's logits; None for a regression, whose logits are numbers."""
-    if task.type == "regression":
-        return None
-    if isinstance(task.text_columns, dict):
-        return len(task.text_columns["choices"])
-    return task.num_labels
+    """Return the number of columns of a task's logits; None if they are single numbers."""
+    shape = TASK_TYPES[task.type].logit_shape(task)
+    return shape[0] if shape else None
 
 
 class Teachers:
