@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
 from ..data.mixing import EncodedTask
 from ..data.tokenization import encode, truncation_warning
+from ..inference.logits import IndexBatches, iterate_logits
 from ..metrics import compute
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -51,9 +53,8 @@ class PerTaskTrainer(Trainer):
     _display: TableCallback
     # The validation answers of the last evaluation.
     _answers: dict[str, list[Any]]
-    # What is being looked at; and where its logits go, while they are recorded.
+    # What is being looked at.
     _evaluated: EncodedTask | None = None
-    _put: Callable[[Tensor, Tensor], None] | None = None
 
     def _encode(self, sets: Mapping[str, Dataset | EncodedTask]) -> dict[str, EncodedTask]:
         encoded = {}
@@ -97,9 +98,6 @@ class PerTaskTrainer(Trainer):
         assert outputs.layouts is not None
         (name,) = outputs.logits
         logits = outputs.logits[name].detach().float()
-        if self._put is not None:
-            self._put(*gather_examples(self.accelerator, example_ids, logits))
-            return None, None, None
         head: Any = self.model.heads[name]
         if head.unit == "token":
             logits = dense(logits, outputs.layouts[name].example_tokens)
@@ -187,14 +185,16 @@ class PerTaskTrainer(Trainer):
             put: Is given each batch of all processes, on each of them: ``example_ids`` ``[B]`` and the logits,
                 ``[sum of their units, C]``, one example after the other. Some examples may come twice.
         """
-        self._display.description = f"Recording {task.name}"
-        self._put, self.compute_metrics = put, None
-        try:
-            # A loader draws a random number, and dropout would come after it.
-            with torch.random.fork_rng(devices=[]), self._passing_workers():
-                output = self.evaluation_loop(
-                    self.get_test_dataloader(task), f"Recording {task.name}", prediction_loss_only=False
-                )
-        finally:
-            self._put, self.compute_metrics = None, self._compute_metrics
-        self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        args, ranks = self.args, self.accelerator
+        batches = IndexBatches(len(task), args.eval_batch_size, ranks.process_index, ranks.num_processes)
+        self.model.eval()
+        logits = iterate_logits(
+            self._logits_of, task, self.data_collator, batches, args.device, args.dataloader_num_workers
+        )
+        hidden = args.disable_tqdm or not args.should_log
+        for example_ids, answers in tqdm(logits, f"Recording {task.name}", len(batches), leave=False, disable=hidden):
+            put(*gather_examples(ranks, example_ids, answers[task.name].float()))
+
+    def _logits_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        with self.compute_loss_context_manager():
+            return self.model(**batch).logits
