@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import encode, unit_counts
+from hf_async_mtl.distillation.config import DistillationConfig
 from hf_async_mtl.distillation.logits import TeacherError
 from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES
-from hf_async_mtl.training.arguments import DistillationConfig
 
 GROWING = [i / 100 for i in range(1, 100)]
 LAST_WEIGHTS: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..data.loading import READERS, read_file
+from ..data.config import READERS
+from ..data.loading import read_file
 from ..inference.predict import answerable, predict_rows
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel

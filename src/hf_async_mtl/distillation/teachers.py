@@ -18,7 +18,7 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
 from ..tasks.registry import TASK_TYPES
-from ..training.arguments import DistillationConfig
+from .config import DistillationConfig
 from .logits import LogitsWriter, check_room
 from .snapshots import RecordedLogits, TeacherStore
 from .teacher_quality import near_one_hot_warning, normalized_entropy

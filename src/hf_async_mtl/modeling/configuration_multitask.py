@@ -14,6 +14,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
 
+try:
+    from hf_async_mtl.validation import ConfigurationError
+except ImportError:  # The code was loaded from the Hub, and the package is not installed.
+
+    class ConfigurationError(ValueError):  # type: ignore[no-redef]
+        """The user's input is wrong. The message gives the requirement, the value found and the way out."""
+
+
 __all__ = [
     "RENAMED",
     "ConfigurationError",
@@ -32,10 +40,6 @@ PACKINGS = ("auto", "off")
 _RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
 _NOT_INSTALLED = "Presets, and labels found in data, need the package: `pip install hf_async_mtl`."
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-class ConfigurationError(ValueError):
-    """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
 def truncated_repr(value: Any) -> str:

@@ -10,10 +10,12 @@ from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
 from ..convergence.actions import ACTIONS
+from ..convergence.config import ScheduleConfig
+from ..distillation.config import DistillationConfig
 from ..metrics import METRICS
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from ..modeling.modeling_multitask import MultiTaskModel
-from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleConfig
+from .arguments import AsyncMTLTrainingArguments
 
 __all__ = [
     "check_best_metric",

@@ -23,7 +23,7 @@ from ..tasks.registry import TASK_TYPES
 from ..utils import write_atomic
 from .distributed import agreed, gather_examples
 from .evaluation import PerTaskTrainer
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 from .state_dict import load_weights, present_weights, whole_weights
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ConvergingTrainer(PerTaskTrainer):
 
     schedule: ConvergenceSchedule
     teachers: Teachers
-    batch_loss: BatchLoss
+    batch_loss: MultiTaskLoss
     encoded_train: dict[str, EncodedTask]
     # The training rows of the tasks that have a teacher from outside.
     _raw_train: dict[str, Dataset]
