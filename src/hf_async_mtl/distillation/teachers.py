@@ -34,7 +34,7 @@ _SAMPLE = 10_000
 
 
 def logit_columns(task: TaskConfig) -> int | None:
-    """Return the number of columns of a task's logits; None where they are numbers."""
+    """Return the number of columns of a task's logits; None if they are single numbers."""
     shape = TASK_TYPES[task.type].logit_shape(task)
     return shape[0] if shape else None
 

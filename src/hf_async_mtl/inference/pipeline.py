@@ -11,6 +11,7 @@ from transformers.pipelines.token_classification import AggregationStrategy
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.pretruncation import shorten
+from ..tasks.registry import TASK_TYPES
 from .single_task import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]
@@ -53,9 +54,10 @@ class MultiTaskPipeline(Pipeline):
         self._of_pair: dict[str, bool] = {}
         self._stock: dict[str, Pipeline] = {}
         for name, task in self.model.config.task_configs.items():
-            if task.type in SequenceView.types:
+            hub_name = TASK_TYPES[task.type].hub_name
+            if hub_name == SequenceView.hub_name:
                 self._stock[name] = TextClassificationPipeline(model=SequenceView(self.model, name), **stock)
-            elif task.type in TokenView.types:
+            elif hub_name == TokenView.hub_name:
                 self._stock[name] = TokenClassificationPipeline(model=TokenView(self.model, name), **stock)
             else:
                 continue
