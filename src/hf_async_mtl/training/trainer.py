@@ -321,7 +321,7 @@ class AsyncMTLTrainer(SavingTrainer):
     def _check_room(self) -> None:
         actions = {name: ACTIONS[self.args.convergence_of(name).on_convergence] for name in self.tasks}
         try:
-            self.teachers.check_room(
+            self.teachers.check_disk_space(
                 name for name, action in actions.items() if action.records_teacher or name in self._raw_train
             )
         except TeacherError as error:
