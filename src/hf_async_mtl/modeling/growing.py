@@ -53,8 +53,6 @@ def adopt(name: str, task: TaskConfig, known: TaskConfig) -> TaskConfig:
         raise ConfigurationError(
             f"Task {name!r} of the trained model is of type {known.type}; found {task.type}. {way_out}"
         )
-    if task.type == "multiple_choice" and task.num_labels != known.num_labels:
-        raise ConfigurationError(f"Task {name!r} has another number of choices than in the trained model. {way_out}")
     if (
         task.label_names is not None
         and known.label_names is not None

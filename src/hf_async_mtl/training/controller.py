@@ -23,7 +23,7 @@ from ..tasks.registry import TASK_TYPES
 from ..utils import write_atomic
 from .distributed import agreed, gather_examples
 from .evaluation import PerTaskTrainer
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 from .state_dict import load_weights, present_weights, whole_weights
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ConvergingTrainer(PerTaskTrainer):
 
     schedule: ConvergenceSchedule
     teachers: Teachers
-    batch_loss: BatchLoss
+    batch_loss: MultiTaskLoss
     encoded_train: dict[str, EncodedTask]
     # The training rows of the tasks that have a teacher from outside.
     _raw_train: dict[str, Dataset]
@@ -80,7 +80,7 @@ class ConvergingTrainer(PerTaskTrainer):
         if self.args.should_save:
             for name, reference_step in self.schedule.noise_references.items():
                 if reference_step == step:
-                    self.teachers.store.save_answers(name, step, self._answers[name])
+                    self.teachers.store.save_predictions(name, step, self._answers[name])
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
@@ -108,7 +108,7 @@ class ConvergingTrainer(PerTaskTrainer):
             if reference_step is None:
                 continue
             task, rows = self.tasks[name], self.eval_dataset[name].rows
-            before = self.teachers.store.load_answers(name, reference_step)
+            before = self.teachers.store.load_predictions(name, reference_step)
             found[name] = paired_standard_error(
                 task.monitored,
                 task.type,
@@ -147,12 +147,12 @@ class ConvergingTrainer(PerTaskTrainer):
         """Write a teacher's logits where files are written, and let the task learn from them on all processes."""
         if self.args.should_save:
             with self.teachers.writer(task, step) as writer:
-                yield writer.put
+                yield writer.write
         else:
             yield lambda example_ids, logits: None
         self.accelerator.wait_for_everyone()
-        self.teachers.open([task])
-        self.teachers.check_softness(task)
+        self.teachers.load([task])
+        self.teachers.assess(task)
 
     def _record_external_teachers(self) -> None:
         """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""

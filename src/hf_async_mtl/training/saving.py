@@ -57,7 +57,7 @@ class SavingTrainer(ConvergingTrainer):
         attributes = saved["attributes"]
         self.schedule.load_state_dict(attributes["schedule"])
         self.batch_loss.load_state_dict(attributes["batch_loss"])
-        self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
+        self.teachers.load(name for name, phase in self.schedule.phases.items() if phase == "distilling")
         if self._adopted_best is not None:
             self.state.best_model_checkpoint = str(self._adopted_best)
 

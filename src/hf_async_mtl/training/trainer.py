@@ -39,7 +39,7 @@ from .checks import (
     checked_model,
 )
 from .distributed import check_files_reach, newest_checkpoint
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 from .phases import new_schedule
 from .saving import SavingTrainer
 
@@ -179,8 +179,8 @@ class AsyncMTLTrainer(SavingTrainer):
         distillation = args.distillation_config
         self.teachers = Teachers(self._run_dir / TEACHERS_FOLDER, distillation, self.encoded_train)
         self._raw_train = {name: rows for name, rows in (train_dataset or {}).items() if name in distillation.teachers}
-        self.batch_loss = BatchLoss(
-            model, args, self.schedule, self.teachers, self.accelerator, draws=sum(self._sizes.values())
+        self.batch_loss = MultiTaskLoss(
+            model, args, self.schedule, self.teachers, self.accelerator, epoch_size=sum(self._sizes.values())
         )
         # What each run begins with.
         self._untrained = {"schedule": self.schedule.state_dict(), "batch_loss": self.batch_loss.state_dict()}
@@ -216,27 +216,15 @@ class AsyncMTLTrainer(SavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        r"""The loss of a packed batch: :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.
-
-        :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distils
-        (mixed with a share of the former, where one is set). N counts the examples of the whole optimizer step, so that
-        batch size, accumulation and processes can be traded freely.
-
-        With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
-        `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
-        returned then has no graph behind it.
-        """
+        """Return the loss of a packed batch; see `MultiTaskLoss`."""
         loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each task's training loss, phase (its place in `PHASES`) and balancing weight beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
+            logs = {**logs, **self.batch_loss.logs()}
             logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
-            if self.batch_loss.balancer is not None:
-                latest, phases = self.batch_loss.balancer.latest, self.schedule.phases
-                logs |= {f"weight/{name}": weight for name, weight in latest.items() if phases[name] == "learning"}
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -333,7 +321,7 @@ class AsyncMTLTrainer(SavingTrainer):
     def _check_room(self) -> None:
         actions = {name: ACTIONS[self.args.convergence_of(name).on_convergence] for name in self.tasks}
         try:
-            self.teachers.check_room(
+            self.teachers.check_disk_space(
                 name for name, action in actions.items() if action.records_teacher or name in self._raw_train
             )
         except TeacherError as error:
