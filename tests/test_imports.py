@@ -46,7 +46,7 @@ TABLE: dict[str, set[str]] = {
         *("training", "report", "diagnostics", "balancing", "distillation", "inference", "convergence"),
         *("significance", "metrics", "data", "tasks", "building", "modeling", "utils", "validation"),
     },
-    "export": {"export", "validation", "inference", "data", "tasks", "modeling", "utils"},
+    "export": {"export", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
     "demo": {"demo", "utils"},
     # To be removed with the moves that make them needless.
     "data.loading": {"distillation.unlabeled", "data", "tasks", "modeling", "utils"},

@@ -17,6 +17,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
+from .building.transfer import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig, load_config
 from .data.loading import load_splits
 from .data.tokenization import not_utf8
@@ -24,7 +25,6 @@ from .distillation.external import UNLOADABLE
 from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
 from .modeling.configuration_multitask import MultiTaskConfig, TaskConfig
-from .modeling.growing import adopt, kept_tasks
 from .modeling.modeling_multitask import MultiTaskModel
 from .tasks.registry import TASK_TYPES
 from .training.arguments import AsyncMTLTrainingArguments
@@ -34,7 +34,7 @@ from .validation import ConfigurationError
 __all__ = [
     "Run",
     "evaluation_sets",
-    "inherit_from_trained",
+    "inherit_tasks",
     "load_encoder",
     "load_model",
     "load_run",
@@ -127,7 +127,7 @@ def prepare_run(config: RunConfig, output_dir: str | os.PathLike[str], **argumen
     Raises:
         ConfigurationError: A value, a file, a row or a model does not fit.
     """
-    config = inherit_from_trained(config)
+    config = inherit_tasks(config)
     args = config.arguments(Path(output_dir), **arguments)
     splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
@@ -135,7 +135,7 @@ def prepare_run(config: RunConfig, output_dir: str | os.PathLike[str], **argumen
     return Run(config, args, tasks, splits, tokenizer, load_encoder(config, tasks))
 
 
-def inherit_from_trained(config: RunConfig) -> RunConfig:
+def inherit_tasks(config: RunConfig) -> RunConfig:
     """Return the configuration of a run that starts from a trained model; any other as it is.
 
     A task that the trained model has takes over its labels, and the trained model is its teacher from the first step,
@@ -151,7 +151,7 @@ def inherit_from_trained(config: RunConfig) -> RunConfig:
         # `load_encoder` raises the error, after the checks of the data.
         return config
     known = trained.task_configs if isinstance(trained, MultiTaskConfig) else {}
-    kept = kept_tasks(known, config.tasks, config.model["new_heads"])
+    kept = shared_tasks(known, config.tasks, config.model["new_heads"])
     for name in config.frozen_heads:
         if name not in kept:
             raise ConfigurationError(
@@ -170,7 +170,7 @@ def inherit_from_trained(config: RunConfig) -> RunConfig:
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }
-    tasks = config.tasks | {name: adopt(name, config.tasks[name], known[name]) for name in kept}
+    tasks = inherit_from_trained(known, config.tasks, config.model["new_heads"])
     return dataclasses.replace(config, tasks=tasks, training=training)
 
 

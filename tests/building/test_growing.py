@@ -15,7 +15,7 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, Configurati
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation.unlabeled import is_unlabelled, with_placeholders
-from hf_async_mtl.run import inherit_from_trained
+from hf_async_mtl.run import inherit_tasks
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")
 NEW = "topics"
@@ -36,7 +36,7 @@ def config_of(folder: Path, tasks: Any = (*OLD, NEW), **changes: Any) -> Path:
     config = {**bundle_config(tasks), "encoder": "old", **changes}
     if "max_length" not in changes:
         del config["max_length"]
-    return write_config(folder, config, "inherit_from_trained")
+    return write_config(folder, config, "grown")
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def test_a_head_may_begin_anew(trained: Path) -> None:
         (
             TaskConfig("classification", ["text"], label_names=["pos", "neg"]),
             {},
-            "found pos, neg. Name the task otherwise",
+            "found pos, neg. Rename the task",
         ),
         (TaskConfig("regression", ["text"], target_mean=0.0, target_std=1.0), {}, "is of type classification; found"),
-        (task_configs()["polarity"], {"pooling": "cls"}, "`pooling` must be mean, which the heads of"),
+        (task_configs()["polarity"], {"pooling": "cls"}, "`pooling` must be mean, with which the heads of"),
         (task_configs()["polarity"], {"new_heads": ["polarty"]}, "must name tasks (polarity); found 'polarty'"),
         (task_configs()["polarity"], {"max_length": 500}, "`max_length` must be at most 64"),
     ],
@@ -113,7 +113,7 @@ def test_what_does_not_fit_a_head_is_refused(
 
 @pytest.fixture(scope="module")
 def run(trained: Path) -> Path:
-    """The bundle, inherit_from_trained by a task."""
+    """The task set, with one more task."""
     done("train", config_of(trained), "--output-dir", trained / "new")
     return trained / "new"
 
@@ -152,7 +152,7 @@ def test_a_grown_run_goes_on(trained: Path, run: Path) -> None:
 def test_labels_of_the_head_hold_whatever_the_data_has(trained: Path) -> None:
     """Bug: data in which a class is missing makes a head of one class less, or another scale of a regression."""
     old = MultiTaskModel.from_pretrained(trained / "old").config.task_configs
-    tasks = inherit_from_trained(load_config(config_of(trained))).tasks
+    tasks = inherit_tasks(load_config(config_of(trained))).tasks
     assert tasks["polarity"].label_names == ["neg", "pos"]
     assert (tasks["overlap"].target_mean, tasks["overlap"].target_std) == (
         old["overlap"].target_mean,
@@ -165,11 +165,11 @@ def test_a_task_may_learn_from_labels(trained: Path, tmp_path: Path) -> None:
     """Bug: there is no way to say so, and plain fine-tuning cannot be compared."""
     teachers = {"polarity": None, "colors": str(trained / "old")}
     config = load_config(config_of(trained, distillation={"teachers": teachers}))
-    arguments = inherit_from_trained(config).arguments(tmp_path)
+    arguments = inherit_tasks(config).arguments(tmp_path)
     assert arguments.distillation_config.teachers == dict.fromkeys(OLD[1:], str(trained / "old"))
     assert arguments.eval_on_start
     new = load_config(config_of(trained), ["tasks.polarity.head=new", "training.eval_on_start=false"])
-    arguments = inherit_from_trained(new).arguments(tmp_path)
+    arguments = inherit_tasks(new).arguments(tmp_path)
     assert set(arguments.distillation_config.teachers) == set(OLD[1:])
     assert not arguments.eval_on_start
 
@@ -180,7 +180,7 @@ def test_a_plain_encoder_grows_nothing(trained: Path, tmp_path: Path) -> None:
     model = MultiTaskModel.from_encoder(encoder, {"polarity": task_configs()["polarity"]})
     assert (model.config.pooling, model.config.max_length) == ("cls", 128)
     config = load_config(write_config(trained, bundle_config(OLD), "plain"))
-    assert inherit_from_trained(config) is config
+    assert inherit_tasks(config) is config
 
 
 def test_mistakes_are_told_before_training(trained: Path) -> None:
@@ -200,7 +200,7 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
 
 def test_no_path_of_a_bundle_goes_public(trained: Path, tmp_path: Path) -> None:
     """Bug: the arguments that upstream pickles and pushes tell where the teacher lay on this machine."""
-    arguments = inherit_from_trained(load_config(config_of(trained))).arguments(tmp_path)
+    arguments = inherit_tasks(load_config(config_of(trained))).arguments(tmp_path)
     torch.save(arguments, tmp_path / "arguments.bin")
     assert str(trained).encode() not in (tmp_path / "arguments.bin").read_bytes()
     assert arguments.distillation_config.teachers["polarity"] == str(trained / "old")

@@ -314,7 +314,7 @@ def test_readme(newcomer: Newcomer) -> None:
 def test_quickstart(newcomer: Newcomer) -> None:
     """Bug: a step of the quickstart needs something that the steps before it do not make."""
     printed = newcomer.follow("docs/quickstart.md", "Describe a task set", "Train", "Inspect the run", "Predict")
-    assert "{'sentiment': [{'label': " in printed
+    assert "{'sentiment': {'label': " in printed
     assert len((newcomer.folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 41
 
 

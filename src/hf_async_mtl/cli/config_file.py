@@ -194,7 +194,7 @@ def _model(config: Mapping[str, Any], new_heads: list[str]) -> dict[str, Any]:
     )
     check("freeze", freeze, is_freeze)
     if config.get("lora") is not None:
-        from ..modeling.adapters import check_lora
+        from ..building.lora import check_lora
 
         check_lora(config["lora"])
         if freeze is not None:

@@ -329,7 +329,7 @@ class MultiTaskConfig(PreTrainedConfig):
         max_length: The longest sequence, in tokens, where a task does not say.
         task_order: The names of the tasks in the order of their ids; found from ``tasks``. It is a field of its own
             because ``config.json`` is written with sorted keys.
-        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.modeling.adapters.add_lora`.
+        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.building.lora.add_lora`.
     """
 
     model_type = "hf_async_mtl"

@@ -14,11 +14,11 @@ from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.build import build_balancer
 from ..balancing.config import BalancingConfig
 from ..balancing.split import LossSplit, split_losses, weighted_sums
+from ..building.freezing import last_shared_layer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.freezing import last_shared_layer
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
 from .nonfinite import FiniteCheck

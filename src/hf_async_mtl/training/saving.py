@@ -11,7 +11,8 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
-from ..modeling.freezing import what_learns
+from ..building.freezing import trainable_hash
+from ..building.lora import merged_copy
 from .callbacks import ConvergenceCallback
 from .checkpoint_validation import placement
 from .checkpoints import TEACHERS_FOLDER, link_best
@@ -44,7 +45,7 @@ class SavingTrainer(ConvergingTrainer):
             "teachers": self.teachers.state_dict(),
             "batch_loss": self.batch_loss.state_dict(),
             "placement": placement(self.args),
-            "learns": what_learns(self.batch_loss.model),
+            "learns": trainable_hash(self.batch_loss.model),
         }
 
     def _load_callback_state(self) -> None:
@@ -104,7 +105,7 @@ class SavingTrainer(ConvergingTrainer):
         with savable(self.model):
             super()._save(output_dir, state_dict)
             if self.model.config.lora is not None and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-                merged = self.model.merged(state_dict)
+                merged = merged_copy(self.model, state_dict)
                 with savable(merged):
                     merged.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import BestRun, HPSearchBackend, TrainOutput
 
+from ..building.freezing import check_trainable
+from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS, PHASES
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import MixingSampler, TaskMixture
@@ -19,9 +21,7 @@ from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
 from ..distillation.unlabeled import is_unlabelled, with_placeholders
 from ..metrics import check_metric
-from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
-from ..modeling.freezing import check_learns
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
@@ -128,7 +128,7 @@ class AsyncMTLTrainer(SavingTrainer):
         if train_dataset is not None:
             if model.config.lora is not None:
                 freeze_base_weights(model.encoder)
-            check_learns(model.encoder, model.heads)
+            check_trainable(model.encoder, model.heads)
         check_task_settings(self.tasks, args)
         self.args = args
         unlabelled = [
