@@ -15,7 +15,7 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, Configurati
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation.unlabeled import is_unlabelled, with_placeholders
-from hf_async_mtl.run import grown
+from hf_async_mtl.run import inherit_tasks
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")
 NEW = "topics"
@@ -113,7 +113,7 @@ def test_what_does_not_fit_a_head_is_refused(
 
 @pytest.fixture(scope="module")
 def run(trained: Path) -> Path:
-    """The bundle, grown by a task."""
+    """The task set, with one more task."""
     done("train", config_of(trained), "--output-dir", trained / "new")
     return trained / "new"
 
@@ -152,7 +152,7 @@ def test_a_grown_run_goes_on(trained: Path, run: Path) -> None:
 def test_labels_of_the_head_hold_whatever_the_data_has(trained: Path) -> None:
     """Bug: data in which a class is missing makes a head of one class less, or another scale of a regression."""
     old = MultiTaskModel.from_pretrained(trained / "old").config.task_configs
-    tasks = grown(load_config(config_of(trained))).tasks
+    tasks = inherit_tasks(load_config(config_of(trained))).tasks
     assert tasks["polarity"].label_names == ["neg", "pos"]
     assert (tasks["overlap"].target_mean, tasks["overlap"].target_std) == (
         old["overlap"].target_mean,
@@ -165,11 +165,11 @@ def test_a_task_may_learn_from_labels(trained: Path, tmp_path: Path) -> None:
     """Bug: there is no way to say so, and plain fine-tuning cannot be compared."""
     teachers = {"polarity": None, "colors": str(trained / "old")}
     config = load_config(config_of(trained, distillation={"teachers": teachers}))
-    arguments = grown(config).arguments(tmp_path)
+    arguments = inherit_tasks(config).arguments(tmp_path)
     assert arguments.distillation_config.teachers == dict.fromkeys(OLD[1:], str(trained / "old"))
     assert arguments.eval_on_start
     new = load_config(config_of(trained), ["tasks.polarity.head=new", "training.eval_on_start=false"])
-    arguments = grown(new).arguments(tmp_path)
+    arguments = inherit_tasks(new).arguments(tmp_path)
     assert set(arguments.distillation_config.teachers) == set(OLD[1:])
     assert not arguments.eval_on_start
 
@@ -180,7 +180,7 @@ def test_a_plain_encoder_grows_nothing(trained: Path, tmp_path: Path) -> None:
     model = MultiTaskModel.from_encoder(encoder, {"polarity": task_configs()["polarity"]})
     assert (model.config.pooling, model.config.max_length) == ("cls", 128)
     config = load_config(write_config(trained, bundle_config(OLD), "plain"))
-    assert grown(config) is config
+    assert inherit_tasks(config) is config
 
 
 def test_mistakes_are_told_before_training(trained: Path) -> None:
@@ -200,7 +200,7 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
 
 def test_no_path_of_a_bundle_goes_public(trained: Path, tmp_path: Path) -> None:
     """Bug: the arguments that upstream pickles and pushes tell where the teacher lay on this machine."""
-    arguments = grown(load_config(config_of(trained))).arguments(tmp_path)
+    arguments = inherit_tasks(load_config(config_of(trained))).arguments(tmp_path)
     torch.save(arguments, tmp_path / "arguments.bin")
     assert str(trained).encode() not in (tmp_path / "arguments.bin").read_bytes()
     assert arguments.distillation_config.teachers["polarity"] == str(trained / "old")
