@@ -18,11 +18,10 @@ from typing import Any
 from datasets import Dataset
 from safetensors import SafetensorError
 
-from ..data.loading import load_splits
+from ..data.loading import is_unlabeled, load_splits
 from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
-from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
@@ -231,10 +230,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     sets: dict[str, Dataset] = {}
     for name in config.tasks:
         task = model.config.task_configs[name]
-        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=True)
         if args.split == "validation":
             sets.update(evaluation_sets({name: splits}))
-        elif args.split in splits and not is_unlabelled(splits[args.split], task):
+        elif args.split in splits and not is_unlabeled(splits[args.split], task):
             sets[name] = splits[args.split]
     if not sets:
         raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")
