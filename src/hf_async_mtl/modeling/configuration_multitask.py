@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
@@ -27,8 +24,7 @@ __all__ = [
     "ConfigurationError",
     "MultiTaskConfig",
     "TaskConfig",
-    "check_task_names",
-    "truncated_repr",
+    "check_max_length",
 ]
 
 RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
@@ -36,21 +32,19 @@ RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_nam
 
 POOLINGS = ("cls", "mean", "max")
 PACKINGS = ("auto", "off")
-# `eval_average` is ours; the others would make keys such as `train_loss` or `eval_loss`, which are the Trainer's own.
-_RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
 _NOT_INSTALLED = "Presets, and labels found in data, need the package: `pip install hf_async_mtl`."
-_SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def truncated_repr(value: Any) -> str:
-    """Return the ``repr`` of a value for a message, of at most 200 characters.
+def _package_checks() -> Any:
+    """Return `hf_async_mtl.tasks.checks`, or None if the code was loaded from the Hub and the package is not installed.
 
-    Examples:
-        >>> truncated_repr("good"), len(truncated_repr("good cat" * 1_000_000))
-        ("'good'", 200)
+    A configuration that was saved has been checked before.
     """
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    try:
+        from hf_async_mtl.tasks import checks
+    except ModuleNotFoundError:
+        return None
+    return checks
 
 
 @dataclasses.dataclass
@@ -65,7 +59,7 @@ class TaskConfig:
         label_column: The column of the labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
         label_names: The names of the classes, in the order of the logits. Found by `resolve` where they are not given.
-        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of its head.
+        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of its type.
         max_length: The longest sequence of the task, in tokens. Default: the bundle's.
         doc_stride: Tokens that two windows of a long question-answering context share.
         target_mean: Mean of a regression task's training targets; found by `resolve`.
@@ -99,95 +93,9 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.type not in HEADS:
             raise ConfigurationError(f"`type` must be one of {', '.join(HEADS)}; found {self.type!r}.")
-        self._check_text_columns()
-        self._check_metrics()
-        self._check_label_column()
-        if self.label_names is not None:
-            self._check_label_names()
-        if self.max_length is not None:
-            _check_max_length(self.max_length)
-        if self.doc_stride is not None:
-            self._check_doc_stride()
-        if self.target_std is not None and not self.target_std > 0:
-            raise ConfigurationError(
-                f"`target_std` must be greater than 0; found {self.target_std!r}. Leave it out: "
-                "`task.resolve(train_dataset)` finds it."
-            )
-
-    def _check_text_columns(self) -> None:
-        if isinstance(self.text_columns, str):
-            self.text_columns = [self.text_columns]
-        if HEADS[self.type].has_choices:
-            self._check_choices()
-            return
-        counts, columns = HEADS[self.type].text_counts, self.text_columns
-        if not _are_names(columns) or len(columns) not in counts:
-            wanted = " or ".join(map(str, counts))
-            raise ConfigurationError(
-                f"`text_columns` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
-            )
-
-    def _check_choices(self) -> None:
-        sides: dict[str, Any] = dict(self.text_columns) if isinstance(self.text_columns, Mapping) else {}
-        if isinstance(sides.get("prompt"), str):
-            sides["prompt"] = [sides["prompt"]]
-        ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
-        if not ok or len(sides["choices"]) < 2:
-            raise ConfigurationError(
-                f"`text_columns` of a {self.type} task must be {{prompt: [column, ...], choices: [column, column, "
-                f"...]}} with two choices or more; found {self.text_columns!r}."
-            )
-        self.text_columns = sides
-
-    def _check_metrics(self) -> None:
-        if self.metrics is None:
-            self.metrics = [HEADS[self.type].default_metric]
-        if isinstance(self.metrics, str):
-            self.metrics = [self.metrics]
-        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
-
-    def _check_label_column(self) -> None:
-        if isinstance(self.label_column, list) and not HEADS[self.type].takes_label_columns:
-            fitting = " or ".join(name for name, head in HEADS.items() if head.takes_label_columns)
-            raise ConfigurationError(
-                f"`label_column` must be one column in a {self.type} task; found {self.label_column!r}. Several 0/1 "
-                f"columns are type {fitting}."
-            )
-        if not _are_names(self.target_columns):
-            raise ConfigurationError(f"`label_column` must be the name of a column; found {self.label_column!r}.")
-
-    def _check_label_names(self) -> None:
-        if not isinstance(self.label_names, list | tuple):
-            raise ConfigurationError(f"`label_names` must be a list of names; found {self.label_names!r}.")
-        self.label_names = [str(label) for label in self.label_names]
-        if not self.has_label_names:
-            raise ConfigurationError(
-                f"A {self.type} task has no `label_names`; found {self.label_names!r}. Remove the key."
-            )
-        if len(set(self.label_names)) < len(self.label_names):
-            (twice, count), *_ = Counter(self.label_names).most_common(1)
-            raise ConfigurationError(
-                f"`label_names` must differ from each other; found {truncated_repr(twice)} {count} times. Name it once."
-            )
-        if len(self.label_names) < HEADS[self.type].min_labels:
-            raise ConfigurationError(
-                f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or give "
-                "it data in which it can be wrong."
-            )
-        if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
-            raise ConfigurationError(
-                f"`label_names` must name each of the columns {self.label_column!r}; found {self.label_names!r}. "
-                "Without the key, the labels have the names of their columns."
-            )
-
-    def _check_doc_stride(self) -> None:
-        if not HEADS[self.type].has_windows or not isinstance(self.doc_stride, int) or self.doc_stride < 0:
-            fitting = " or ".join(name for name, head in HEADS.items() if head.has_windows)
-            raise ConfigurationError(
-                f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
-                f"{self.doc_stride!r} in a {self.type} task."
-            )
+        checks = _package_checks()
+        if checks is not None:
+            checks.check_task(self)
 
     @property
     def input_columns(self) -> list[str]:
@@ -243,7 +151,7 @@ class TaskConfig:
         """
         try:
             from hf_async_mtl.tasks.presets import PRESETS
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigurationError(_NOT_INSTALLED) from error
         if name not in PRESETS:
             raise ConfigurationError(f"`preset` must be one of {', '.join(sorted(PRESETS))}; found {name!r}.")
@@ -264,7 +172,7 @@ class TaskConfig:
         """
         try:
             from hf_async_mtl.tasks.registry import TASK_TYPES
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigurationError(_NOT_INSTALLED) from error
         return TASK_TYPES[self.type].resolve(self, dataset)
 
@@ -280,42 +188,10 @@ def _task_from(task: TaskConfig | Mapping[str, Any]) -> TaskConfig:
     return TaskConfig(**{RENAMED.get(key, key): value for key, value in task.items()})
 
 
-def _are_names(columns: Any) -> bool:
-    return isinstance(columns, list) and bool(columns) and all(isinstance(name, str) and name for name in columns)
-
-
-def _check_max_length(value: Any) -> None:
+def check_max_length(value: Any) -> None:
+    """Raise a `ConfigurationError` unless a maximum length can be used."""
     if not isinstance(value, int) or value < 8:
         raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {value!r}.")
-
-
-def check_task_names(metrics: Mapping[str, Iterable[str]]) -> None:
-    """Check the names of the tasks of a bundle against each other and against all that has a name already.
-
-    Args:
-        metrics: For every task (and every further evaluation set of one) the names of its metrics.
-
-    Raises:
-        ConfigurationError: A name is no identifier, is reserved, or two tasks would log under one key.
-    """
-    if not metrics:
-        raise ConfigurationError("A bundle needs at least one task; found none. Add one under `tasks`.")
-    modules = nn.ModuleDict()
-    owners: dict[str, str] = {}
-    for name, metric_names in metrics.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ConfigurationError(
-                "A task's name must begin with a lower-case letter and go on with lower-case letters, digits and "
-                f"underscores; found {name!r}."
-            )
-        if name in _RESERVED or hasattr(modules, name):
-            raise ConfigurationError(f"The task name {name!r} is reserved. Choose another, such as {name + '_task'!r}.")
-        for key in (f"{name}_{metric}" for metric in (*metric_names, *_SPEED_KEYS)):
-            if key in owners:
-                raise ConfigurationError(
-                    f"The tasks {owners[key]!r} and {name!r} would both log {key!r}. Rename one of them."
-                )
-            owners[key] = name
 
 
 class MultiTaskConfig(PreTrainedConfig):
@@ -356,13 +232,14 @@ class MultiTaskConfig(PreTrainedConfig):
                 "it, the order is that of `tasks`."
             )
         self.tasks = {name: tasks[name] for name in self.task_order}
-        if self.tasks:
-            check_task_names({name: task["metrics"] for name, task in self.tasks.items()})
+        checks = _package_checks()
+        if self.tasks and checks is not None:
+            checks.check_task_names({name: task["metrics"] for name, task in self.tasks.items()})
         if self.pooling not in POOLINGS:
             raise ConfigurationError(f"`pooling` must be one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.packing not in PACKINGS:
             raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
-        _check_max_length(self.max_length)
+        check_max_length(self.max_length)
         # Keys that version 0.1 wrote.
         kwargs.pop("lora_base", None)
         if kwargs.pop("lora_only", False):

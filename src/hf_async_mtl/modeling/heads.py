@@ -60,22 +60,12 @@ class Head(nn.Module):
         pooling: What a head on sequences reads; see `pool`.
     """
 
-    default_metric: ClassVar[str]
-    """The metric that is monitored unless the task names others."""
     unit: ClassVar[str] = "example"
     """What a row of the logits belongs to: an ``example`` or a ``token``."""
     num_outputs: ClassVar[int | None] = None
     """Number of outputs of the linear layer; None: one for each of the task's label names."""
-    min_labels: ClassVar[int] = 2
-    """Minimum number of label names."""
-    text_counts: ClassVar[tuple[int, ...]] = (1, 2)
-    """Numbers of text columns that a task may have."""
     has_choices: ClassVar[bool] = False
-    """Whether an example has one segment per choice, each with a score; its text columns are prompt and choices."""
-    has_windows: ClassVar[bool] = False
-    """Whether an example has one segment per window of a long text."""
-    takes_label_columns: ClassVar[bool] = False
-    """Whether the labels may be in several columns of 0 and 1."""
+    """Whether an example has one segment per choice, each with a score."""
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
@@ -107,8 +97,6 @@ class Head(nn.Module):
 class ClassificationHead(Head):
     """One class out of C: cross-entropy, and KL between the distributions over the classes. Labels ``[B]``."""
 
-    default_metric: ClassVar[str] = "accuracy"
-
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return cross_entropy(logits, labels)
 
@@ -120,10 +108,6 @@ class ClassificationHead(Head):
 
 class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
-
-    default_metric: ClassVar[str] = "micro_f1"
-    min_labels: ClassVar[int] = 1
-    takes_label_columns: ClassVar[bool] = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return multilabel_cross_entropy(logits, labels)
@@ -145,7 +129,6 @@ class RegressionHead(Head):
     temperature in a squared error: it is left out.
     """
 
-    default_metric: ClassVar[str] = "pearson"
     num_outputs: ClassVar[int | None] = 1
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
@@ -176,9 +159,7 @@ class TokenClassificationHead(Head):
     The loss of an example is the mean over its words, with labels and with a teacher alike.
     """
 
-    default_metric: ClassVar[str] = "seqeval_f1"
     unit: ClassVar[str] = "token"
-    text_counts: ClassVar[tuple[int, ...]] = (1,)
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Logits of all tokens: ``[T, C]``."""
@@ -200,7 +181,6 @@ class TokenClassificationHead(Head):
 class MultipleChoiceHead(ClassificationHead):
     """One of n segments: a score each, and a distribution over the choices of an example. Labels ``[B]``."""
 
-    default_metric: ClassVar[str] = "accuracy"
     num_outputs: ClassVar[int | None] = 1
     has_choices: ClassVar[bool] = True
 
@@ -219,11 +199,8 @@ class QuestionAnsweringHead(Head):
     The loss of an example is the mean over its windows and over start and end.
     """
 
-    default_metric: ClassVar[str] = "squad_f1"
     unit: ClassVar[str] = "token"
     num_outputs: ClassVar[int | None] = 2
-    text_counts: ClassVar[tuple[int, ...]] = (2,)
-    has_windows: ClassVar[bool] = True
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Start and end logits of all tokens: ``[T, 2]``."""
