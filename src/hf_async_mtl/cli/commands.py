@@ -22,11 +22,12 @@ from ..data.loading import is_unlabeled, load_splits
 from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
-from ..modeling.configuration_multitask import ConfigurationError, check_task_names
+from ..modeling.configuration_multitask import ConfigurationError
 from ..report.page import make_page
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..run import evaluation_sets, load_model, prepare_run
+from ..tasks.names import check_task_names
 from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
 from ..utils import write_atomic
