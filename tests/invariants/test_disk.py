@@ -59,7 +59,7 @@ def test_a_full_disk_costs_no_checkpoint(
     said = capsys.readouterr().err
     assert status == 1
     assert "hf-async-mtl: The disk is full" in said
-    assert "go on from the last checkpoint with --resume" in said
+    assert "continue from the last checkpoint with --resume" in said
     assert last_whole_checkpoint(out) is not None
     assert disk.mount("size=64m")
     assert main(["train", str(config), "--output-dir", str(out), "--resume", *RUN]) == 0
