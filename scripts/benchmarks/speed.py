@@ -212,7 +212,7 @@ class Turns:
         self.started = time.perf_counter()
 
     def count_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count tokens and positions; a hook before each forward of the encoder."""
+        """Count the positions of a forward of the encoder; a hook before it."""
         self.positions += kwargs["input_ids"].numel()
 
     def end_step(self, loss: Tensor) -> None:
