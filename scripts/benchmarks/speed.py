@@ -130,7 +130,7 @@ VARIANTS = [Variant(loop, distilling) for distilling in (False, True) for loop i
 
 
 @dataclass(frozen=True)
-class Bundle:
+class TaskSet:
     """The raw training sets, their tasks and the tokenizer."""
 
     raw: dict[str, Dataset]
@@ -138,7 +138,7 @@ class Bundle:
     tokenizer: Any
 
     @classmethod
-    def load(cls, settings: Settings) -> Bundle:
+    def load(cls, settings: Settings) -> TaskSet:
         raw = {}
         for name in TASKS:
             path = Path(settings.data) / name / "train.jsonl"
@@ -149,7 +149,7 @@ class Bundle:
         return cls(raw, tasks, AutoTokenizer.from_pretrained(settings.encoder))
 
     def encoded(self, max_length: int) -> list[TaskDataset]:
-        """The tokenized training sets; made once, then read from the cache."""
+        """Return the tokenized training sets, from the cache if possible."""
         return [
             TaskDataset(name, index, task, encode(self.raw[name], name, task, self.tokenizer, max_length))
             for index, (name, task) in enumerate(self.tasks.items())
@@ -157,7 +157,7 @@ class Bundle:
 
 
 def drawn_examples(encoded: Sequence[TaskDataset], settings: Settings) -> list[dict[str, Any]]:
-    """The examples of the whole run, in the order in which the trainer will see them."""
+    """Return the examples of the run, in the order of the trainer."""
     mixture = MultiTaskDataset(encoded)
     wanted = settings.total_steps * settings.batch_size
     if wanted > len(mixture):
@@ -170,7 +170,7 @@ def drawn_examples(encoded: Sequence[TaskDataset], settings: Settings) -> list[d
 
 
 def record_teachers(encoded: Sequence[TaskDataset], folder: Path, seed: int) -> None:
-    """Write logits for every training example of every task, drawn at random."""
+    """Write random logits for every training example of every task."""
     generator = np.random.default_rng(seed)
     for part in encoded:
         task, size = part.task, len(part)
@@ -256,10 +256,10 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
     datasets.disable_progress_bars()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    bundle = Bundle.load(settings)
+    task_set = TaskSet.load(settings)
     set_seed(settings.seed)
     model = MultiTaskModel.from_encoder(
-        settings.encoder, bundle.tasks, packing=PACKINGS.get(variant.loop, "off"), max_length=settings.max_length
+        settings.encoder, task_set.tasks, packing=PACKINGS.get(variant.loop, "off"), max_length=settings.max_length
     )
     args = AsyncMTLTrainingArguments(
         str(folder / variant.losses / PACKINGS.get(variant.loop, "plain")),
@@ -280,10 +280,10 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
     )
     teachers = {name: RecordedLogits(LogitsFiles.of(folder, name)) for name in TASKS} if variant.distilling else {}
     if variant.loop == PLAIN:
-        examples = drawn_examples(bundle.encoded(settings.max_length), settings)
+        examples = drawn_examples(task_set.encoded(settings.max_length), settings)
         run_plain(model, examples, teachers, args, settings, pipe)
     else:
-        run_trainer(model, bundle, teachers, args, settings, pipe)
+        run_trainer(model, task_set, teachers, args, settings, pipe)
 
 
 def round_lengths(settings: Settings) -> list[int]:
@@ -404,7 +404,7 @@ class TurnsCallback(TrainerCallback):
 
 def run_trainer(
     model: MultiTaskModel,
-    bundle: Bundle,
+    task_set: TaskSet,
     teachers: dict[str, RecordedLogits],
     args: AsyncMTLTrainingArguments,
     settings: Settings,
@@ -414,16 +414,16 @@ def run_trainer(
     trainer = LossKeepingTrainer(
         model=model,
         args=args,
-        processing_class=bundle.tokenizer,
-        train_dataset=bundle.raw,
+        processing_class=task_set.tokenizer,
+        train_dataset=task_set.raw,
         # It must have some, and never comes to read them.
-        eval_dataset={name: rows.select(range(2)) for name, rows in bundle.raw.items()},
+        eval_dataset={name: rows.select(range(2)) for name, rows in task_set.raw.items()},
     )
     trainer.add_callback(TurnsCallback(trainer, teachers, round_lengths(settings), pipe))
     trainer.train()
 
 
-# -- the whole --------------------------------------------------------------------------------------------------------
+# -- all variants ------------------------------------------------------------------------------------------------------
 
 
 def measure(settings: Settings, folder: Path) -> list[list[dict[str, Any]]]:
@@ -573,7 +573,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started, load = datetime.now(timezone.utc), os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         # Tokenized here, so that no variant pays for it, in time or in memory.
-        encoded = Bundle.load(settings).encoded(settings.max_length)
+        encoded = TaskSet.load(settings).encoded(settings.max_length)
         examples = drawn_examples(encoded, settings)
         record_teachers(encoded, Path(scratch), settings.seed)
         reports = measure(settings, Path(scratch))

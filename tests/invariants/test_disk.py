@@ -83,10 +83,13 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "The disk is full: to. What"),
-        (OSError(errno.EROFS, "Read-only file system"), "The file system is read-only. What"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "is full. What"),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "is full. What"),
+        (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "The disk is full: to. Complete"),
+        (OSError(errno.EROFS, "Read-only file system"), "The file system is read-only. Complete"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "is full. Complete",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "is full. Complete"),
     ],
 )
 def test_every_writer_says_that_the_disk_is_full(error: Exception, words: str) -> None:
