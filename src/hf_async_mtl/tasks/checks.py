@@ -1,23 +1,15 @@
-"""Checks of a `TaskConfig` against its type, and of the names of the tasks that are trained together."""
+"""Checks of a `TaskConfig` against its type."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_max_length
-from .labels import truncated_repr
+from ..utils import truncated_repr
 from .registry import TASK_TYPES
 
-__all__ = ["check_task", "check_task_names"]
-
-# `eval_average` is ours; the others would make keys such as `train_loss` or `eval_loss`, which are the Trainer's own.
-_RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
-_SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+__all__ = ["check_task"]
 
 
 def check_task(task: TaskConfig) -> None:
@@ -78,8 +70,8 @@ def _check_label_names(task: TaskConfig) -> None:
         )
     if len(task.label_names) < TASK_TYPES[task.type].min_labels:
         raise ConfigurationError(
-            f"A {task.type} task needs two classes or more; found {task.label_names!r}. Remove the task, or give "
-            "it data in which it can be wrong."
+            f"A {task.type} task needs two classes or more; found {task.label_names!r}. Remove the task, or "
+            "provide rows of at least two classes."
         )
     if isinstance(task.label_column, list) and len(task.label_column) != len(task.label_names):
         raise ConfigurationError(
@@ -95,32 +87,3 @@ def _check_doc_stride(task: TaskConfig) -> None:
             f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
             f"{task.doc_stride!r} in a {task.type} task."
         )
-
-
-def check_task_names(metrics: Mapping[str, Iterable[str]]) -> None:
-    """Check the names of the tasks that are trained together against each other and against reserved names.
-
-    Args:
-        metrics: For every task (and every further evaluation set of a task) the names of its metrics.
-
-    Raises:
-        ConfigurationError: A name is not an identifier, is reserved, or two tasks would log under one key.
-    """
-    if not metrics:
-        raise ConfigurationError("A task set needs at least one task; found none. Add one under `tasks`.")
-    modules = nn.ModuleDict()
-    owners: dict[str, str] = {}
-    for name, metric_names in metrics.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ConfigurationError(
-                "A task's name must begin with a lower-case letter and go on with lower-case letters, digits and "
-                f"underscores; found {name!r}."
-            )
-        if name in _RESERVED or hasattr(modules, name):
-            raise ConfigurationError(f"The task name {name!r} is reserved. Choose another, such as {name + '_task'!r}.")
-        for key in (f"{name}_{metric}" for metric in (*metric_names, *_SPEED_KEYS)):
-            if key in owners:
-                raise ConfigurationError(
-                    f"The tasks {owners[key]!r} and {name!r} would both log {key!r}. Rename one of them."
-                )
-            owners[key] = name

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..utils import truncated_repr
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +21,6 @@ __all__ = [
     "find_label_names",
     "is_missing",
     "label_encoder",
-    "truncated_repr",
     "unique_values",
 ]
 
@@ -30,17 +30,6 @@ HINT = "Correct the row, or leave it out."
 
 class LabelError(ValueError):
     """A label that cannot be used. The message gives the requirement and the value found."""
-
-
-def truncated_repr(value: Any) -> str:
-    """Return the ``repr`` of a value for a message, of at most 200 characters.
-
-    Examples:
-        >>> truncated_repr("good"), len(truncated_repr("good cat" * 1_000_000))
-        ("'good'", 200)
-    """
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _plain(value: Any) -> Any:

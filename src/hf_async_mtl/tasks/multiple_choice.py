@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..utils import truncated_repr
 from .base import Columns, Target, TaskType, example_text, group_segments, is_names, tokenizer_call
-from .labels import LabelError, is_missing, truncated_repr
+from .labels import LabelError, is_missing
 from .pretruncation import shorten
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ class MultipleChoice(TaskType):
 
     hub_name = "multiple-choice"
     metrics = ("accuracy",)
-    default_metric = "accuracy"
     prediction_fields = ("choice", "score")
 
     def check_text_columns(self, task: TaskConfig) -> None:

@@ -15,7 +15,7 @@ from ..distillation.config import DistillationConfig
 from ..metrics import METRICS
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..tasks.checks import check_task_names
+from ..tasks.names import check_task_names
 from .arguments import AsyncMTLTrainingArguments
 
 __all__ = [
