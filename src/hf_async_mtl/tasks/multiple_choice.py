@@ -25,6 +25,7 @@ class MultipleChoice(TaskType):
 
     hub_name = "multiple-choice"
     metrics = ("accuracy",)
+    default_metric = "accuracy"
     prediction_fields = ("choice", "score")
 
     def check_text_columns(self, task: TaskConfig) -> None:
