@@ -21,24 +21,11 @@ from ..run import load_model
 from ..tasks.registry import TASK_TYPES
 from .config_file import load_config
 
-__all__ = ["add_export"]
+__all__ = ["run"]
 
 
-def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to a parser."""
-    export = commands.add_parser("export", help="write a model for other engines")
-    export.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    export.add_argument("--onnx", action="store_true", required=True, help="an ONNX graph with all heads")
-    export.add_argument("--output", type=Path, default=Path("onnx"), metavar="DIR", help="default: onnx")
-    export.add_argument("--int8", action="store_true", help="a second file, with weights in 8 bits")
-    export.add_argument(
-        "--evaluate", type=Path, metavar="CONFIG.yaml", help="print each task's metric with each of the files"
-    )
-    export.add_argument("--split", default="test", choices=["validation", "test"])
-    export.set_defaults(command=_export)
-
-
-def _export(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     model, tokenizer = load_model(args.model)
     sets = {} if args.evaluate is None else _rows(model, tokenizer, args.evaluate, args.split)
     if model.config.lora is not None:
