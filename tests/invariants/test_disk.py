@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             "is full. Complete",
         ),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "is full. Complete"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "full. Complete"),
     ],
 )
 def test_every_writer_says_that_the_disk_is_full(error: Exception, words: str) -> None:

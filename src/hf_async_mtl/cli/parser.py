@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 
 __all__ = ["build_parser"]
 
-MODEL = {"metavar": "MODEL", "help": "a folder or a Hub id"}
+_MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "a folder or a Hub id"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(demo)
 
     evaluate = commands.add_parser("evaluate", help="print a model's metrics as JSON")
-    evaluate.add_argument("model", **MODEL)
+    evaluate.add_argument("model", **_MODEL)
     evaluate.add_argument("config", type=Path, metavar="CONFIG.yaml")
     evaluate.add_argument("--split", default="test", choices=["train", "validation", "test"])
     _add_overrides(evaluate)
@@ -67,7 +68,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("model", **MODEL)
+    predict.add_argument("model", **_MODEL)
     predict.add_argument("--input", required=True, metavar="FILE", help="JSON lines, CSV or Parquet")
     predict.add_argument(
         "--task", action="append", metavar="NAME", nargs="+", help="default: all tasks whose columns the rows have"
@@ -77,7 +78,7 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("model", **MODEL)
+    export.add_argument("model", **_MODEL)
     export.add_argument("--onnx", action="store_true", required=True, help="an ONNX graph with all heads")
     export.add_argument("--output", type=Path, default=Path("onnx"), metavar="DIR", help="default: onnx")
     export.add_argument("--int8", action="store_true", help="a second file, with weights in 8 bits")
