@@ -53,7 +53,7 @@ from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerContr
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 from hf_async_mtl.metrics import compute
@@ -264,12 +264,12 @@ class KeepingTrainer(AsyncMTLTrainer):
         """Each task's monitored validation metric with some other weights."""
         present = copy_of(self.model)
         self.model.load_state_dict(weights)
-        sets: Mapping[str, EncodedTask] = self.eval_dataset
+        sets: Mapping[str, TaskDataset] = self.eval_dataset
         values = {name: value_of(sets[name], self.answers(sets[name])) for name in self.tasks}
         self.model.load_state_dict(present)
         return values
 
-    def answers(self, rows: EncodedTask) -> list[Any]:
+    def answers(self, rows: TaskDataset) -> list[Any]:
         """Return the predictions on some rows, without their labels."""
 
         def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ class KeepingTrainer(AsyncMTLTrainer):
         return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 
-def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
+def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
     """The monitored metric of some answers."""
     task = rows.task
     assert task.metrics is not None

@@ -19,10 +19,9 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from .building.transfer import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig, load_config
-from .data.loading import load_splits
+from .data.loading import is_unlabeled, load_splits
 from .data.tokenization import not_utf8
 from .distillation.external import UNLOADABLE
-from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
 from .modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from .modeling.modeling_multitask import MultiTaskModel
@@ -178,11 +177,11 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
     """Return all raw splits, and the tasks with their labels; run every check that needs the data only."""
     splits, tasks = {}, {}
     for name, task in config.tasks.items():
-        taught = (config.training["distillation"].get("teachers") or {}).get(name) is not None
-        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, taught=taught)
+        has_teacher = (config.training["distillation"].get("teachers") or {}).get(name) is not None
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=has_teacher)
         train = splits[name]["train"]
         try:
-            if is_unlabelled(train, task):
+            if is_unlabeled(train, task):
                 TASK_TYPES[task.type].check_unlabeled(task)
                 tasks[name] = task
             else:

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.data.loading import is_unlabeled
 from hf_async_mtl.data.tokenization import encode
-from hf_async_mtl.distillation.unlabeled import is_unlabelled, with_placeholders
+from hf_async_mtl.distillation.unlabeled import with_placeholders
 from hf_async_mtl.run import inherit_tasks
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")
@@ -266,8 +267,8 @@ def test_places_for_labels_are_valid(name: str) -> None:
     """Bug: the place of a label is refused as a label, row by row."""
     task, rows = task_configs()[name], raw_sets(8)[name]
     bare = rows.remove_columns(task.target_columns)
-    assert is_unlabelled(bare, task)
-    assert not is_unlabelled(rows, task)
+    assert is_unlabeled(bare, task)
+    assert not is_unlabeled(rows, task)
     encoded = encode(with_placeholders(bare, task), name, task, tiny_tokenizer(), 24)
     assert encoded.features == encode(rows, name, task, tiny_tokenizer(), 24).features
     assert len(encoded) == 8

@@ -13,8 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.loading import load_splits
-from ..distillation.unlabeled import is_unlabelled
+from ..data.loading import is_unlabeled, load_splits
 from ..run import evaluation_sets, load_model
 from ..training.trainer import AsyncMTLTrainer
 from ..validation import ConfigurationError
@@ -37,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
     sets: dict[str, Dataset] = {}
     for name in config.tasks:
         task = model.config.task_configs[name]
-        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=True)
         if args.split == "validation":
             sets.update(evaluation_sets({name: splits}))
-        elif args.split in splits and not is_unlabelled(splits[args.split], task):
+        elif args.split in splits and not is_unlabeled(splits[args.split], task):
             sets[name] = splits[args.split]
     if not sets:
         raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
@@ -43,7 +43,7 @@ class ConvergingTrainer(PerTaskTrainer):
     schedule: ConvergenceSchedule
     teachers: Teachers
     batch_loss: MultiTaskLoss
-    encoded_train: dict[str, EncodedTask]
+    encoded_train: dict[str, TaskDataset]
     # The training rows of the tasks that have a teacher from outside.
     _raw_train: dict[str, Dataset]
     # Where the run writes.

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer
 from transformers.utils import logging
 
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, truncation_warning
 from ..inference.logits import IndexBatches, iterate_logits
 from ..metrics import compute
@@ -54,23 +54,23 @@ class PerTaskTrainer(Trainer):
     # The validation answers of the last evaluation.
     _answers: dict[str, list[Any]]
     # What is being looked at.
-    _evaluated: EncodedTask | None = None
+    _evaluated: TaskDataset | None = None
 
-    def _encode(self, sets: Mapping[str, Dataset | EncodedTask]) -> dict[str, EncodedTask]:
+    def _encode(self, sets: Mapping[str, Dataset | TaskDataset]) -> dict[str, TaskDataset]:
         encoded = {}
         for name in sorted(sets, key=lambda n: list(self.tasks).index(task_of(n, self.tasks))):
             rows, task_name = sets[name], task_of(name, self.tasks)
-            if isinstance(rows, EncodedTask):
+            if isinstance(rows, TaskDataset):
                 encoded[name] = rows
                 continue
             task = self.tasks[task_name]
             # One process of a machine tokenizes; the others read what it has cached.
             with self.args.main_process_first():
                 rows = encode(rows, name, task, self._tokenizer, task.max_length or self._max_length)
-            encoded[name] = EncodedTask(task_name, list(self.tasks).index(task_name), task, rows)
+            encoded[name] = TaskDataset(task_name, list(self.tasks).index(task_name), task, rows)
         return encoded
 
-    def _tell_truncated(self, sets: Mapping[str, Mapping[str, EncodedTask]]) -> None:
+    def _tell_truncated(self, sets: Mapping[str, Mapping[str, TaskDataset]]) -> None:
         """Say of each task how many of its texts are longer than it reads, in sets of several kinds."""
         for name, task in self.tasks.items():
             rows = {kind: found[name].rows for kind, found in sets.items() if name in found}
@@ -177,7 +177,7 @@ class PerTaskTrainer(Trainer):
         finally:
             self.args.dataloader_persistent_workers = persistent
 
-    def record(self, task: EncodedTask, put: Callable[[Tensor, Tensor], None]) -> None:
+    def record(self, task: TaskDataset, put: Callable[[Tensor, Tensor], None]) -> None:
         """Run the model over a set, its own rows alone, shared among the processes.
 
         Args:

@@ -16,10 +16,12 @@ from ..building.freezing import check_trainable
 from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS, PHASES
 from ..data.collator import MultiTaskCollator
-from ..data.mixing import MixingSampler, TaskMixture
+from ..data.dataset import MultiTaskDataset
+from ..data.loading import is_unlabeled
+from ..data.sampler import MultiTaskSampler
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import is_unlabelled, with_placeholders
+from ..distillation.unlabeled import with_placeholders
 from ..metrics import check_metric
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
@@ -134,7 +136,7 @@ class AsyncMTLTrainer(SavingTrainer):
         unlabelled = [
             name
             for name, rows in (train_dataset or {}).items()
-            if name in args.distillation_config.teachers and is_unlabelled(rows, self.tasks[name])
+            if name in args.distillation_config.teachers and is_unlabeled(rows, self.tasks[name])
         ]
         check_unlabelled_tasks(unlabelled, args.distillation_config)
         for name in unlabelled:
@@ -163,7 +165,7 @@ class AsyncMTLTrainer(SavingTrainer):
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=None if encoded_train is None else TaskMixture(list(encoded_train.values())),
+            train_dataset=None if encoded_train is None else MultiTaskDataset(list(encoded_train.values())),
             # Without a set the parent refuses an `eval_strategy`; a trainer that evaluates explicit sets has none.
             eval_dataset=encoded_eval or {},
             processing_class=processing_class,
@@ -197,12 +199,11 @@ class AsyncMTLTrainer(SavingTrainer):
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
-        mixing = self.args.mixing_config
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MultiTaskSampler:
         sizes = [len(task) for task in self.encoded_train.values()]
         ranks = self.args.world_size
         multiple = 1 if ranks == 1 else ranks * self.args.per_device_train_batch_size
-        self._sampler = MixingSampler(sizes, self.args.seed, mixing.strategy, mixing.temperature, multiple)
+        self._sampler = MultiTaskSampler(sizes, self.args.seed, self.args.mixing_config, multiple)
         return self._sampler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
