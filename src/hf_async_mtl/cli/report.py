@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from ..modeling.configuration_multitask import check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
+from ..tasks.names import check_task_names
 from ..utils import write_atomic
 from ..validation import ConfigurationError
 
