@@ -59,7 +59,7 @@ def test_a_full_disk_costs_no_checkpoint(
     said = capsys.readouterr().err
     assert status == 1
     assert "hf-async-mtl: The disk is full" in said
-    assert "resume from the last checkpoint with --resume" in said
+    assert "continue from the last checkpoint with --resume" in said
     assert last_whole_checkpoint(out) is not None
     assert disk.mount("size=64m")
     assert main(["train", str(config), "--output-dir", str(out), "--resume", *RUN]) == 0
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
         (OSError(errno.EROFS, "Read-only file system"), "The file system is read-only. Complete"),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "is full. Complete",
+            "full. Complete",
         ),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "full. Complete"),
     ],

@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The arguments; by default those of the process.
+        argv: The arguments; None: those of the process.
 
     Returns:
-        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher or a disk error; 2 the user's input is
-        wrong; 143 interrupted and resumable. Any other error is raised.
+        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher or a full disk; 2 wrong input of the
+        user; 143 interrupted and resumable. Other errors are raised.
     """
     args = build_parser().parse_args(argv)
     try:
@@ -50,7 +50,7 @@ def _failure(error: Exception) -> tuple[int, str] | None:
     from .interruption import RunInterrupted
 
     if isinstance(error, RunInterrupted):
-        hint = "Continue with the same command and --resume."
+        hint = "To continue, repeat the command with --resume."
         # All processes are interrupted; one reports it.
         is_main = os.environ.get("RANK", "0") == "0"
         return INTERRUPTED, f"interrupted at step {error}, with a checkpoint. {hint}" if is_main else ""
@@ -67,9 +67,9 @@ _DISK_ERRORS = {
 
 
 def _disk_message(error: Exception) -> str | None:
-    """Return a message for a disk error; None for any other error, which is a bug and shows its traceback."""
+    """Return a message for an error of the disk; None for other errors."""
     number = error.errno if isinstance(error, OSError) else None
-    # Writers of weights lose the number: safetensors writes it into the message, torch names a position in its file.
+    # Writers of weights lose the number: safetensors has it in its message, torch reports a position in its file.
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
     elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
@@ -78,8 +78,8 @@ def _disk_message(error: Exception) -> str | None:
         return None
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
     return (
-        f"{_DISK_ERRORS[number]}{f': {path}' if path else ''}. Complete files are intact: free some space or "
-        "choose another folder, and resume from the last checkpoint with --resume."
+        f"{_DISK_ERRORS[number]}{f': {path}' if path else ''}. Complete files are intact. Free space or choose "
+        "another folder, and continue from the last checkpoint with --resume."
     )
 
 

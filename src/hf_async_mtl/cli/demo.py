@@ -19,5 +19,5 @@ def run(args: argparse.Namespace) -> None:
     output_dir = args.output_dir or Path("runs/demo")
     check_output_dir(output_dir, args.resume)
     with tempfile.TemporaryDirectory() as scratch:
-        # Generated anew each time, equal to the byte, so that a resumed run finds the same data.
+        # Generated bitwise identically each time, so that a run can be resumed.
         train(load_config(write_demo(Path(scratch))), output_dir, args.resume)

@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
 
-    train = commands.add_parser("train", help="train the tasks of a configuration file")
+    train = commands.add_parser("train", help="train a task set")
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     _add_run_options(train)
     _add_overrides(train)
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
-    report.add_argument("--html", action="store_true", help="write a page too, RUN_DIR/report.html")
+    report.add_argument("--html", action="store_true", help="also write a page, RUN_DIR/report.html")
 
     push = commands.add_parser("push", help="upload a finished run to the Hub")
     push.add_argument("run", type=Path, metavar="RUN_DIR")
@@ -52,18 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key.path=value", help="change the configuration; values are YAML"
+        "--set", action="append", default=[], metavar="key.path=value", help="override a key; the value is YAML"
     )
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", type=Path, metavar="DIR")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the folder of the run; must be new or empty")
     parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
         metavar="CHECKPOINT",
-        help="resume from the newest complete checkpoint, or from this one",
+        help="continue from this checkpoint; without a value, from the newest complete one",
     )
 
 

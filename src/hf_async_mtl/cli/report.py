@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{path} must be what a run has written: {error}") from None
-    # Plots are named after tasks.
+        raise ConfigurationError(f"{path} must be a file that a run has written: {error}") from None
+    # The names of plots contain names of tasks.
     check_task_names(dict.fromkeys(report["tasks"], ()))
     print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):
