@@ -82,7 +82,3 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--onnx", action="store_true", required=True, help="an ONNX graph with all heads")
     export.add_argument("--output", type=Path, default=Path("onnx"), metavar="DIR", help="default: onnx")
     export.add_argument("--int8", action="store_true", help="a second file, with weights in 8 bits")
-    export.add_argument(
-        "--evaluate", type=Path, metavar="CONFIG.yaml", help="print each task's metric with each of the files"
-    )
-    export.add_argument("--split", default="test", choices=["validation", "test"])
