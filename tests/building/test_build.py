@@ -36,7 +36,7 @@ def messages() -> list[str]:
 
 
 def test_weights_that_nothing_reads_are_not_reported(tmp_path: Path, messages: list[str]) -> None:
-    """Bug: each run begins with a table of weights of the pooler and the pretraining heads, as if something were wrong."""
+    """Bug: each run begins with a table of the weights of the pooler, as if something were wrong."""
     checkpoint = pretrained(tmp_path)
     model = MultiTaskModel.from_encoder(tmp_path, {"polarity": task_configs()["polarity"]}, max_length=32)
     assert not any("LOAD REPORT" in message for message in messages)
