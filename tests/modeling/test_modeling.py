@@ -754,7 +754,7 @@ def test_a_reader_has_little_code_to_trust(tmp_path: Path) -> None:
 
 
 def test_a_model_of_version_0_1_loads(tmp_path: Path) -> None:
-    """Since then, the fields of a task in `config.json` have other names; `lora_base` and `lora_only` are gone."""
+    """Fields of a task have new names in `config.json` since then, and `lora_base` and `lora_only` are gone."""
     model = tiny_model("bert")
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
