@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import without_pooler
+from ..tasks.names import check_task_names
 from .lora import add_lora, merge_lora
 from .transfer import inherit_from_trained, shared_tasks
 
@@ -66,6 +70,7 @@ def from_encoder(
         settings = _inherit_settings(source, found, settings, kept)
     encoder_config = found.encoder_config if isinstance(found, MultiTaskConfig) else found
     _check_text_encoder(source, encoder_config)
+    check_task_names({name: task.metrics or () for name, task in tasks.items()})
     config = MultiTaskConfig(encoder_config=encoder_config, tasks=dict(tasks), **settings)
     model = model_class(config)
     _check_positions(source, model)
@@ -96,11 +101,27 @@ def _inherit_settings(
 
 
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    encoder, info = encoder_class.from_pretrained(
-        source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
-    )
+    # The report is about weights that the checkpoint has in excess, such as those of the pooler.
+    with _load_report_hidden():
+        encoder, info = encoder_class.from_pretrained(
+            source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
+        )
     _check_complete(source, info)
     return encoder
+
+
+@contextmanager
+def _load_report_hidden() -> Iterator[None]:
+    logger = logging.get_logger("transformers.modeling_utils")
+
+    def is_shown(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
 
 
 def _load_trained(

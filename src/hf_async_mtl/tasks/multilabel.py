@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..utils import truncated_repr
 from .base import Target, TaskType
 from .classification import CARD_LABELS
-from .labels import LabelError, label_encoder, truncated_repr
+from .labels import LabelError, label_encoder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +28,9 @@ class Multilabel(TaskType):
     problem_type = "multi_label_classification"
     target_type = ["float32"]
     metrics = ("accuracy", "macro_f1", "micro_f1")
+    default_metric = "micro_f1"
+    min_labels = 1
+    takes_label_columns = True
     prediction_fields = ("labels", "scores")
     has_label_lists = True
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..utils import truncated_repr
 from .base import Columns, Target, TaskType, group_segments
-from .labels import LabelError, truncated_repr
+from .labels import LabelError
 from .pretruncation import shorten
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class QuestionAnswering(TaskType):
     hub_name = "question-answering"
     target_type = [["int64"]]
     metrics = ("exact_match", "squad_f1")
+    default_metric = "squad_f1"
+    text_counts = (2,)
+    has_windows = True
     prediction_fields = ("answer",)
     truncated_texts = "questions of more than half of"
 

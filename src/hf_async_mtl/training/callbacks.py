@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState, ProgressCallback, TrainerCallback
 
 from ..convergence.schedule import ConvergenceSchedule
-from ..report.tables import progress_table, render
+from ..report.tables import progress_line, progress_table, render
 
 __all__ = ["ConvergenceCallback", "TableCallback"]
 
@@ -71,6 +72,7 @@ class TableCallback(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._max_steps, self._started = state.max_steps, time.monotonic()
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -97,5 +99,7 @@ class TableCallback(ProgressCallback):
         """Print nothing: numbers go to the table, to TensorBoard and the like."""
 
     def show(self, report: Mapping[str, Any], epoch: float | None) -> None:
-        """Print the table of an evaluation above the progress bar."""
+        """Print the table of an evaluation above the progress bar; without a bar, print a line of progress too."""
         tqdm.write(render(progress_table(report, epoch), sys.stdout), file=sys.stdout)
+        if self.training_bar is None:
+            print(progress_line(report, self._max_steps, time.monotonic() - self._started), file=sys.stderr, flush=True)

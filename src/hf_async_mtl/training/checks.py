@@ -13,8 +13,9 @@ from ..convergence.actions import ACTIONS
 from ..convergence.config import ScheduleConfig
 from ..distillation.config import DistillationConfig
 from ..metrics import METRICS
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.names import check_task_names
 from .arguments import AsyncMTLTrainingArguments
 
 __all__ = [
