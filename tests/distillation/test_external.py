@@ -677,7 +677,7 @@ def test_a_hub_id_stays(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ("./nowhere", r"`distillation\.teachers\.polarity` must be a Hub id or a folder; there is no folder .*nowhere"),
-        (3, r"`distillation\.teachers.*` must be .* found 3"),
+        (3, r"`distillation\.teachers.*` must be .* found {'polarity': 3}"),
     ],
 )
 def test_a_folder_that_is_not_there(tmp_path: Path, given: Any, words: str) -> None:
