@@ -671,5 +671,4 @@ def test_accelerate_launches_the_same_run(pair, pair_run, tmp_path):
     assert "it/s" not in stderr
     assert "%|" not in stderr
     evaluations = read(tmp_path / "out" / "convergence.json")["tasks"]["polarity"]["history"]
-    assert stderr.count(" tasks converged
-") == len(evaluations)
+    assert stderr.count(" tasks converged\n") == len(evaluations)
