@@ -270,7 +270,7 @@ def card_for_repository(card: str, repository: str) -> str:
     for context in ('from_pretrained("{}"', "hf-async-mtl predict {} --input"):
         body = body.replace(context.format(old), context.format(repository))
     renamed = ModelCard(body.replace(f"\n# {old_title}\n", f"\n# {title}\n", 1))
-    renamed.data.model_name = title
+    renamed.data["model_name"] = title
     return _signed(str(renamed))
 
 
