@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..building.lora import merge_lora
 from ..export.onnx import export_onnx, quantize
