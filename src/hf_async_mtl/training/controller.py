@@ -164,7 +164,7 @@ class ConvergingTrainer(PerTaskTrainer):
             for name, teacher in teachers.items():
                 length, batch = self.tasks[name].max_length or self._max_length, self.args.per_device_eval_batch_size
                 with self._writing(name, step=0) as put:
-                    for answers in teacher.answers(
+                    for answers in teacher.logits(
                         self._raw_train[name], length, batch, self.args.device, ranks.process_index, ranks.num_processes
                     ):
                         put(*gather_examples(ranks, *answers))
