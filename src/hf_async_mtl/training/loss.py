@@ -159,7 +159,7 @@ class BatchLoss:
                 if not all_count:
                     counted = counts[task_ids == index]
                     losses, own = losses[counted], own[counted]
-                self.finite.watch(name, losses, own)
+                self.finite.add(name, losses, own)
             found[name] = losses
         return found
 
