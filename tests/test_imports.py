@@ -49,7 +49,6 @@ TABLE: dict[str, set[str]] = {
     "demo": {"demo", "utils"},
     # To be removed with the moves that make them needless.
     "data.loading": {"distillation.unlabeled", "data", "tasks", "modeling", "utils"},
-    "distillation.loss": {"training.arguments", "modeling"},
     "distillation.teachers": {
         "training.arguments",
         "distillation",

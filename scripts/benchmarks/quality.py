@@ -54,13 +54,13 @@ from transformers import set_seed as seed_everything
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.decoding import predictions, references, unit_counts
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
-from hf_async_mtl.training.checkpoints import write_whole
+from hf_async_mtl.tasks.registry import TASK_TYPES
+from hf_async_mtl.utils import atomic_path, write_atomic
 
 RESAMPLES = 500
 Weights = dict[str, Tensor]
@@ -282,7 +282,7 @@ class KeepingTrainer(AsyncMTLTrainer):
         logits: Any = [found[example] for example in range(len(rows))]
         if rows.task.type not in ("token_classification", "question_answering"):
             logits = np.concatenate(logits)
-        return predictions(rows.task, logits, rows.rows)
+        return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 
 def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
@@ -290,7 +290,8 @@ def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
     task = rows.task
     assert task.metrics is not None
     metric = task.metrics[0]
-    return compute([metric], task.type, answers, references(task, rows.rows), task.label_names)[metric]
+    references = TASK_TYPES[task.type].references(task, rows.rows)
+    return compute([metric], task.type, answers, references, task.label_names)[metric]
 
 
 def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
@@ -384,11 +385,9 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             model.load_state_dict(states[name])
             answers[f"{kind}.{name}"] = to_array(tasks[name], trainer.answers(test[name]))
     file = cell.file(cells, "npz")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
     save: Any = np.savez_compressed
-    save(partial, **answers)
-    partial.replace(file)
+    with atomic_path(file) as partial, partial.open("wb") as opened:  # an open file, or ".npz" would be appended
+        save(opened, **answers)
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
@@ -415,7 +414,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "environment": environment(),
         "test": None,
     }
-    write_whole(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
+    write_atomic(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
 
 
 def defined(value: float | None) -> float | None:
@@ -520,11 +519,11 @@ def score(plan: Plan, cells: Path) -> None:
         if missing:
             print(f"{bundle}: not scored; no choice has been made yet for {', '.join(missing)}")
             continue
-        write_whole(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
+        write_atomic(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
         for cell, content in done.items():
             if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
                 content["test"], content["replicates"] = score_cell(plan, cell, cells)
-                write_whole(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
+                write_atomic(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
                 cell.file(cells, "npz").unlink()
 
 
@@ -542,7 +541,7 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
             kind, name = key.split(".")
             task = tasks[name]
             length = task.max_length or (config.model["max_length"] or 128)
-            true = references(task, encode(splits[name]["test"], name, task, tokenizer, length))
+            true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
             given = from_array(task, answers[key], true)
             metric = task.monitored
             values.setdefault(kind, {})[name] = defined(

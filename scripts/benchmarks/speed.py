@@ -76,9 +76,9 @@ from transformers import AutoTokenizer, TrainerCallback, TrainerControl, Trainer
 
 import hf_async_mtl
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, MultiTaskModel, TaskConfig
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation.snapshots import RecordedLogits
 from hf_async_mtl.report.tables import render
 

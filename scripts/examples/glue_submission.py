@@ -19,8 +19,8 @@ from datasets import Dataset, load_dataset
 from hf_async_mtl import TaskConfig
 from hf_async_mtl.inference.predict import answerable, predict_rows
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
-from hf_async_mtl.modeling.presets import PRESETS
 from hf_async_mtl.run import load_model
+from hf_async_mtl.tasks.presets import PRESETS
 
 FILES = {
     "CoLA": ("cola", "cola", "test"),

@@ -9,14 +9,15 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
 from .cli.config_file import RunConfig
-from .data.encoding import not_utf8
 from .data.loading import load_splits
+from .data.tokenization import not_utf8
 from .distillation.external import UNLOADABLE
-from .distillation.unlabeled import check_unlabelled, is_unlabelled
+from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
-from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, distinct
+from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from .modeling.growing import adopt, kept_tasks
 from .modeling.modeling_multitask import MultiTaskModel
+from .tasks.registry import TASK_TYPES
 
 __all__ = [
     "evaluation_sets",
@@ -75,11 +76,11 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
         train = splits[name]["train"]
         try:
             if is_unlabelled(train, task):
-                check_unlabelled(task)
+                TASK_TYPES[task.type].check_unlabeled(task)
                 tasks[name] = task
             else:
                 tasks[name] = task.resolve(train)
-                _check_classes(tasks[name], train)
+                TASK_TYPES[task.type].check_training_labels(tasks[name], train)
             for metric in tasks[name].metrics or ():
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:
@@ -87,18 +88,6 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
         except UnicodeDecodeError as error:
             raise not_utf8(name, error) from None
     return splits, tasks
-
-
-def _check_classes(task: TaskConfig, train: Dataset) -> None:
-    if task.type != "classification":
-        return
-    (column,) = task.target_columns
-    found = set(map(repr, distinct(train, column)))
-    if len(found) < 2:
-        raise ConfigurationError(
-            f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
-            f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
-        )
 
 
 def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
@@ -115,7 +104,7 @@ def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
     """The tokenizer of a model or an encoder, as its tasks need it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        has_words = any(task.type == "token_classification" for task in tasks.values())
+        has_words = any(TASK_TYPES[task.type].reads_words for task in tasks.values())
         if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers read a list of words only when each word may begin with a space.
             tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True, trust_remote_code=False)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from hf_async_mtl.balancing.backward import balanced_backward, jacobian
 from hf_async_mtl.balancing.balancer import GradientBalancer
+from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
-from hf_async_mtl.balancing.making import make_balancer
 
 TASKS = ["a", "b", "c", "distilled"]
 # The task of each example: `c` is on the first half alone; `distilled` is not balanced.
 OWNERS = torch.tensor([0, 1, 2, 3, 0, 2, 1, 0, 1, 0, 3, 1])
 COUNTS = torch.bincount(OWNERS).double()
-METHODS_AND_OVERS = [(name, over) for name, of in METHODS.items() if of.kind == "gradients" for over in of.overs]
+METHODS_AND_OVERS = [(name, over) for name, of in METHODS.items() if of.kind == "gradients" for over in of.scopes]
 
 
 class Bundle(nn.Module):
@@ -54,7 +54,7 @@ def model() -> Bundle:
 
 def make(method: str, over: str = "last_layer", **parameters: Any) -> GradientBalancer:
     config = BalancingConfig(method, over=over, parameters=parameters)
-    balancer = make_balancer(config, TASKS, seed=3, calls_per_epoch=2)
+    balancer = build_balancer(config, TASKS, seed=3, calls_per_epoch=2)
     assert isinstance(balancer, GradientBalancer)
     return balancer
 

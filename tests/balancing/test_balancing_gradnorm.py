@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from hf_async_mtl.balancing.backward import jacobian
+from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import BalancingConfig
 from hf_async_mtl.balancing.gradnorm import LEAST_WEIGHT, GradNorm, gradnorm_gradient
-from hf_async_mtl.balancing.making import make_balancer
 
 
 def make(tasks: int, **parameters: float) -> GradNorm:
     config = BalancingConfig("gradnorm", parameters=parameters)
-    balancer = make_balancer(config, [f"task{i}" for i in range(tasks)], seed=0, calls_per_epoch=1)
+    balancer = build_balancer(config, [f"task{i}" for i in range(tasks)], seed=0, calls_per_epoch=1)
     assert isinstance(balancer, GradNorm)
     return balancer
 

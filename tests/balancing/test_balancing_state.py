@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_async_mtl.balancing.balancer import GradientBalancer, LossBalancer, WeightingBalancer
+from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
-from hf_async_mtl.balancing.making import make_balancer
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 
 BALANCERS = [name for name in METHODS if name != "sum"]
@@ -20,8 +20,8 @@ Balancer = LossBalancer | GradientBalancer
 
 
 def make(method: str, **parameters: Any) -> Balancer:
-    config = BalancingConfig(method, over=METHODS[method].overs[0], parameters=parameters)
-    balancer = make_balancer(config, TASKS, seed=3, calls_per_epoch=2)
+    config = BalancingConfig(method, over=METHODS[method].scopes[0], parameters=parameters)
+    balancer = build_balancer(config, TASKS, seed=3, calls_per_epoch=2)
     assert balancer is not None
     return balancer
 

@@ -102,15 +102,6 @@ def test_a_frozen_head(folder: Path) -> None:
     assert moved(model, folder)
 
 
-def test_frozen_through_and_through(folder: Path) -> None:
-    """Bug: the loss of a task of which nothing learns has no gradient, and keeping its norm dies of that."""
-    train(folder, "learnt")
-    settings = ["encoder=learnt", "freeze=encoder", "tasks.overlap.head=frozen", "distillation.keep_gradient_norm=true"]
-    begun, ended = (MultiTaskModel.from_pretrained(folder / "learnt"), train(folder, "still", *settings))
-    assert torch.equal(begun.heads["overlap"].linear.weight, ended.heads["overlap"].linear.weight)
-    assert not torch.equal(begun.heads["polarity"].linear.weight, ended.heads["polarity"].linear.weight)
-
-
 @pytest.mark.parametrize("setting", ["freeze=encoder", "freeze=null", "lora={r: 4}"])
 def test_resumed_with_what_it_had(folder: Path, setting: str) -> None:
     """Bug: a run goes on with other weights that learn, under the moments of the first ones, or dies of them."""

@@ -21,7 +21,7 @@ from transformers import AutoModel, BertConfig
 
 from hf_async_mtl import AsyncMTLTrainer
 from hf_async_mtl.cli.commands import main
-from hf_async_mtl.training.checkpoints import checkpoint_step
+from hf_async_mtl.training.checkpoint_files import checkpoint_step
 
 ALL = ("polarity", "overlap", "colors", "choice", "topics", "answer")
 

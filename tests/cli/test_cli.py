@@ -24,7 +24,7 @@ from hf_async_mtl.cli import commands
 from hf_async_mtl.cli.commands import main
 from hf_async_mtl.cli.interruption import CheckpointOnSignal
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.training.checkpoints import last_whole_checkpoint
+from hf_async_mtl.training.checkpoint_files import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ALL = tuple(task_configs())
@@ -110,7 +110,7 @@ def test_a_run_leaves_what_the_contract_names(run):
     """Files that nobody promised are pushed to the Hub, and kept for ever because someone may read them."""
     code = {path.name for path in Path(hf_async_mtl.modeling.__file__).parent.glob("*.py")}
     # The pipeline is no modelling code, nor is what it needs: what it saves carries both.
-    code -= {"__init__.py", "pipeline_multitask.py", "shortening.py"}
+    code -= {"__init__.py", "pipeline_multitask.py"}
     promised = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     promised |= {"convergence.json", "all_results.json", "plots", *code}
     found = {path.name for path in run.iterdir()}
@@ -487,7 +487,7 @@ def test_a_run_that_is_interrupted_goes_on_as_if_it_was_not(pair, pair_run, tmp_
     assert status == 143
     assert f"interrupted at step {step}" in stderr
     assert "--resume" in stderr
-    assert last_whole_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert not (tmp_path / "model.safetensors").exists()
     done("train", pair, "--output-dir", tmp_path, "--resume")
@@ -508,7 +508,7 @@ def test_sigterm_of_a_process(pair, tmp_path):
     assert running.returncode == 143, stderr
     assert "Traceback" not in stderr
     assert stderr.count("hf-async-mtl: ") == 1
-    checkpoint = last_whole_checkpoint(tmp_path / "out")
+    checkpoint = last_complete_checkpoint(tmp_path / "out")
     assert checkpoint is not None
     assert f"interrupted at step {checkpoint.name.removeprefix('checkpoint-')}," in stderr
     done(*command, tmp_path / "out", "--resume")

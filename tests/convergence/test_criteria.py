@@ -43,20 +43,14 @@ def test_a_steady_climb_never_converges() -> None:
     assert converged_at([number / 100 for number in range(50)], patience=1) is None
 
 
-@pytest.mark.parametrize(("mode", "patience_used_up"), [("absolute", 3), ("relative", None)])
-def test_min_delta_mode(mode: str, patience_used_up: int | None) -> None:
-    """Relative was computed as absolute: a gain of 15 % on a small score is below an absolute 0.1."""
-    assert converged_at([0.1, 0.115, 0.13], patience=2, min_delta=0.1, min_delta_mode=mode) == patience_used_up
+def test_min_delta_is_absolute() -> None:
+    """A gain of 15 % on a small score was taken for one of more than 0.1."""
+    assert converged_at([0.1, 0.115, 0.13], patience=2, min_delta=0.1) == 3
 
 
 def test_small_gains_add_up() -> None:
     """The reference crept up with gains below min_delta, so that a task in slow, steady progress converged."""
     assert converged_at([0.50, 0.54, 0.58, 0.62, 0.66, 0.70, 0.74], patience=3, min_delta=0.1) is None
-
-
-def test_min_delta_relative_to_a_negative_score_demands_a_gain() -> None:
-    """Without the absolute value, a relative min_delta accepted a decline of a negative correlation."""
-    assert converged_at([-0.50, -0.52, -0.54], patience=2, min_delta=0.1, min_delta_mode="relative") == 3
 
 
 def test_a_gain_of_exactly_min_delta_is_too_small() -> None:
@@ -154,8 +148,6 @@ def test_a_fall_must_exceed_min_delta_and_the_noise() -> None:
     scores = [0.5, 0.45, 0.45]
     assert decline_at(scores, patience=2) == 3
     assert decline_at(scores, patience=2, min_delta=0.06) is None
-    assert decline_at(scores, patience=2, min_delta=0.15, min_delta_mode="relative") is None
-    assert decline_at(scores, patience=2, min_delta=0.06, min_delta_mode="relative") == 3
     assert decline_at(scores, patience=2, standard_error=0.06) is None
     assert decline_at(scores, patience=2, standard_error=0.06, z=0.5) == 3
 
@@ -272,10 +264,8 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
         ),
         (
             {"on_convergence": "freeze"},
-            "convergence.on_convergence must be one of distill, stop, continue, rollback, stop_and_go, "
-            "distill_with_rollback, not 'freeze'.",
+            "convergence.on_convergence must be one of distill, stop, continue, rollback, stop_and_go, not 'freeze'.",
         ),
-        ({"min_delta_mode": "rel"}, "convergence.min_delta_mode must be one of absolute, relative, not 'rel'."),
         ({"patience": 0}, "convergence.patience must be a whole number of at least 1, such as 3, not 0."),
         ({"patience": 2.0}, "convergence.patience must be a whole number of at least 1, such as 3, not 2.0."),
         ({"patience": True}, "convergence.patience must be a whole number of at least 1, such as 3, not True."),
@@ -323,7 +313,7 @@ def test_a_wrong_setting_is_refused_in_words(settings: dict[str, Any], message: 
 def test_what_an_action_needs() -> None:
     """A teacher, or the weights to return to, were not kept while the task learned; or some were that nobody reads."""
     needs = [name for name, action in ACTIONS.items() if action.needs_snapshot]
-    assert needs == ["distill", "rollback", "distill_with_rollback"]
+    assert needs == ["distill", "rollback"]
     # A stopped task has no loss for its teacher.
     assert {action.phase for action in ACTIONS.values() if action.records_teacher} == {"distilling"}
     assert {name for name, action in ACTIONS.items() if action.return_below is not None} == {"stop_and_go"}

@@ -248,8 +248,8 @@ def test_a_saved_state_is_a_copy() -> None:
     resumed.load_state_dict(state)
     report["final"]["tasks"].clear()
     assert schedule.report() == json.loads(texts[1])
-    schedule.state_dict()["tasks"]["match"]["candidates"][0][0] = 9
-    assert schedule.teacher_steps("match") == [100]
+    schedule.state_dict()["tasks"]["match"]["history"][0][0] = 9
+    assert schedule.step == 100
     report = schedule.report()
     feed(schedule, 0.6)
     feed(resumed, 0.7)
@@ -435,7 +435,7 @@ def drop(state: dict[str, Any], *path: str) -> None:
         ("tasks", "match", "phase"),
         ("tasks", "match", "converged_step"),
         ("tasks", "match", "criterion"),
-        ("tasks", "match", "candidates"),
+        ("tasks", "match", "counted_best"),
         ("tasks", "match", "distilled_from_start"),
         ("tasks", "category", "criterion", "state", "evaluations_without_improvement"),
     ],
@@ -527,7 +527,7 @@ def mixed(criterion: str, action: str, order: list[str] | None = None) -> Conver
         settings["return_below"] = 0.5
     own = ConvergenceConfig(**settings, on_convergence=action, renew_teacher=True, min_epochs=0.2)
     tasks = {
-        "a": TaskSpec("classification", "f1", own, snapshots=2),
+        "a": TaskSpec("classification", "f1", own),
         "b": TaskSpec("classification", "f1", own),
         "c": TaskSpec("classification", "f1", ConvergenceConfig(criterion=criterion, patience=2)),
         "outside": TaskSpec("classification", "f1", distilled_from_start=True),
@@ -561,7 +561,7 @@ def random_evaluations(seed: int, number: int = 25) -> list[tuple[int, dict[str,
 
 
 def seen_of(schedule: ConvergenceSchedule, step: int, events: list[Event]) -> tuple[Any, ...]:
-    teachers = {name: schedule.teacher_steps(name) for name in schedule.tasks}
+    teachers = {name: schedule.teacher_step(name) for name in schedule.tasks}
     return (
         events, schedule.finished, schedule.phases, schedule.snapshots_needed(), schedule.improved(step), teachers,
         schedule.noise_references, schedule.in_loss(step), schedule.in_loss(step + 1), schedule.report(),
@@ -618,9 +618,9 @@ def test_what_holds_after_every_evaluation(criterion: str, action: str) -> None:
             for index, event in enumerate(events):
                 own = ACTIONS[schedule.tasks[event.task].convergence.on_convergence]
                 if event.event in ("converged", "teacher_renewed"):
-                    assert schedule.teacher_steps(event.task)[0] == event.teacher_step
-                    if own.records_teacher and schedule.teacher_steps(event.task) != [step]:
-                        assert set(schedule.teacher_steps(event.task)) <= on_disk
+                    assert schedule.teacher_step(event.task) == event.teacher_step
+                    if own.records_teacher and event.teacher_step != step:
+                        assert event.teacher_step in on_disk
                 if event.event == "rolled_back":
                     assert event.teacher_step in on_disk - {step}
                     assert events[index - 1] == Event(step=step, task=event.task, teacher_step=event.teacher_step)
@@ -649,29 +649,28 @@ def test_without_rollback_and_order_no_score_moves_another_task(criterion: str, 
 # -- rollback ----------------------------------------------------------------------------------------------------------
 
 
-def rolling(action: str = "rollback", **patiences: int) -> ConvergenceSchedule:
+def rolling(**patiences: int) -> ConvergenceSchedule:
     """Tasks whose names begin with r roll back, the others distill."""
     return ConvergenceSchedule(
         {
             name: TaskSpec(
                 "classification",
                 "f1",
-                ConvergenceConfig(patience=patience, on_convergence=action if name.startswith("r") else "distill"),
+                ConvergenceConfig(patience=patience, on_convergence="rollback" if name.startswith("r") else "distill"),
             )
             for name, patience in patiences.items()
         }
     )
 
 
-@pytest.mark.parametrize(("action", "phase"), [("rollback", "stopped"), ("distill_with_rollback", "distilling")])
-def test_after_a_rollback_the_others_have_full_patience(action: str, phase: str) -> None:
+def test_after_a_rollback_the_others_have_full_patience() -> None:
     """A task converged at once with the patience that it had used up on weights that are gone."""
-    schedule = rolling(action, r=2, other=3)
+    schedule = rolling(r=2, other=3)
     assert feed(schedule, 0.9, 0.5, 0.5) == [
         Event(step=300, task="r", teacher_step=100),
         Event(step=300, task="r", event="rolled_back", teacher_step=100),
     ]
-    assert schedule.phases == {"r": phase, "other": "learning"}
+    assert schedule.phases == {"r": "stopped", "other": "learning"}
     assert feed(schedule, 0.5, 0.5) == []
     assert feed(schedule, 0.5) == [Event(step=600, task="other", teacher_step=100)]
 
@@ -690,7 +689,7 @@ def test_weights_return_to_one_place_the_earliest() -> None:
     assert schedule.phases == {"r1": "learning", "r2": "stopped", "other": "distilling", "waits": "learning"}
     # What r1 had reached at 200 is gone with the weights of that step.
     assert schedule.snapshots_needed() == {100}
-    assert schedule.teacher_steps("r1") == [100]
+    assert schedule.teacher_step("r1") == 100
     assert feed(schedule, 0.4)[-1] == Event(step=400, task="r1", event="rolled_back", teacher_step=100)
 
 
@@ -780,7 +779,6 @@ def test_in_loss() -> None:
         "continue": [True] * 8,
         "rollback": [False] * 8,
         "stop_and_go": fourth,
-        "distill_with_rollback": [True] * 8,
         "outside": [True] * 8,
     }
     assert in_order(["b", "a"]).in_loss(0) == {"a": False, "b": True}
@@ -803,7 +801,7 @@ def test_a_teacher_is_renewed_by_more_than_min_delta() -> None:
     task = schedule.report()["tasks"]["match"]
     assert (task["teacher_value"], task["teacher_step"], task["converged_step"]) == (0.625, 400, 200)
     assert feed(schedule, 0.75, math.nan) == []
-    assert schedule.teacher_steps("match") == [400]
+    assert schedule.teacher_step("match") == 400
     plain = one_task(patience=1)
     assert [event.event for event in feed(plain, 0.25, 0.25, 0.9)] == ["converged"]
 
@@ -887,7 +885,7 @@ def test_a_task_with_a_teacher_from_outside() -> None:
     assert feed(schedule, 0.5, 0.6, 0.1) == []
     task = schedule.report()["tasks"]["out"]
     assert (task["converged_step"], task["teacher_step"], task["teacher_value"], task["best"]) == (0, None, None, 0.6)
-    assert schedule.teacher_steps("out") == []
+    assert schedule.teacher_step("out") is None
     assert schedule.improved(200) == ["in"]
     assert feed(schedule, 0.1) == [Event(step=400, task="in", teacher_step=200)]
     assert not schedule.finished
@@ -912,55 +910,18 @@ def test_a_task_is_resumed_as_it_began() -> None:
             ConvergenceSchedule({"match": resumed}).load_state_dict(state)
 
 
-@pytest.mark.parametrize("snapshots", [0, -1, 1.0, True, None])
-def test_a_wrong_number_of_snapshots_is_refused(snapshots: Any) -> None:
-    """With no snapshot there is no teacher, which was found at convergence."""
-    with pytest.raises(ValueError, match="snapshots must be a whole number of at least 1, such as 1, not"):
-        TaskSpec("classification", "f1", snapshots=snapshots)
-
-
-def test_the_best_evaluations_are_the_teachers() -> None:
-    """The last ones were kept in place of the best, a tie threw out the earlier, or one too many was kept."""
-    spec = TaskSpec("classification", "f1", ConvergenceConfig(patience=4), snapshots=3)
-    schedule = ConvergenceSchedule({"match": spec})
-    steps = []
-    for score in [math.nan, 0.5, 0.7, 0.6, 0.7, 0.6, 0.65]:
-        feed(schedule, score)
-        steps.append(schedule.teacher_steps("match"))
-        # At its convergence as well, where the present weights are one of several.
-        assert schedule.improved(schedule.step) == (["match"] if schedule.step in steps[-1] else [])
-        if schedule.phases["match"] == "learning":
-            assert schedule.snapshots_needed() == set(steps[-1])
-    assert steps == [[], [200], [300, 200], [300, 400, 200], [300, 500, 400], [300, 500, 400], [300, 500, 700]]
-    assert schedule.events == [Event(step=700, task="match", teacher_step=300)]
-    feed(schedule, 0.9)
-    assert schedule.teacher_steps("match") == [300, 500, 700]
-    assert schedule.snapshots_needed() == set()
-
-
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("snapshots", [1, 2, 4])
-def test_k_best_against_sorting(seed: int, snapshots: int) -> None:
-    """The kept evaluations were not the best of all."""
-    spec = TaskSpec("classification", "f1", ConvergenceConfig(patience=99), snapshots=snapshots)
-    schedule = ConvergenceSchedule({"match": spec})
+def test_the_candidate_is_the_earliest_best(seed: int) -> None:
+    """A tie threw out the earlier of two equal scores, or the last one was kept in place of the best."""
+    schedule = ConvergenceSchedule({"match": TaskSpec("classification", "f1", ConvergenceConfig(patience=99))})
     rng = random.Random(seed)
     for _ in range(20):
         feed(schedule, rng.choice([math.nan, 0.1, 0.2, 0.3, 0.4]))
         known = [(-value, step) for step, value in schedule.report()["tasks"]["match"]["history"] if value is not None]
-        assert schedule.teacher_steps("match") == [step for _, step in sorted(known)[:snapshots]]
+        assert schedule.teacher_step("match") == (min(known)[1] if known else None)
         task = schedule.report()["tasks"]["match"]
         assert (task["teacher_value"], task["teacher_step"]) == (task["best"], task["best_step"])
-
-
-def test_fewer_snapshots_after_resuming() -> None:
-    """A run resumed with fewer snapshots was taught by more than it was asked for."""
-    many, one = (
-        ConvergenceSchedule({"match": TaskSpec("classification", "f1", snapshots=number)}) for number in (3, 1)
-    )
-    feed(many, 0.5, 0.7, 0.6)
-    one.load_state_dict(many.state_dict())
-    assert one.teacher_steps("match") == [200]
+        assert schedule.improved(schedule.step) == (["match"] if task["best_step"] == schedule.step else [])
 
 
 def test_noise_references() -> None:
@@ -1027,7 +988,7 @@ def test_a_task_that_answers_all_alike_does_not_converge() -> None:
     name = next(iter(schedule.tasks))
     for step in (10, 20, 30, 40):
         assert schedule.observe(step, {name: 0.8}, constant=[name]) == []
-    assert schedule.teacher_steps(name) == []
+    assert schedule.teacher_step(name) is None
     assert schedule.report()["tasks"][name]["best"] == 0.8
     # Below the score of saying "yes" to all, and still its own first real answer.
     assert schedule.observe(50, {name: 0.7}) == []
@@ -1053,11 +1014,11 @@ def test_after_a_rollback_nobody_returns_to_the_branch_that_was_left() -> None:
     for step, (r, other) in enumerate(zip([0.9, 0.8, 0.8, 0.8], climbing, strict=True), start=1):
         schedule.observe(100 * step, {"r": r, "other": other})
     assert schedule.events[-1].event == "rolled_back"
-    assert schedule.teacher_steps("other") == [100]
+    assert schedule.teacher_step("other") == 100
     # The same climb again, a little lower.
     for step, other in enumerate([0.737, 0.757, 0.769], start=5):
         assert schedule.observe(100 * step, {"r": 0.8, "other": other}) == []
-    assert schedule.teacher_steps("other") == [700]
+    assert schedule.teacher_step("other") == 700
 
 
 def test_constant_answers_are_spared_for_a_while_only() -> None:

@@ -8,8 +8,8 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from hf_async_mtl.data.collator import MultiTaskCollator
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.modeling.losses import IGNORE
 
 TYPES = {name: task.type for name, task in task_configs().items()}

@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from hf_async_mtl import TaskConfig
-from hf_async_mtl.data.decoding import token_counts
 from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.tokenization import token_counts
 
 ROWS, TOKENS = 100_000, 200
 TASK = TaskConfig("classification", ["text"], label_names=["no", "yes"])

@@ -9,8 +9,8 @@ import torch
 from tiny import raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture, draws_per_task
+from hf_async_mtl.data.tokenization import encode
 
 SIZES = [70, 5, 25]
 STRATEGIES = [("proportional", 1.0), ("temperature", 2.0), ("temperature", 5.0), ("uniform", 1.0)]

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 
 from hf_async_mtl import MultiTaskModel, TaskConfig
 from hf_async_mtl.data.collator import MultiTaskCollator
-from hf_async_mtl.data.encoding import encode
 from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation import logits as recording_module
 from hf_async_mtl.distillation import snapshots as teacher_module
 from hf_async_mtl.distillation.logits import TeacherError, check_room
-from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore, link_or_copy
+from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
+from hf_async_mtl.utils import link_or_copy
 
 HASH = "a" * 64
 

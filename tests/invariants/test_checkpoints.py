@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_async_mtl.training.checkpoints import (
+from hf_async_mtl.training.checkpoint_files import (
     BEST_FOLDER,
     adopt_best,
     checkpoint_step,
-    last_whole_checkpoint,
+    last_complete_checkpoint,
     link_best,
     read_state,
 )
@@ -39,7 +39,7 @@ def test_newest_is_by_number(tmp_path):
     """In the order of names, checkpoint-900 comes after checkpoint-1000."""
     for step in (100, 1000, 900):
         write_checkpoint(tmp_path, step)
-    newest = last_whole_checkpoint(tmp_path)
+    newest = last_complete_checkpoint(tmp_path)
     assert newest is not None
     assert checkpoint_step(newest) == 1000
 
@@ -52,7 +52,7 @@ def test_state_cut_short_is_skipped(tmp_path, share):
     content = state.read_text()
     state.write_text(content[: int(share * len(content))])
     assert read_state(state.parent) is None
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_checkpoint_without_its_state_is_skipped(tmp_path):
@@ -60,7 +60,7 @@ def test_checkpoint_without_its_state_is_skipped(tmp_path):
     write_checkpoint(tmp_path, 100)
     (write_checkpoint(tmp_path, 200) / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-300").mkdir()
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_other_names_are_no_checkpoints(tmp_path):
@@ -69,13 +69,13 @@ def test_other_names_are_no_checkpoints(tmp_path):
     for name in ("checkpoint-best", "checkpoint-200-copy", "checkpoint-", "old-checkpoint-300"):
         shutil.copytree(tmp_path / "checkpoint-100", tmp_path / name)
     (tmp_path / "checkpoint-400").write_text("a file")
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_no_checkpoint_is_none(tmp_path):
     """`--resume` in a new folder starts afresh."""
-    assert last_whole_checkpoint(tmp_path) is None
-    assert last_whole_checkpoint(tmp_path / "absent") is None
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "absent") is None
 
 
 # -- the best weights -------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_moved_checkpoint_brings_its_best_weights(moved, tmp_path):
     assert adopt_best(moved, new) == new / "checkpoint-100"
     assert weight(new / "checkpoint-100") == 100
     # Weights alone are nothing to resume from.
-    assert last_whole_checkpoint(new) is None
+    assert last_complete_checkpoint(new) is None
     # Every process asks, and later runs too.
     assert adopt_best(moved, new) == new / "checkpoint-100"
 

@@ -11,13 +11,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from families import TASKS, family_config
 
 from hf_async_mtl.modeling.configuration_multitask import (
-    DEFAULT_METRICS,
     ConfigurationError,
     MultiTaskConfig,
     TaskConfig,
     check_task_names,
 )
-from hf_async_mtl.modeling.presets import PRESETS
+from hf_async_mtl.modeling.heads import HEADS
+from hf_async_mtl.tasks.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_type_has_its_default_metric_and_logits(task: TaskConfig) -> None:
     """A type without a default metric failed at its first evaluation."""
-    assert task.monitored == DEFAULT_METRICS[task.type]
+    assert task.monitored == HEADS[task.type].default_metric
     assert task.num_labels == {"question_answering": 2, "regression": 1, "multiple_choice": 1}.get(
         task.type, len(task.label_names or ())
     )

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "examples"))
 import glue_submission  # noqa: E402
 
 from hf_async_mtl import ConfigurationError, TaskConfig  # noqa: E402
-from hf_async_mtl.modeling.presets import PRESETS  # noqa: E402
+from hf_async_mtl.tasks.presets import PRESETS  # noqa: E402
 
 GLUE = {
     "cola": TaskConfig("classification", ["sentence"], label_names=["unacceptable", "acceptable"]),

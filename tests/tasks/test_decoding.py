@@ -9,11 +9,20 @@ from test_encoding import byte_level_tokenizer
 from tiny import WORDS, WORDS_IN_PIECES, raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import TaskConfig
-from hf_async_mtl.data.decoding import MAX_ANSWER_TOKENS, predictions, references, unit_counts
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.metrics import compute
+from hf_async_mtl.tasks.question_answering import MAX_ANSWER_TOKENS
+from hf_async_mtl.tasks.registry import TASK_TYPES
 
 TOKENIZER = tiny_tokenizer()
+
+
+def predictions(task, logits, rows):
+    return TASK_TYPES[task.type].predictions(task, logits, rows)
+
+
+def references(task, rows):
+    return TASK_TYPES[task.type].references(task, rows)
 
 
 def encoded(name, rows=20, max_length=32, **arguments):
@@ -74,7 +83,7 @@ def test_wrong_logits_give_other_answers():
     """A reader that answers the same whatever the logits say would pass all other tests here."""
     for name, task in task_configs().items():
         rows = encoded(name)
-        assert predictions(task, -perfect_logits(task, rows), rows) != references(task, rows)
+        assert predictions(task, -perfect_logits(task, rows), rows) != TASK_TYPES[task.type].references(task, rows)
 
 
 @pytest.mark.parametrize("name", task_configs())

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
-from hf_async_mtl.data.encoding import count_truncated, encode
-from hf_async_mtl.data.pretruncation import shorten
-from hf_async_mtl.modeling.labels import WAY_OUT
+from hf_async_mtl.data.tokenization import count_truncated, encode
+from hf_async_mtl.tasks.labels import HINT
+from hf_async_mtl.tasks.pretruncation import shorten
 
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()
@@ -522,7 +522,7 @@ def test_wrong_label_is_shown_with_its_task_column_and_row(name, changes, messag
     (column,) = task.target_columns
     with pytest.raises(ConfigurationError) as error:
         encode(wrong, name, task, TOKENIZER, 32)
-    assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: {message} {WAY_OUT}"
+    assert str(error.value) == f"Task {name!r}, column {column!r}, row 0: {message} {HINT}"
 
 
 def test_wrong_label_is_found_in_any_row():
@@ -538,7 +538,7 @@ def test_zero_or_one_columns_hold_nothing_else():
     with pytest.raises(ConfigurationError) as error:
         labels_of(task, {"a": [0, 1], "b": [1, 2]})
     expected = "Task 't', column 'a', 'b', row 1: A column of a multilabel task must hold 0 or 1; found 2."
-    assert str(error.value) == f"{expected} {WAY_OUT}"
+    assert str(error.value) == f"{expected} {HINT}"
 
 
 # -- columns and texts ------------------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ def test_text_that_is_no_text_is_shown(name, changes, wanted):
     with pytest.raises(ConfigurationError) as error:
         encode(one_row(name, **changes), name, task_configs()[name], TOKENIZER, 16)
     found = f"Task {name!r}, column {column!r}, row 0: the text must be {wanted}; found {value!r}."
-    assert str(error.value) == f"{found} {WAY_OUT}"
+    assert str(error.value) == f"{found} {HINT}"
 
 
 def test_what_is_found_is_shown_in_part():
@@ -689,7 +689,7 @@ def test_batches_change_nothing_of_what_is_made():
     rows = Dataset.from_list(
         [{"text": f"the row of number {i % 97}", "label": ["no", "yes"][i % 2]} for i in range(4321)]
     )
-    task = TaskConfig("classification", ["text"], labels=["no", "yes"])
+    task = TaskConfig("classification", ["text"], label_names=["no", "yes"])
     encoded = encode(rows, "kind", task, TOKENIZER, 8)
     seams = (0, 499, 500, 1999, 2000, 4320)
     alone = [encode(rows.select([row]), "kind", task, TOKENIZER, 8)[0] for row in seams]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_async_mtl.modeling.labels import LabelEncoder, LabelError, check_number, find_label_names, is_missing
+from hf_async_mtl.tasks.labels import LabelEncoder, LabelError, check_number, find_label_names, is_missing
 
 
 @pytest.mark.parametrize(

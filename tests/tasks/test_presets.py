@@ -8,7 +8,7 @@ import pytest
 
 from hf_async_mtl.metrics import METRICS, check_metric
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
-from hf_async_mtl.modeling.presets import PRESETS
+from hf_async_mtl.tasks.presets import PRESETS
 
 GLUE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 SUPER_GLUE = ["boolq", "cb", "copa", "wic"]

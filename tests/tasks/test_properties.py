@@ -14,7 +14,7 @@ from tiny import task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.encoding import encode
+from hf_async_mtl.data.tokenization import encode
 
 ALL = tuple(task_configs())
 STEADY = settings(
@@ -61,7 +61,7 @@ FULL.update(
     pooling="mean",
     packing="auto",
     schedule={"mode": "sequential", "order": "size"},
-    distillation={"temperature": 2.0, "hard_label_weight": 0.5, "ramp_steps": 3},
+    distillation={"temperature": 2.0, "hard_label_weight": 0.5},
     mixing={"strategy": "temperature", "temperature": 2.0},
     balancing={"method": "cagrad", "parameters": {"c": 0.5}, "over": "encoder"},
 )

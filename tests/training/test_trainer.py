@@ -335,8 +335,6 @@ def test_convergence_json(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PAIR, script, num_train_epochs=4, eval_steps=2)
     trainer.train()
     found = told(tmp_path)
-    qualities = {name: set(task.pop("teacher_quality")) for name, task in found["tasks"].items()}
-    assert qualities == {"polarity": {"entropy", "calibration", "accuracy"}, "overlap": {"residual"}}
     assert found == {
         "version": 1,
         "step": 8,

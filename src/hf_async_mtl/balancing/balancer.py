@@ -1,7 +1,8 @@
-"""What the balancing methods share: who is weighed, at which scale, and how their state goes out and in."""
+"""What the balancing methods share: the set of balanced tasks, the scale of the weights, and their state."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,21 @@ from torch import Tensor
 from ..modeling.configuration_multitask import ConfigurationError
 from .config import METHODS
 
-__all__ = ["Balancer", "GradientBalancer", "LossBalancer", "WeightingBalancer", "seeded"]
+__all__ = ["Balancer", "GradientBalancer", "LossBalancer", "WeightingBalancer", "check_positive", "seeded"]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless a parameter is a finite number above 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, but got {value!r}.")
 
 
 @contextmanager
 def seeded(seed: int, calls: int, device: torch.device) -> Iterator[None]:
-    """Within, torch's own generator of a device is seeded by (seed, calls); afterwards it is as it was.
+    """Seed torch's default generator of a device by (seed, calls) in this context, and restore it afterwards.
 
-    torchjd draws from that generator. So every rank draws the same, a resumed run goes on with the same numbers, and
-    dropout does not notice.
+    torchjd draws from that generator. With this, all ranks draw the same numbers, a resumed run continues with the same
+    numbers, and dropout is not affected.
     """
     number = int(np.random.SeedSequence([seed, calls]).generate_state(1)[0])
     if device.type == "cpu":
@@ -37,33 +44,33 @@ def seeded(seed: int, calls: int, device: torch.device) -> Iterator[None]:
 
 
 class Balancer:
-    r"""Decides how the tasks of a batch share the update of the parameters that they have in common.
+    r"""Base class of the methods that turn the losses of several tasks into one update of their shared parameters.
 
-    The balanced tasks of a batch are those that still learn from labels and have an example in it: K of them, given
-    by their ids. State is kept by task, so that any of them may be absent.
+    The balanced tasks of a batch are those that still learn from labels and have an example in it: K tasks, given by
+    their ids. State is kept per task, so that any of them may be absent.
 
-    **Scale.** The balanced part of the update is :math:`\sum_t \lambda_t \nabla \ell_t`. Where a method treats all
-    tasks alike, :math:`\lambda_t = 1/K`: the plain mean of the losses, whatever the method. So the balanced part keeps
-    its size beside the losses that are not balanced, when the method is changed or a task leaves. The papers' own
-    scales differ by a constant: DWA, IMTL-L, PCGrad, GradVac, GradDrop and GradNorm add the tasks up (divided by K
-    here), UW halves each loss (times 2/K), STCH weighs by 1/K twice (times K); RLW, FAMO, GLS, CAGrad, MGDA,
-    Aligned-MTL, IMTL-G and UPGrad are means already. `METHODS` holds these constants. What a method says beyond them
-    is kept: UW's weights grow as losses fall, CAGrad's add up to more than 1, Aligned-MTL's to less. The weights of
-    Nash-MTL and FairGrad have the scale of an inverse gradient; they are made to add up to 1.
+    **Scale.** The balanced part of the update is :math:`\sum_t \lambda_t \nabla \ell_t`. If a method treats all tasks
+    alike, :math:`\lambda_t = 1/K`: the mean of the losses, for every method. So the balanced part keeps its size beside
+    the losses that are not balanced, when the method changes or a task leaves. The scales of the papers differ by a
+    constant: DWA, IMTL-L, PCGrad, GradVac, GradDrop and GradNorm add the tasks up (divided by K here), UW halves each
+    loss (times 2/K), STCH weighs by 1/K twice (times K); RLW, FAMO, GLS, CAGrad, MGDA, Aligned-MTL, IMTL-G and UPGrad
+    are means already. `METHODS` holds these constants. Everything beyond them is kept: the weights of UW grow as losses
+    fall, those of CAGrad add up to more than 1, those of Aligned-MTL to less. The weights of Nash-MTL and FairGrad have
+    the scale of an inverse gradient; they are normalized to add up to 1.
 
-    **Where formulas end.** A loss (for methods on gradients: a gradient) of exactly 0 has nothing to give to this
-    batch, and most formulas divide by it or take its logarithm: its task sits out the call and gets 1/K, and the
-    others share the rest. If a value is not finite, all tasks get 1/K and no state moves; the gradient then shows the
+    **Limits of the formulas.** Most formulas divide by a loss (gradient balancing: by the norm of a gradient) or take
+    its logarithm. A task whose loss or gradient is exactly 0 is excluded from the call and gets the weight 1/K; the
+    others share the rest. If a value is not finite, all tasks get 1/K and no state changes; the gradient then shows the
     fault. (GradDrop gives no weights, and needs neither.)
 
     Args:
         method: Its name in `METHODS`.
         tasks: The names of all tasks of the run; ids count from 0 in this order.
-        seed: Of the methods that draw random numbers.
+        seed: Seed of the methods that draw random numbers.
 
     Attributes:
-        latest: Task -> its weight in the last batch, of the tasks that were balanced there; for the log. GradDrop has
-            none.
+        latest: Task -> its weight in the last batch, for the tasks that were balanced there; used in the log. Empty for
+            GradDrop.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int) -> None:
@@ -74,14 +81,14 @@ class Balancer:
         self.latest: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next call depends on, besides the configuration, as JSON values."""
+        """Return all that the next call depends on besides the configuration, as JSON values."""
         return {"method": self.method, "tasks": list(self.tasks), "calls": self.calls, **self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ConfigurationError: The state is another method's, or of other tasks; a key is missing, or one too many.
+            ConfigurationError: The state is of another method or of other tasks, or a key is missing or not expected.
         """
         for key, own in (("method", self.method), ("tasks", self.tasks)):
             if key in state and state[key] != own:
@@ -102,34 +109,34 @@ class Balancer:
         self._load(state)
 
     def _state(self) -> dict[str, Any]:
-        """What a subclass adds to the state."""
+        """Return what a subclass adds to the state."""
         return {}
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `_state` returned."""
+        """Restore what `_state` returned."""
 
     def _note(self, weights: Tensor, task_ids: Sequence[int]) -> None:
-        """Count a call, and keep its weights."""
+        """Count a call, and store its weights for the log."""
         self.calls += 1
         self.latest = {self.tasks[task]: weight for task, weight in zip(task_ids, weights.tolist(), strict=True)}
 
     def _scaled(self, own: Tensor, weighed: int, balanced: int) -> Tensor:
-        """A method's own answer for ``weighed`` tasks, at the scale where equal weights are ``1 / balanced``."""
+        """Rescale the paper's result for ``weighed`` tasks, so that equal weights are ``1 / balanced``."""
         return own / (METHODS[self.method].equal_weight(weighed) * balanced)
 
 
 class LossBalancer(Balancer, ABC):
-    """Weighs tasks by their losses."""
+    """Base class of the methods that compute weights from the losses."""
 
     def weights(self, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
-        r"""The weights of the tasks in a batch, from the state before it; then the state moves.
+        r"""Return the weights of the tasks in a batch from the state before it, then update the state.
 
         Args:
-            losses: ``[K]``, the tasks' losses over the whole batch of all ranks.
+            losses: ``[K]``, the tasks' losses over the batch of all ranks.
             task_ids: K ids.
 
         Returns:
-            ``[K]``, :math:`\lambda_t`, detached. Computed in float64 on the processor: the same on every rank.
+            ``[K]``, :math:`\lambda_t`, detached. Computed in float64 on the CPU: the same on every rank.
         """
         values = losses.detach().double().cpu()
         weights = torch.full_like(values, 1 / len(values))
@@ -142,16 +149,16 @@ class LossBalancer(Balancer, ABC):
 
     @abstractmethod
     def _weights(self, losses: Tensor, ids: list[int]) -> Tensor:
-        """The method's own weights: ``[k]`` from losses ``[k]``, float64, all > 0."""
+        """Return the weights of the paper's formula: ``[k]`` from losses ``[k]``, float64, all > 0."""
 
 
 class GradientBalancer(Balancer, ABC):
-    """Weighs or combines the gradients of the tasks.
+    """Base class of the methods that weigh or combine the gradients of the tasks.
 
     Args:
         method: Its name in `METHODS`.
         tasks: The names of all tasks of the run.
-        seed: Of the methods that draw random numbers.
+        seed: Seed of the methods that draw random numbers.
         over: ``last_layer`` or ``encoder``; see `hf_async_mtl.balancing.config.BalancingConfig`.
     """
 
@@ -161,10 +168,10 @@ class GradientBalancer(Balancer, ABC):
 
     @abstractmethod
     def direction(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
-        """The balanced gradient.
+        """Return the balanced gradient.
 
         Args:
-            jacobian: ``[K, n]``, a row for the gradient of each task's loss, over the whole batch of all ranks.
+            jacobian: ``[K, n]``, the gradient of each task's loss over the batch of all ranks, one per row.
             losses: ``[K]``, those losses.
             task_ids: K ids.
 
@@ -174,13 +181,13 @@ class GradientBalancer(Balancer, ABC):
 
 
 class WeightingBalancer(GradientBalancer):
-    """Weighs tasks by the inner products of their gradients."""
+    """Base class of the methods that compute weights from the inner products of the gradients."""
 
     def weights(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
-        r"""The weights of the tasks in a batch. Arguments as for `direction`.
+        r"""Return the weights of the tasks in a batch. Arguments as for `direction`.
 
         Returns:
-            ``[K]``, :math:`\lambda_t`. Computed on the processor from the reduced Jacobian: the same on every rank.
+            ``[K]``, :math:`\lambda_t`. Computed on the CPU from the reduced Jacobian: the same on every rank.
         """
         gramian = (jacobian @ jacobian.T).cpu()
         values = losses.detach().to(gramian)
@@ -194,8 +201,9 @@ class WeightingBalancer(GradientBalancer):
         return weights.to(jacobian)
 
     def direction(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
+        """Return the weighted sum of the gradients."""
         return self.weights(jacobian, losses, task_ids) @ jacobian
 
     @abstractmethod
     def _weights(self, gramian: Tensor, losses: Tensor, ids: list[int]) -> Tensor:
-        """The method's own weights: ``[k]`` from the inner products ``[k, k]``, none of them of a gradient of 0."""
+        """Return the weights of the paper's formula: ``[k]`` from inner products ``[k, k]``, with a diagonal > 0."""

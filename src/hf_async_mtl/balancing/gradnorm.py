@@ -1,6 +1,6 @@
 """GradNorm (Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing", ICML 2018).
 
-torchjd lacks it, and what some libraries call GradNorm computes no gradient norm.
+torchjd does not have it. The GradNorm of some libraries computes no gradient norm.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .balancer import WeightingBalancer
+from .balancer import WeightingBalancer, check_positive
 
 __all__ = ["LEAST_WEIGHT", "GradNorm", "gradnorm_gradient"]
 
 LEAST_WEIGHT = 0.01
-"""No weight falls below this: below 0, a task would be unlearnt. The paper has no such bound."""
+"""Lower bound of the weights: below 0, a task would be unlearned. The paper has no such bound."""
 
 
 def gradnorm_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, alpha: float) -> Tensor:
-    r"""The gradient of GradNorm's objective with respect to the tasks' weights.
+    r"""Return the gradient of GradNorm's objective with respect to the tasks' weights.
 
     The objective is :math:`\sum_i |G_i - \bar G \, r_i^\alpha|` (equation 2), where :math:`G_i = w_i \|\nabla
     \ell_i\|`, :math:`\bar G` is its mean over the tasks, and :math:`r_i` is a task's loss ratio over the mean ratio:
-    how slowly it learns beside the others. The target :math:`\bar G \, r_i^\alpha` is held constant, as in the
-    paper.
+    how slowly it learns in comparison. The target :math:`\bar G \, r_i^\alpha` is held constant, as in the paper.
 
     Args:
         weights: ``[k]``, w, > 0.
         norms: ``[k]``, the norms of the unweighted losses' gradients.
         ratios: ``[k]``, each loss over its first value, > 0.
-        alpha: >= 0. 0 asks for equal norms, whatever the speed of learning; high values pull slow tasks forward.
+        alpha: >= 0. 0 asks for equal norms at any speed of learning; high values favor slow tasks.
 
     Returns:
         ``[k]``: :math:`\mathrm{sign}(G_i - \bar G r_i^\alpha) \, \|\nabla \ell_i\|`.
@@ -46,28 +45,37 @@ def gradnorm_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, alpha: flo
 
 
 class GradNorm(WeightingBalancer):
-    """Weights under which tasks that learn slowly get the larger gradients.
+    """GradNorm: tasks that learn slowly get larger gradients.
 
-    Once a call each weight takes a step down `gradnorm_gradient`, and they are rescaled to add up to the number of
-    tasks (Algorithm 1). The tasks at hand share the sum of their weights among themselves: absent ones keep theirs.
+    In each call the weights take a step against `gradnorm_gradient`, and are rescaled to add up to the number of tasks
+    (Algorithm 1). The tasks in the batch share the sum of their weights among themselves; absent tasks keep theirs.
 
-    The first loss of a task, which its ratio is taken of, is that of the first batch that it is in. A small batch makes
-    it a poor reference; near 0, its task is pulled forward for the rest of the run.
+    The loss ratio of a task is over its loss in the first batch that it is in. A small batch makes this a poor
+    reference; if it is near 0, the task gets too much weight for the rest of the run.
 
     Args:
         method: Its name.
         tasks: The names of all tasks.
         seed: Not used.
-        over: ``last_layer``, as in the paper, or ``encoder``.
+        over: ``last_layer`` (as in the paper) or ``encoder``.
         alpha: >= 0; see `gradnorm_gradient`. The paper has 1.5 and 0.12.
         learning_rate: > 0, of the weights; 0.025 in the paper. A step is this times a gradient norm: with norms far
-            above 10, weights jump from bound to bound.
+            above 10, weights oscillate between their bounds.
     """
 
     def __init__(
-        self, method: str, tasks: Sequence[str], seed: int, over: str, alpha: float, learning_rate: float
+        self,
+        method: str,
+        tasks: Sequence[str],
+        seed: int,
+        over: str,
+        alpha: float = 1.5,
+        learning_rate: float = 0.025,
     ) -> None:
         super().__init__(method, tasks, seed, over)
+        check_positive("learning_rate", learning_rate)
+        if alpha < 0:
+            raise ValueError(f"alpha must be non-negative, but got {alpha!r}.")
         self._alpha = alpha
         self._learning_rate = learning_rate
         self._task_weights = torch.ones(len(tasks), dtype=torch.float64)

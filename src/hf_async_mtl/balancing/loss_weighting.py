@@ -1,30 +1,40 @@
-r"""Weights from the losses alone, through `torchjd.scalarization`.
+r"""Weights from the losses, through `torchjd.scalarization`.
 
 A scalarizer is a function :math:`S(\ell_1, \ldots, \ell_k)`; the weight of a task is
-:math:`\partial S / \partial \ell_t` at the losses of the whole batch. torchjd's scalarizers raise, or forget what they
-know, when the number of tasks changes. So here each call makes one for the tasks at hand, and what is learnt is kept by
-task.
+:math:`\partial S / \partial \ell_t` at the losses of the batch of all ranks. The scalarizers of torchjd raise, or reset
+their state, when the number of tasks changes. So each call here makes one for the tasks in the batch, and the state is
+kept per task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchjd import scalarization
 
-from .balancer import LossBalancer, seeded
+from .balancer import LossBalancer, check_positive, seeded
+from .config import METHODS
 
-__all__ = ["FAMO", "DynamicWeightAverage", "LearntScales", "Stateless", "famo_gradient", "slopes"]
+__all__ = [
+    "ADAPTERS",
+    "DWA",
+    "FAMO",
+    "IMTLL",
+    "StatelessWeighting",
+    "UncertaintyWeighting",
+    "famo_gradient",
+    "partial_derivatives",
+]
 
 
-def slopes(scalarizer: scalarization.Scalarizer, losses: Tensor) -> Tensor:
-    """The derivative of a scalarizer by each loss: ``[k]`` from ``[k]``.
+def partial_derivatives(scalarizer: scalarization.Scalarizer, losses: Tensor) -> Tensor:
+    """Return the derivatives of a scalarizer by each loss: ``[k]`` from ``[k]``.
 
     Examples:
-        >>> slopes(scalarization.Mean(), torch.tensor([3.0, 5.0]))
+        >>> partial_derivatives(scalarization.Mean(), torch.tensor([3.0, 5.0]))
         tensor([0.5000, 0.5000])
     """
     with torch.enable_grad():
@@ -32,76 +42,70 @@ def slopes(scalarizer: scalarization.Scalarizer, losses: Tensor) -> Tensor:
         return torch.autograd.grad(scalarizer(leaf), leaf)[0]
 
 
-class Stateless(LossBalancer):
-    r"""RLW, GLS and STCH: each call stands alone.
+class StatelessWeighting(LossBalancer):
+    r"""RLW, GLS and STCH: weights without a state.
 
     * RLW: :math:`\lambda = \mathrm{softmax}(z)`, :math:`z \sim N(0, I)` (Lin et al., "Reasonable Effectiveness of
-      Random Weighting", TMLR 2022, Algorithm 2). Drawn from the seed and the number of the call.
+      Random Weighting", TMLR 2022, Algorithm 2), drawn from the seed and the number of the call.
     * GLS: :math:`S = (\prod_t \ell_t)^{1/k}`, so that :math:`\lambda_t = S / (k \ell_t)` (Chennupati et al.,
-      "MultiNet++", CVPR Workshops 2019). A task that is nearly done gets nearly all the weight.
+      "MultiNet++", CVPR Workshops 2019). A task whose loss is nearly 0 gets nearly all the weight.
     * STCH: :math:`S = \mu \log \sum_t \exp(\ell_t / (k \mu))`, so that :math:`\lambda = \mathrm{softmax}(\ell / (k
       \mu)) / k` (Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", ICML 2024, with equal
-      preferences and an ideal point of 0). Compares raw losses: one on a larger scale drowns the rest.
+      preferences and an ideal point of 0). It compares raw losses: one on a larger scale dominates. With ``mu`` near 0
+      only the largest loss counts; far above the losses all count alike.
 
     Args:
         method: Its name.
         tasks: The names of all tasks.
-        seed: Of the weights that are drawn.
-        scalarizer: torchjd's.
+        seed: Seed of the weights that are drawn.
+        **parameters: Arguments of the torchjd class.
     """
 
-    def __init__(self, method: str, tasks: Sequence[str], seed: int, scalarizer: scalarization.Scalarizer) -> None:
+    def __init__(self, method: str, tasks: Sequence[str], seed: int, **parameters: Any) -> None:
         super().__init__(method, tasks, seed)
-        self._scalarizer = scalarizer
+        described = METHODS[method]
+        assert described.torchjd is not None
+        scalarizer = getattr(scalarization, described.torchjd)
+        self._scalarizer: scalarization.Scalarizer = scalarizer(**{**described.defaults, **parameters})
 
     def _weights(self, losses: Tensor, ids: list[int]) -> Tensor:
         with seeded(self.seed, self.calls, losses.device):
-            return slopes(self._scalarizer, losses)
+            return partial_derivatives(self._scalarizer, losses)
 
 
-class LearntScales(LossBalancer):
-    r"""UW and IMTL-L: a scale a task, learnt by gradient descent on the scalarizer itself.
+class _LearnedScales(LossBalancer):
+    """One scale per task, learned by gradient descent on the scalarizer itself.
 
-    * UW: :math:`S = \sum_t \frac12 e^{-s_t} \ell_t + \frac12 s_t` (Kendall et al., CVPR 2018, equation 7 with
-      :math:`s_t = \log \sigma_t^2`, the same for all types of tasks).
-    * IMTL-L: :math:`S = \sum_t e^{s_t} \ell_t - s_t` (Liu et al., "Towards Impartial Multi-task Learning", ICLR
-      2021).
-
-    Both pull each weighted loss towards the same value: weights settle at :math:`1 / \ell_t`, and grow without bound as
-    a loss nears 0. In the papers the scales are learnt by the network's optimizer; one made for fine-tuning, at 1e-5,
-    would hardly move them, so they have a rate of their own. A loss far above ``1 / learning_rate`` throws its scale so
-    far in one call that its task is out for many.
+    Both methods pull each weighted loss towards the same value: weights converge to :math:`1 / \\ell_t`, and grow
+    without bound as a loss nears 0. In the papers the optimizer of the network learns the scales; with a learning rate
+    for fine-tuning, 1e-5, they would hardly move, so they have their own. A loss far above ``1 / learning_rate`` moves
+    its scale so far in one call that the task has no weight for many calls.
 
     Args:
         method: Its name.
         tasks: The names of all tasks.
         seed: Not used.
-        scalarizer: torchjd's class, with one parameter.
-        learning_rate: > 0. The scales move by it times the slope of S, once a call.
+        learning_rate: > 0. The scales move by it times the derivative of S, once per call.
     """
 
-    def __init__(
-        self,
-        method: str,
-        tasks: Sequence[str],
-        seed: int,
-        scalarizer: type[scalarization.UW] | type[scalarization.IMTLL],
-        learning_rate: float,
-    ) -> None:
+    scalarizer: ClassVar[type[scalarization.Scalarizer]]
+
+    def __init__(self, method: str, tasks: Sequence[str], seed: int, learning_rate: float = 0.025) -> None:
         super().__init__(method, tasks, seed)
-        self._scalarizer = scalarizer
+        check_positive("learning_rate", learning_rate)
         self._learning_rate = learning_rate
         self._scales = torch.zeros(len(tasks), dtype=torch.float64)
 
     def _weights(self, losses: Tensor, ids: list[int]) -> Tensor:
-        scalarizer = self._scalarizer(len(ids)).double()
+        make: Any = self.scalarizer
+        scalarizer = make(len(ids)).double()
         (scales,) = scalarizer.parameters()
         with torch.no_grad():
             scales.copy_(self._scales[ids])
-        weights = slopes(scalarizer, losses)
+        weights = partial_derivatives(scalarizer, losses)
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(scalarizer(losses), scales)
-        self._scales[ids] -= self._learning_rate * slope
+            (derivative,) = torch.autograd.grad(scalarizer(losses), scales)
+        self._scales[ids] -= self._learning_rate * derivative
         return weights
 
     def _state(self) -> dict[str, Any]:
@@ -111,25 +115,48 @@ class LearntScales(LossBalancer):
         self._scales = torch.tensor(state["scales"], dtype=torch.float64)
 
 
-class DynamicWeightAverage(LossBalancer):
-    r"""DWA: tasks whose losses fall slowly weigh more.
+class UncertaintyWeighting(_LearnedScales):
+    r"""UW: :math:`S = \sum_t \frac12 e^{-s_t} \ell_t + \frac12 s_t`.
+
+    Kendall et al., CVPR 2018, equation 7 with :math:`s_t = \log \sigma_t^2`, the same for all types of tasks.
+    """
+
+    scalarizer = scalarization.UW
+
+
+class IMTLL(_LearnedScales):
+    r"""IMTL-L: :math:`S = \sum_t e^{s_t} \ell_t - s_t`.
+
+    Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021.
+    """
+
+    scalarizer = scalarization.IMTLL
+
+
+class DWA(LossBalancer):
+    r"""DWA: tasks whose losses fall slowly get more weight.
 
     :math:`\lambda_t = k \, \mathrm{softmax}(r / T)_t` with :math:`r_t = L_t(e-1) / L_t(e-2)`, the ratio of a task's
     mean losses over the last two epochs (Liu et al., "End-to-End Multi-Task Learning with Attention", CVPR 2019,
     equation 7).
-    :math:`r_t = 1` until a task has two means, as in the paper, and where the older one is 0.
+    :math:`r_t = 1` until a task has two means, as in the paper, and if the older one is 0.
 
     Args:
         method: Its name.
         tasks: The names of all tasks.
         seed: Not used.
-        temperature: > 0; far above 1 all tasks weigh alike.
-        window: Calls that a mean is over, for the epoch. A fine-tuning of three epochs has weights in the last one
-            only, unless the window is shorter.
+        temperature: > 0; far above 1 all tasks get the same weight.
+        window: The number of calls that take the place of an epoch. A fine-tuning of three epochs has weights in the
+            last one only, unless the window is shorter. None: the calls of an epoch.
     """
 
-    def __init__(self, method: str, tasks: Sequence[str], seed: int, temperature: float, window: int) -> None:
+    def __init__(
+        self, method: str, tasks: Sequence[str], seed: int, temperature: float = 2.0, window: int | None = None
+    ) -> None:
         super().__init__(method, tasks, seed)
+        if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+            raise ValueError(f"window must be a whole number above 0, but got {window!r}.")
+        scalarization.DWA(temperature)  # checks it
         self._temperature = temperature
         self._window = window
         self._calls_in_window = 0
@@ -139,7 +166,7 @@ class DynamicWeightAverage(LossBalancer):
         self._means: list[list[float]] = [[] for _ in tasks]
 
     def _weights(self, losses: Tensor, ids: list[int]) -> Tensor:
-        weights = slopes(self._scalarizer(ids), losses)
+        weights = partial_derivatives(self._scalarizer(ids), losses)
         self._sums[ids] += losses
         self._counts[ids] += 1
         self._calls_in_window += 1
@@ -148,7 +175,7 @@ class DynamicWeightAverage(LossBalancer):
         return weights
 
     def _scalarizer(self, ids: list[int]) -> scalarization.DWA:
-        """torchjd's, having seen the tasks' two means as two epochs of one batch each."""
+        """Return torchjd's scalarizer after two epochs of one batch each, with the tasks' two means as losses."""
         known = [self._means[task] for task in ids]
         pairs = [means if len(means) == 2 and means[0] else [1.0, 1.0] for means in known]
         scalarizer = scalarization.DWA(self._temperature)
@@ -181,16 +208,16 @@ class DynamicWeightAverage(LossBalancer):
 
 
 def famo_gradient(logits: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    r"""The gradient of FAMO's task logits, from how far each loss fell over a step.
+    r"""Return the gradient of FAMO's task logits, from the fall of each loss over a step.
 
     :math:`\mathrm{d}z/\mathrm{d}w^\top \delta` with :math:`z = \mathrm{softmax}(w)` and :math:`\delta_t = \log \ell_t -
-    \log \ell_t'` (Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023). Descent takes
-    weight from the tasks whose logarithm fell most.
+    \log \ell_t'` (Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023). Descent moves weight away
+    from the tasks whose logarithm fell most.
 
     Args:
         logits: ``[k]``, w.
         before: ``[k]``, the losses before the step, > 0.
-        after: ``[k]``, after it, > 0.
+        after: ``[k]``, the losses after it, > 0.
 
     Returns:
         ``[k]``; adds up to 0.
@@ -206,9 +233,9 @@ class FAMO(LossBalancer):
     :math:`\lambda_t = c \, z_t / \ell_t`, :math:`z = \mathrm{softmax}(w)`, with c such that they add up to 1; w follows
     `famo_gradient` with Adam (Liu et al., NeurIPS 2023).
 
-    The paper measures the fall on the same batch, computed again after the step. Here the next call's losses stand in
-    for that, which saves a forward pass and adds the noise of another batch; a task takes part if it is in both. With
-    gradient accumulation no step lies between most calls, and noise is all there is.
+    The paper measures the fall on the same batch, computed again after the step. Here the losses of the next call are
+    used instead, which saves a forward pass and adds the noise of another batch; a task takes part if it is in both.
+    With gradient accumulation most calls have no step between them, and only the noise is left.
 
     torchjd gives the weights. Its own update is not used: it steps all tasks or none.
 
@@ -220,9 +247,17 @@ class FAMO(LossBalancer):
         weight_decay: >= 0, of Adam; pulls the weights z together.
     """
 
-    def __init__(self, method: str, tasks: Sequence[str], seed: int, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        method: str,
+        tasks: Sequence[str],
+        seed: int,
+        learning_rate: float = 0.025,
+        weight_decay: float = 0.001,
+    ) -> None:
         super().__init__(method, tasks, seed)
-        # A parameter a task: Adam leaves those alone that have no gradient, moments and step count too.
+        check_positive("learning_rate", learning_rate)
+        # One parameter per task: Adam leaves those without a gradient alone, with their moments and step counts.
         self._logits = [nn.Parameter(torch.zeros((), dtype=torch.float64)) for _ in tasks]
         self._optimizer = torch.optim.Adam(self._logits, learning_rate, weight_decay=weight_decay)
         self._previous: dict[int, float] = {}
@@ -235,7 +270,7 @@ class FAMO(LossBalancer):
         (logits,) = scalarizer.parameters()
         with torch.no_grad():
             logits.copy_(self._logits_of(ids))
-        return slopes(scalarizer, losses)
+        return partial_derivatives(scalarizer, losses)
 
     def _logits_of(self, ids: Sequence[int]) -> Tensor:
         return torch.stack([self._logits[task].detach() for task in ids])
@@ -247,8 +282,8 @@ class FAMO(LossBalancer):
         before, after = (
             torch.tensor([losses[task] for task in both], dtype=torch.float64) for losses in (self._previous, now)
         )
-        for task, slope in zip(both, famo_gradient(self._logits_of(both), before, after), strict=True):
-            self._logits[task].grad = slope.clone()
+        for task, derivative in zip(both, famo_gradient(self._logits_of(both), before, after), strict=True):
+            self._logits[task].grad = derivative.clone()
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -272,3 +307,7 @@ class FAMO(LossBalancer):
                     name: torch.tensor(number, dtype=torch.float32 if name == "step" else torch.float64)
                     for name, number in moments.items()
                 }
+
+
+ADAPTERS: dict[str, type[LossBalancer]] = {"uw": UncertaintyWeighting, "imtl_l": IMTLL, "dwa": DWA, "famo": FAMO}
+"""The methods that need more than `StatelessWeighting`."""

@@ -19,8 +19,8 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import set_seed
 
-from ..data.encoding import encode
 from ..data.loading import load_splits
+from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
 from ..distillation.unlabeled import is_unlabelled
@@ -29,9 +29,9 @@ from ..report.page import make_page
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..run import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
-from ..training.checkpoints import write_whole
 from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
+from ..utils import write_atomic
 from .config_file import RunConfig, load_config
 from .export_command import add_export
 from .interruption import CheckpointOnSignal, RunInterrupted
@@ -204,7 +204,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
     if test:
         results |= _evaluate_sets(trainer, test, "test", tasks)
     if trainer.is_world_process_zero():
-        write_whole(output_dir / "all_results.json", _to_json(results) + "\n")
+        write_atomic(output_dir / "all_results.json", _to_json(results) + "\n")
     if arguments.push_to_hub:
         trainer.push_to_hub()
     else:
@@ -278,7 +278,7 @@ def _report(args: argparse.Namespace) -> None:
     for plot in draw(report, args.run):
         print(plot)
     if args.html:
-        write_whole(args.run / "report.html", make_page(report, args.run.resolve().name))
+        write_atomic(args.run / "report.html", make_page(report, args.run.resolve().name))
         print(args.run / "report.html")
 
 

@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..data.loading import DataSource, expand_path
 from ..modeling.adapters import check_lora
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
-from ..modeling.presets import PRESETS
+from ..tasks.presets import PRESETS
 from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
 
 __all__ = ["RunConfig", "load_config"]

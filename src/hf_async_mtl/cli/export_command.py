@@ -6,13 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
-from ..data.decoding import predictions, references
-from ..data.encoding import encode
 from ..data.loading import load_splits
 from ..data.mixing import EncodedTask
+from ..data.tokenization import encode
 from ..export.onnx_files import export_onnx, open_session, quantize
 from ..export.onnx_inference import onnx_logits
 from ..metrics import compute
@@ -20,6 +18,7 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..report.tables import render
 from ..run import load_model
+from ..tasks.registry import TASK_TYPES
 from .config_file import load_config
 
 __all__ = ["add_export"]
@@ -92,9 +91,7 @@ def _table(files: list[Path], sets: dict[str, EncodedTask], tokenizer: object) -
 
 
 def _value(session: object, rows: EncodedTask, tokenizer: object) -> float:
-    task = rows.task
-    logits: object = onnx_logits(session, rows, tokenizer)
-    if task.type not in ("token_classification", "question_answering"):
-        logits = np.stack(logits)  # type: ignore[call-overload]
-    answers = predictions(task, logits, rows.rows)  # type: ignore[arg-type]
-    return compute([task.monitored], task.type, answers, references(task, rows.rows), task.label_names)[task.monitored]
+    task, kind = rows.task, TASK_TYPES[rows.task.type]
+    predictions = kind.predictions(task, onnx_logits(session, rows, tokenizer), rows.rows)
+    references = kind.references(task, rows.rows)
+    return compute([task.monitored], task.type, predictions, references, task.label_names)[task.monitored]

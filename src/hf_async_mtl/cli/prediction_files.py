@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,21 +12,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..tasks.registry import TASK_TYPES
+from ..utils import atomic_path
 from .output_dir import removed_where_nothing_is_written
 
 __all__ = ["to_csv", "to_json_lines", "writing"]
 
 Answers = Mapping[str, Mapping[str, Any]]
-
-_FIELDS = {
-    "classification": ("label", "score"),
-    "multilabel": ("labels", "scores"),
-    "regression": ("value",),
-    "token_classification": ("labels",),
-    "multiple_choice": ("choice", "score"),
-    "question_answering": ("answer",),
-}
-"""Task type -> what `predict_rows` says of it."""
 
 
 @contextmanager
@@ -44,15 +35,12 @@ def writing(path: Path | None) -> Iterator[TextIO]:
             yield file
         return
     path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with removed_where_nothing_is_written(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                yield file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with (
+        removed_where_nothing_is_written(path.parent),
+        atomic_path(path, unique=True) as partial,
+        partial.open("w", encoding="utf-8", newline="") as file,
+    ):
+        yield file
 
 
 def to_json_lines(rows: Iterable[Answers]) -> Iterator[str]:
@@ -63,7 +51,7 @@ def to_json_lines(rows: Iterable[Answers]) -> Iterator[str]:
 
 def to_csv(rows: Iterable[Answers], tasks: Mapping[str, TaskConfig], names: Sequence[str]) -> Iterator[str]:
     """A line a row, with a header ``<task>.label``, ``<task>.score``, ...; lists and dictionaries are JSON."""
-    columns = [(name, field) for name in names for field in _FIELDS[tasks[name].type]]
+    columns = [(name, field) for name in names for field in TASK_TYPES[tasks[name].type].prediction_fields]
     yield _csv_line([f"{name}.{field}" for name, field in columns])
     for answers in rows:
         yield _csv_line([_csv_value(answers[name][field]) for name, field in columns])

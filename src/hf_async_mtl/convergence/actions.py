@@ -47,5 +47,4 @@ ACTIONS: dict[str, Action] = {
     # trained at every 4th step, and is back at every step once it has lost 0.5 % of its best. When it stops is left to
     # the criterion.
     "stop_and_go": Action(phase="stopped", loss_every=4, return_below=0.995),
-    "distill_with_rollback": Action(phase="distilling", records_teacher=True, rolls_back=True),
 }

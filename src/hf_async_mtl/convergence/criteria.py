@@ -16,14 +16,12 @@ __all__ = [
     "ConvergenceConfig",
     "Criterion",
     "Decline",
-    "MinDeltaMode",
     "Plateau",
     "Significant",
     "Watch",
     "check_keys",
 ]
 
-MinDeltaMode = Literal["absolute", "relative"]
 Watch = Literal["either", "metric", "loss"]
 
 
@@ -36,17 +34,15 @@ class ConvergenceConfig:
             the noise of the validation set), `decline` (the score falls, or the validation loss rises).
         patience: So many evaluations in a row without improvement make a plateau, so many in a row with a fall a
             decline. Counted in evaluations, not steps. With 1, the first noisy evaluation ends a task.
-        min_delta: An improvement, or a fall, must exceed this, in the units of the metric (`absolute`) or as a share of
-            the best score so far (`relative`). On small validation sets a value below the metric's granularity (one
-            example right or wrong) is the same as 0.
-        min_delta_mode: `relative` has no effect while the best score is 0, where the threshold is 0 as well.
+        min_delta: An improvement, or a fall, must exceed this, in the units of the metric. On small validation sets a
+            value below the metric's granularity (one example right or wrong) is the same as 0.
         min_steps: No convergence before so many optimizer steps with the task, counted from the step at which it joins.
             Earlier evaluations do count towards the patience.
         min_epochs: No convergence before so many epochs, fractions allowed, in the same way.
         on_convergence: A name in `ACTIONS`. `distill` trains on from the recorded teacher, `stop` takes the task out of
             the loss, `continue` records the convergence and goes on with the true labels, `rollback` stops the task and
             returns all weights to its best, `stop_and_go` stops it for three steps of four until it has lost 0.5 % of
-            its best, `distill_with_rollback` distills from weights that have returned to the teacher's.
+            its best.
         watch: What `decline` goes by: the `metric`, the validation `loss`, or whichever comes first. A loss often rises
             while the metric still improves (the model grows overconfident). No effect with other criteria.
         z: `significant` and `decline` demand a difference of more than so many standard errors, too; 0: none. Above 2
@@ -66,7 +62,6 @@ class ConvergenceConfig:
     criterion: str = "plateau"
     patience: int = 3
     min_delta: float = 0.0
-    min_delta_mode: MinDeltaMode = "absolute"
     min_steps: int = 0
     min_epochs: float = 0
     on_convergence: str = "distill"
@@ -77,7 +72,6 @@ class ConvergenceConfig:
 
     def __post_init__(self) -> None:
         _check_choice("criterion", self.criterion, CRITERIA)
-        _check_choice("min_delta_mode", self.min_delta_mode, get_args(MinDeltaMode))
         _check_choice("on_convergence", self.on_convergence, ACTIONS)
         _check_choice("watch", self.watch, get_args(Watch))
         _check_number("patience", self.patience, minimum=1, example="3", whole=True)
@@ -103,10 +97,6 @@ class ConvergenceConfig:
                 f"convergence.return_below must be null with on_convergence {self.on_convergence}, which never leaves "
                 f"the true labels, not {share!r}; remove it, or choose another action."
             )
-
-    def min_delta_at(self, reference: float) -> float:
-        """`min_delta` in the units of the metric, for a difference to a given score."""
-        return self.min_delta * (abs(reference) if self.min_delta_mode == "relative" else 1.0)
 
 
 class Criterion(ABC):
@@ -156,12 +146,12 @@ class Criterion(ABC):
             ValueError: A key is missing, or there is one too many.
         """
 
-    def _margin(self, reference: float, standard_error: float | None) -> float:
+    def _margin(self, standard_error: float | None) -> float:
         """What a difference to the reference has to exceed."""
         noise = 0.0
         if self.needs_standard_error and standard_error is not None and math.isfinite(standard_error):
             noise = self.config.z * standard_error
-        return max(self.config.min_delta_at(reference), noise)
+        return max(self.config.min_delta, noise)
 
 
 class Plateau(Criterion):
@@ -193,7 +183,7 @@ class Plateau(Criterion):
     def _improves(self, value: float, standard_error: float | None) -> bool:
         if not math.isfinite(value):
             return False
-        return self.reference is None or value > self.reference + self._margin(self.reference, standard_error)
+        return self.reference is None or value > self.reference + self._margin(standard_error)
 
     def renew(self) -> None:
         self.evaluations_without_improvement = 0
@@ -267,7 +257,7 @@ class Decline(Criterion):
             self.reference, self.reference_step = value, step
             self.falls = 0
         else:
-            fallen = value < self.reference - self._margin(self.reference, standard_error)
+            fallen = value < self.reference - self._margin(standard_error)
             self.falls = self.falls + 1 if fallen else 0
 
     def _take_loss(self, loss: float | None) -> None:

@@ -29,22 +29,12 @@ class TaskSpec:
         convergence: When it converges, and what happens then.
         distilled_from_start: Whether it has a teacher from outside and distills from step 0. Then it never waits,
             converges or returns, and its teacher is not renewed.
-        snapshots: So many of its best evaluations may be its teacher together, at least 1. Each costs a copy of the
-            weights on disk while the task learns.
-
-    Raises:
-        ValueError: `snapshots` is no whole number of at least 1.
     """
 
     type: str
     metric: str
     convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
     distilled_from_start: bool = False
-    snapshots: int = 1
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.snapshots, int) or isinstance(self.snapshots, bool) or self.snapshots < 1:
-            raise ValueError(f"snapshots must be a whole number of at least 1, such as 1, not {self.snapshots!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +134,6 @@ class ConvergenceSchedule:
         for name in self._queue()[1:]:
             self._states[name].phase = "waiting"
         self._criteria = {name: _new_criterion(spec) for name, spec in self.tasks.items()}
-        # Task -> [step, score] of its best evaluations while it sought a teacher, best first.
-        self._candidates: dict[str, list[list[Any]]] = {name: [] for name in self.tasks}
         # Task -> its best score among the evaluations that counted, and how many did not.
         self._counted_best: dict[str, float | None] = dict.fromkeys(self.tasks)
         self._constant = dict.fromkeys(self.tasks, 0)
@@ -281,27 +269,24 @@ class ConvergenceSchedule:
     def _spared(self, name: str, is_constant: bool) -> bool:
         """Whether an evaluation is none yet for the criterion: the task has not begun to learn."""
         limit = _CONSTANT_EVALUATIONS * self.tasks[name].convergence.patience
-        if not is_constant or self._candidates[name] or self._constant[name] >= limit:
+        if not is_constant or self._states[name].teacher_step is not None or self._constant[name] >= limit:
             return False
         self._constant[name] += 1
         return True
 
     def _consider(self, name: str, step: int, score: float | None) -> None:
-        """Enter a score among the task's best ones. Of equal ones the earlier is the better."""
+        """Make a score the candidate for the task's teacher if it is its best. Of equal ones the earlier stays."""
         if score is not None:
             self._note_counted(name, score)
-            best = [*self._candidates[name], [step, score]]
-            best.sort(key=lambda candidate: -candidate[1])
-            self._set_candidates(name, best[: self.tasks[name].snapshots])
+            if _is_better(score, self._states[name].teacher_value):
+                self._set_candidate(name, step, score)
 
     def _note_counted(self, name: str, score: float) -> None:
         if _is_better(score, self._counted_best[name]):
             self._counted_best[name] = score
 
-    def _set_candidates(self, name: str, candidates: list[list[Any]]) -> None:
-        self._candidates[name] = candidates
-        best = candidates[0] if candidates else (None, None)
-        self._states[name].teacher_step, self._states[name].teacher_value = best
+    def _set_candidate(self, name: str, step: int | None, score: float | None) -> None:
+        self._states[name].teacher_step, self._states[name].teacher_value = step, score
 
     def _may_converge(self, name: str, step: int, epoch: float | None) -> bool:
         config = self.tasks[name].convergence
@@ -314,7 +299,7 @@ class ConvergenceSchedule:
     def _move(self, step: int, due: list[str], constant: Collection[str]) -> list[Event]:
         """Change the phases, once all scores are in. `due`: the tasks whose criterion says that they have converged."""
         rolling = [name for name in due if self._action(name).rolls_back]
-        first = min(rolling, key=lambda name: self._candidates[name][0][0], default=None)
+        first = min(rolling, key=lambda name: self._states[name].teacher_step or 0, default=None)
         events = []
         for name in self.tasks:
             if name in due and (name == first or name not in rolling):
@@ -331,8 +316,8 @@ class ConvergenceSchedule:
         for name, state in self._states.items():
             if state.seeks_teacher:
                 had = dict(state.history).get(step)
-                kept = had is not None and bool(self._candidates[name])
-                self._set_candidates(name, [[step, had]] if kept else [])
+                kept = had is not None and state.teacher_step is not None
+                self._set_candidate(name, *((step, had) if kept else (None, None)))
                 self._criteria[name] = _new_criterion(self.tasks[name])
                 # One that compares predictions has none of that step, and takes the next evaluation for its first.
                 if kept and step is not None and not self._criteria[name].needs_standard_error:
@@ -365,9 +350,9 @@ class ConvergenceSchedule:
         taught, teacher_value = state.phase == "distilling", state.teacher_value
         if not config.renew_teacher or not taught or teacher_value is None:
             return []
-        if score <= teacher_value + config.min_delta_at(teacher_value):
+        if score <= teacher_value + config.min_delta:
             return []
-        self._set_candidates(name, [[step, score]])
+        self._set_candidate(name, step, score)
         return [Event(step=step, task=name, event="teacher_renewed", teacher_step=step)]
 
     def _join(self, step: int) -> list[Event]:
@@ -378,16 +363,12 @@ class ConvergenceSchedule:
         self._states[waiting[0]].phase = "learning"
         return [Event(step=step, task=waiting[0], event="joined")]
 
-    def teacher_steps(self, task: str) -> list[int]:
-        """The steps of the best evaluations of a task while it sought a teacher: best first, at most its `snapshots`.
+    def teacher_step(self, task: str) -> int | None:
+        """The step whose weights are a task's teacher, or its candidate while it learns from labels.
 
-        Empty before its first score, and where its teacher is from outside. After `teacher_renewed`, that step alone.
+        None before its first score, and where its teacher is another model.
         """
-        return [step for step, _ in self._candidates[task]]
-
-    def converged_at(self, task: str) -> int | None:
-        """The step at which a task converged; 0 for one that distills from the start, None for one that learns."""
-        return self._states[task].converged_step
+        return self._states[task].teacher_step
 
     def snapshots_needed(self) -> set[int]:
         """The steps whose weights a task may yet be taught by or roll back to.
@@ -395,24 +376,11 @@ class ConvergenceSchedule:
         Those of a task that has converged are not among them, unless it may return to its labels: read them after
         `observe`, before all others are deleted.
         """
-        return {step for name in self._keeping() for step in self.teacher_steps(name)}
+        return {step for name in self._keeping() if (step := self.teacher_step(name)) is not None}
 
     def improved(self, step: int) -> list[str]:
-        """The tasks that need a snapshot of `step`: it is among their best ones, and they may yet converge.
-
-        Or they did at `step` itself, and it is one of several that are their teacher together. Where it is the only
-        one, the teacher is the present model.
-        """
-        keeping = self._keeping()
-        return [
-            name
-            for name, state in self._states.items()
-            if step in self.teacher_steps(name)
-            and (name in keeping or (state.converged_step == step and self._is_taught_by_several(name)))
-        ]
-
-    def _is_taught_by_several(self, name: str) -> bool:
-        return self._action(name).records_teacher and len(self._candidates[name]) > 1
+        """The tasks that need a snapshot of `step`: it is their best one, and they may yet converge."""
+        return [name for name in self._keeping() if self.teacher_step(name) == step]
 
     def _keeping(self) -> list[str]:
         return [
@@ -490,7 +458,6 @@ class ConvergenceSchedule:
                     "metric": spec.metric,
                     "distilled_from_start": spec.distilled_from_start,
                     **asdict(self._states[name]),
-                    "candidates": copy.deepcopy(self._candidates[name]),
                     "counted_best": self._counted_best[name],
                     "constant": self._constant[name],
                     "joined": list(self._joined[name]),
@@ -518,7 +485,7 @@ class ConvergenceSchedule:
             state["tasks"], self.tasks, "The tasks of a saved schedule", "resume with the tasks that it was saved with."
         )
         names = [item.name for item in fields(_TaskState)]
-        own = ["candidates", "counted_best", "constant", "joined"]
+        own = ["counted_best", "constant", "joined"]
         keys = ["metric", "distilled_from_start", *names, *own, "criterion"]
         states = {}
         criteria = {}
@@ -548,12 +515,11 @@ class ConvergenceSchedule:
             criteria[name].load_state_dict(saved["criterion"]["state"])
             for key in own:
                 kept[key][name] = saved[key]
-            kept["candidates"][name] = saved["candidates"][: spec.snapshots]
         self._check_order(states)
         for event in state["events"]:
             check_keys(event, [item.name for item in fields(Event)], "A saved event", other_version)
         self.events = [Event(**event) for event in state["events"]]
-        self._states, self._criteria, self._candidates = states, criteria, kept["candidates"]
+        self._states, self._criteria = states, criteria
         self._counted_best, self._constant, self._joined = kept["counted_best"], kept["constant"], kept["joined"]
         self._final = copy.deepcopy(state["final"])
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from ..utils import write_atomic
+
 __all__ = ["fingerprint"]
 
 # Rows that are hashed at a time. Another number gives other hashes, and no older checkpoint would resume.
@@ -43,7 +45,5 @@ def fingerprint(rows: Dataset) -> str:
             digest.update(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).astype(np.float64).tobytes())
     found = digest.hexdigest()
     if kept is not None and os.access(kept.parent, os.W_OK):
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        partial.write_text(found, encoding="ascii")
-        partial.replace(kept)
+        write_atomic(kept, found, unique=True)
     return found

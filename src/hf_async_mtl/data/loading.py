@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import random
 import re
@@ -20,7 +19,8 @@ from datasets.utils import logging
 
 from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
-from ..modeling.labels import is_missing
+from ..tasks.labels import is_missing
+from ..utils import nearest_key
 
 __all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
 
@@ -92,7 +92,7 @@ class DataSource:
         for split in splits:
             if split not in SPLITS and not re.fullmatch("validation_[a-z0-9_]+", str(split)):
                 known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
-                nearest = difflib.get_close_matches(str(split), known, n=1, cutoff=0.0)[0]
+                nearest = nearest_key(split, known)
                 raise ConfigurationError(
                     f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
                 )
@@ -211,7 +211,7 @@ def load_splits(
         needs_labels = not (taught and split == "train" and is_unlabelled(rows, task))
         for column in [*task.input_columns, *(task.target_columns if needs_labels else ())]:
             if column not in rows.column_names:
-                nearest = difflib.get_close_matches(column, rows.column_names, n=1, cutoff=0.0)[0]
+                nearest = nearest_key(column, rows.column_names)
                 raise ConfigurationError(
                     f"Task {name!r} reads the column {column!r}, and its {split} split has "
                     f"{', '.join(rows.column_names)}. The nearest is {nearest!r}."

@@ -26,7 +26,7 @@ class EncodedTask(torch.utils.data.Dataset[dict[str, Any]]):
         name: The task's name.
         task_id: Its place in the bundle.
         task: The resolved task.
-        rows: What `hf_async_mtl.data.encoding.encode` made.
+        rows: What `hf_async_mtl.data.tokenization.encode` made.
     """
 
     def __init__(self, name: str, task_id: int, task: TaskConfig, rows: Dataset) -> None:

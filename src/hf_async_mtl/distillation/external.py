@@ -14,23 +14,17 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from ..data.decoding import token_counts
-from ..data.encoding import encode
+from ..data.tokenization import encode, token_counts
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.encoders import position_limit
 from ..modeling.heads import HEADS
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.registry import TASK_TYPES
 
 __all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teachers"]
 
 logger = logging.get_logger(__name__)
 
-# Task type -> what a stock model calls it.
-_STOCK_TYPES = {
-    "classification": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
 UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
 """What Transformers raises for a folder that is no model, is damaged, lacks a package, or wants its code to be run."""
 _SAMPLE = 100
@@ -132,7 +126,7 @@ class ExternalTeacher:
         if self.head is None:
             values = self.model(**inputs).logits.float()
         else:
-            if self.task.type == "multiple_choice":
+            if HEADS[self.task.type].has_choices:
                 inputs = {key: value.unflatten(0, (len(counts), counts[0])) for key, value in inputs.items()}
             values = self.model(**inputs, tasks=[self.head]).logits[self.head].float()
         finite = values.isfinite().reshape(len(values), -1).all(dim=1).tolist()
@@ -142,7 +136,7 @@ class ExternalTeacher:
                 f"`distillation.teachers.{self.name}` must give finite logits; those of training row {row} are not. "
                 "Its weights are damaged, or too large for their type."
             )
-        if self.task.type == "regression":
+        if not TASK_TYPES[self.task.type].logit_shape(self.task):
             return values.flatten()
         if self.order is not None:
             values = values[..., self.order]
@@ -202,7 +196,7 @@ def _teacher(
     key: str, name: str, task: TaskConfig, source: str, model: Any, tokenizer: Any, missing: list[str], student: Any
 ) -> ExternalTeacher:
     """A model that was read, as the teacher of one task."""
-    if not isinstance(model, MultiTaskModel) and task.type not in _STOCK_TYPES:
+    if not isinstance(model, MultiTaskModel) and TASK_TYPES[task.type].problem_type is None:
         raise ConfigurationError(
             f"`{key}` of a {task.type} task must be a MultiTaskModel; {source!r} is of type "
             f"{model.config.model_type!r}."
@@ -243,7 +237,7 @@ def _stock_labels(key: str, task: TaskConfig, source: str, config: Any) -> list[
         raise ConfigurationError(
             f"`{key}` must have {task.num_labels} outputs, as the task has; {source!r} has {config.num_labels}."
         )
-    wanted = _STOCK_TYPES[task.type]
+    wanted = TASK_TYPES[task.type].problem_type
     # None, where the model was never asked for a loss.
     if config.problem_type not in (None, wanted):
         raise ConfigurationError(f"`{key}` must be a model for {wanted}; {source!r} is one for {config.problem_type}.")

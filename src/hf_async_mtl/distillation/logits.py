@@ -12,16 +12,13 @@ from types import TracebackType
 import numpy as np
 from torch import Tensor
 
-__all__ = ["LogitsWriter", "TeacherError", "check_room", "nearest_existing"]
+from ..utils import nearest_existing
+
+__all__ = ["LogitsWriter", "TeacherError", "check_room"]
 
 
 class TeacherError(RuntimeError):
     """A teacher's file is missing or damaged, was made for other examples, or has no room on the disk."""
-
-
-def nearest_existing(path: Path) -> Path:
-    """A path, or the nearest of the folders around it that is there."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

@@ -7,7 +7,6 @@ Recorded logits are read through a memory map and carry a hash of the examples t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,17 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..modeling.packing import segment_tokens
+from ..utils import atomic_path, link_or_copy, write_atomic
 from .logits import LogitsWriter, TeacherError
 
-__all__ = ["RecordedLogits", "TeacherStore", "link_or_copy"]
+__all__ = ["RecordedLogits", "TeacherStore"]
 
 
 def _save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     # A tensor may be a view of a larger one, which safetensors refuses.
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata))
-    partial.replace(path)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as partial:
+        save_file(plain, partial, dict(metadata))
 
 
 def _damaged(path: Path, error: Exception) -> TeacherError:
@@ -37,20 +36,6 @@ def _damaged(path: Path, error: Exception) -> TeacherError:
         f"The file {path} is damaged ({error}). Was its checkpoint copied in part? Copy it again, or resume from "
         "another checkpoint."
     )
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` the same file as ``source`` at no cost, or a copy where the file system has no hard links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copy2(source, partial)
-    # A file is not moved onto another name of its own.
-    target.unlink(missing_ok=True)
-    partial.replace(target)
 
 
 class RecordedLogits:
@@ -183,11 +168,7 @@ class TeacherStore:
 
     def save_answers(self, task: str, step: int, answers: Sequence[Any]) -> None:
         """Keep a task's validation predictions of a step, in the place of an earlier step's."""
-        path = self._answers_path(task)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"step": step, "answers": list(answers)}), encoding="utf-8")
-        partial.replace(path)
+        write_atomic(self._answers_path(task), json.dumps({"step": step, "answers": list(answers)}))
 
     def load_answers(self, task: str, step: int) -> list[Any]:
         """The validation predictions of a step.

@@ -1,9 +1,8 @@
-"""The teachers of a run: snapshots while tasks learn, recorded logits and what they are worth once tasks distil."""
+"""The teachers of a run: snapshots while tasks learn, recorded logits once they distill."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,23 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.decoding import unit_counts
 from ..data.fingerprint import fingerprint
 from ..data.mixing import EncodedTask
+from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
 from ..training.arguments import DistillationConfig
 from .logits import LogitsWriter, check_room
-from .loss import norm_keeping_weight
 from .snapshots import RecordedLogits, TeacherStore
-from .teacher_quality import TeacherQuality, degenerate_warning, is_degenerate, quality_of
+from .teacher_quality import near_one_hot_warning, normalized_entropy
 
 __all__ = ["Teachers", "logit_columns"]
 
 logger = logging.get_logger(__name__)
 
-_JUDGED = 10_000
-"""So many examples say what a teacher is worth: three digits of an entropy."""
+_SAMPLE = 10_000
+"""Number of examples over which the entropy of a teacher is measured; enough for three digits."""
 
 
 def logit_columns(task: TaskConfig) -> int | None:
@@ -48,42 +46,22 @@ class Teachers:
         folder: Where the files are; see `TeacherStore`.
         config: How tasks learn from them.
         train: Task -> its training examples.
-        unlabelled: The tasks whose examples have no labels to compare a teacher with.
 
     Attributes:
         examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
-        quality: Task -> what its teacher's logits say, of those that were recorded.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: DistillationConfig,
-        train: Mapping[str, EncodedTask],
-        unlabelled: Collection[str] = (),
-    ) -> None:
+    def __init__(self, folder: Path, config: DistillationConfig, train: Mapping[str, EncodedTask]) -> None:
         self.store = TeacherStore(folder)
         self.config = config
         self.train = dict(train)
-        self.unlabelled = set(unlabelled)
         self.examples: dict[str, str] = {}
-        self.quality: dict[str, dict[str, float | None]] = {}
         self._opened: dict[str, RecordedLogits] = {}
 
     def begin(self) -> None:
         """Forget what an earlier run left in memory, and look at the training examples."""
         self._opened.clear()
-        self.quality.clear()
         self.examples = {name: fingerprint(task.rows) for name, task in self.train.items()}
-
-    def snapshot(self, steps: Sequence[int]) -> dict[str, Tensor]:
-        """The weights of a step, or the mean of those of several."""
-        total = self.store.load_snapshot(steps[0])
-        for step in steps[1:]:
-            for name, tensor in self.store.load_snapshot(step).items():
-                if tensor.is_floating_point():
-                    total[name] += tensor
-        return {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
 
     def writer(self, task: str, step: int) -> LogitsWriter:
         """Begin to record a task's teacher, of a step."""
@@ -112,21 +90,16 @@ class Teachers:
         for task in tasks:
             self._opened[task] = self.read(task, self.store)
 
-    def judge(self, task: str) -> None:
-        """Note what a teacher's logits say beyond the labels, and warn where that is next to nothing."""
+    def check_softness(self, task: str) -> None:
+        """Warn if the distributions of a teacher are nearly one-hot."""
         train, recorded = self.train[task], self._opened[task]
-        # A regression's loss has no temperature.
-        temperature = 1.0 if train.task.type == "regression" else self.config.temperature
         # Evenly spaced: the rows of a file may be sorted.
-        places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _JUDGED), dtype=np.int64))
+        places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
         logits = recorded.lookup(torch.from_numpy(places))
         labels = [example["labels"] for example in train.read(places.tolist())]
-        quality = quality_of(train.task.type, logits / temperature, labels)
-        if task in self.unlabelled:
-            quality = TeacherQuality(entropy=quality.entropy)
-        self.quality[task] = {key: value for key, value in asdict(quality).items() if value is not None}
-        if is_degenerate(quality):
-            logger.warning(degenerate_warning(task, quality))
+        entropy = normalized_entropy(train.task.type, logits / self.config.temperature, labels)
+        if (message := near_one_hot_warning(task, entropy)) is not None:
+            logger.warning(message)
 
     def losses(
         self,
@@ -137,7 +110,6 @@ class Teachers:
         labels: Tensor,
         layout: Layout,
         supervised: Tensor,
-        hard_label_weight: float,
     ) -> Tensor:
         """The losses of some examples of a distilling task.
 
@@ -149,22 +121,15 @@ class Teachers:
             labels: Their targets.
             layout: Of their tokens and segments.
             supervised: ``[B]``, their supervised losses.
-            hard_label_weight: 0..1, the share of these.
 
         Returns:
             ``[B]``.
         """
         teacher = self._opened[task].lookup(example_ids).to(logits.device).view(logits.shape)
         losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
-        if self.config.keep_gradient_norm and logits.requires_grad:
-            # From these logits, which under autocast are not the ones that the model's own losses hang on.
-            losses = losses * norm_keeping_weight(losses, head.loss(logits, labels, layout), logits)
-        return torch.lerp(losses, supervised, hard_label_weight) if hard_label_weight else losses
+        share = self.config.hard_label_weight
+        return torch.lerp(losses, supervised, share) if share else losses
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside the files, as JSON values."""
-        return {"examples": dict(self.examples), "quality": {task: dict(x) for task, x in self.quality.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; the examples were compared before, and are this run's own."""
-        self.quality = {task: dict(x) for task, x in state["quality"].items()}
+        return {"examples": dict(self.examples)}

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ..data.decoding import token_counts
 from ..data.mixing import EncodedTask
+from ..data.tokenization import token_counts
 from ..modeling.heads import HEADS
 
 __all__ = ["onnx_logits"]
 
 
 def onnx_logits(session: Any, rows: EncodedTask, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
-    """The logits of each example, as `hf_async_mtl.data.decoding.predictions` takes them one by one.
+    """The logits of each example, as `TaskType.predictions` takes them.
 
     Args:
         session: An ONNX Runtime session of a bundle.
@@ -46,7 +46,7 @@ def onnx_logits(session: Any, rows: EncodedTask, tokenizer: Any, batch_size: int
             own = logits[first : first + count]
             if per_token:
                 own = own[mask[first : first + count]]
-            elif rows.task.type != "multiple_choice":
+            elif not HEADS[rows.task.type].has_choices:
                 own = own[0]
             found[place] = own
             first += count

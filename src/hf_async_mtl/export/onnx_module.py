@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.heads import Head, MultipleChoiceHead
+from ..modeling.heads import Head
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..modeling.packing import Layout, Ragged
 
@@ -97,5 +97,5 @@ class DenseBundle(nn.Module):
                 answers.append(scores * attention_mask.unsqueeze(-1).to(scores.dtype))
             else:
                 scores = head(pooled)
-                answers.append(scores.flatten() if isinstance(head, MultipleChoiceHead) else scores)
+                answers.append(scores.flatten() if head.has_choices else scores)
         return tuple(answers)

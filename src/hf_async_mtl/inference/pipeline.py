@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import Pipeline, TextClassificationPipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
-from ..data.pretruncation import shorten
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.pretruncation import shorten
 from .single_task import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]

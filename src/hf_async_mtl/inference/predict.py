@@ -11,12 +11,11 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.collator import MultiTaskCollator
-from ..data.decoding import predictions, unit_counts
-from ..data.encoding import encode, truncation_warning
 from ..data.mixing import EncodedTask
+from ..data.tokenization import encode, truncation_warning, unit_counts
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
-from ..modeling.losses import IGNORE
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.registry import TASK_TYPES
 
 __all__ = ["answerable", "predict_rows"]
 
@@ -98,29 +97,12 @@ def _predict_task(
             ends = np.cumsum([counts[i] for i in places])[:-1]
             per_row: list[Any] = np.split(logits, ends)
         else:
-            per_row = list(logits[:, None])
+            per_row = list(logits)
         for i, scores in zip(places, per_row, strict=True):
             yield _answer(task, scores, encoded.select([i]), rows[i])
 
 
 def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[str, Any]) -> dict[str, Any]:
-    by_example = logits[None] if task.type in ("token_classification", "question_answering") else logits
-    (prediction,) = predictions(task, by_example, encoded)
-    if task.type == "regression":
-        return {"value": prediction}
-    if task.type == "question_answering":
-        return {"answer": prediction}
-    if task.type == "token_classification":
-        found = dict(zip((word for word in encoded["labels"][0] if word != IGNORE), prediction, strict=True))
-        return {"labels": [found.get(word) for word in range(len(row[task.input_columns[0]]))]}
-    scores = torch.from_numpy(logits[0])
-    if task.type == "multilabel":
-        assert task.label_names is not None
-        probabilities = scores.sigmoid().tolist()
-        chosen = [label for label, hit in zip(task.label_names, prediction, strict=True) if hit]
-        return {"labels": chosen, "scores": dict(zip(task.label_names, probabilities, strict=True))}
-    score = float(scores.softmax(-1)[prediction])
-    if task.type == "multiple_choice":
-        return {"choice": prediction, "score": score}
-    assert task.label_names is not None
-    return {"label": task.label_names[prediction], "score": score}
+    kind = TASK_TYPES[task.type]
+    (prediction,) = kind.predictions(task, [logits], encoded)
+    return kind.format_prediction(task, prediction, logits, encoded[0], row)

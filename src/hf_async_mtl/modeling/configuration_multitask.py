@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import array
 import copy
 import dataclasses
 import re
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
-from .labels import WAY_OUT, LabelEncoder, LabelError, check_number, find_label_names, shown
-from .presets import PRESETS
 
 __all__ = [
-    "DEFAULT_METRICS",
     "RENAMED",
     "ConfigurationError",
     "MultiTaskConfig",
     "TaskConfig",
     "check_task_names",
-    "distinct",
+    "truncated_repr",
 ]
-
-DEFAULT_METRICS = {name: head.default_metric for name, head in HEADS.items()}
-"""The task types, each with the metric that is monitored unless the task names others."""
 
 RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
 """Fields of `TaskConfig` in version 0.1, each with its name today."""
 
 POOLINGS = ("cls", "mean", "max")
 PACKINGS = ("auto", "off")
-_CLASS_TYPES = ("classification", "multilabel", "token_classification")
 # `eval_average` is ours; the others would make keys such as `train_loss` or `eval_loss`, which are the Trainer's own.
 _RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
+_NOT_INSTALLED = "Presets, and labels found in data, need the package: `pip install hf_async_mtl`."
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 class ConfigurationError(ValueError):
     """The user's input is wrong. The message gives the requirement, the value found and the way out."""
+
+
+def truncated_repr(value: Any) -> str:
+    """Return the ``repr`` of a value for a message, of at most 200 characters.
+
+    Examples:
+        >>> truncated_repr("good"), len(truncated_repr("good cat" * 1_000_000))
+        ("'good'", 200)
+    """
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 @dataclasses.dataclass
@@ -58,7 +61,7 @@ class TaskConfig:
         label_column: The column of the labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
         label_names: The names of the classes, in the order of the logits. Found by `resolve` where they are not given.
-        metrics: Names of metrics; the first is monitored. Default: the one that `DEFAULT_METRICS` names.
+        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of its head.
         max_length: The longest sequence of the task, in tokens. Default: the bundle's.
         doc_stride: Tokens that two windows of a long question-answering context share.
         target_mean: Mean of a regression task's training targets; found by `resolve`.
@@ -90,121 +93,131 @@ class TaskConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if self.type not in DEFAULT_METRICS:
-            raise ConfigurationError(f"`type` must be one of {', '.join(DEFAULT_METRICS)}; found {self.type!r}.")
-        if isinstance(self.text_columns, str):
-            self.text_columns = [self.text_columns]
-        self._check_text()
-        if self.metrics is None:
-            self.metrics = [DEFAULT_METRICS[self.type]]
-        if isinstance(self.metrics, str):
-            self.metrics = [self.metrics]
-        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
-        self._check_label()
+        if self.type not in HEADS:
+            raise ConfigurationError(f"`type` must be one of {', '.join(HEADS)}; found {self.type!r}.")
+        self._check_text_columns()
+        self._check_metrics()
+        self._check_label_column()
         if self.label_names is not None:
-            if not isinstance(self.label_names, list | tuple):
-                raise ConfigurationError(f"`label_names` must be a list of names; found {self.label_names!r}.")
-            self.label_names = [str(label) for label in self.label_names]
-            if self.type not in _CLASS_TYPES:
-                raise ConfigurationError(
-                    f"A {self.type} task has no `label_names`; found {self.label_names!r}. Remove the key."
-                )
-            if len(set(self.label_names)) < len(self.label_names):
-                (twice, count), *_ = Counter(self.label_names).most_common(1)
-                raise ConfigurationError(
-                    f"`label_names` must differ from each other; found {shown(twice)} {count} times. Name it once."
-                )
-            self._check_number_of_labels()
-            if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
-                raise ConfigurationError(
-                    f"`label_names` must name each of the columns {self.label_column!r}; found {self.label_names!r}. "
-                    "Without the key, "
-                    "the labels have the names of their columns."
-                )
+            self._check_label_names()
         if self.max_length is not None:
             _check_max_length(self.max_length)
-        if self.doc_stride is not None and (
-            self.type != "question_answering" or not isinstance(self.doc_stride, int) or self.doc_stride < 0
-        ):
-            raise ConfigurationError(
-                "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found "
-                f"{self.doc_stride!r} in a {self.type} task."
-            )
+        if self.doc_stride is not None:
+            self._check_doc_stride()
         if self.target_std is not None and not self.target_std > 0:
             raise ConfigurationError(
                 f"`target_std` must be greater than 0; found {self.target_std!r}. Leave it out: "
                 "`task.resolve(train_dataset)` finds it."
             )
 
-    def _check_label(self) -> None:
-        if isinstance(self.label_column, list) and self.type != "multilabel":
-            raise ConfigurationError(
-                f"`label_column` must be one column in a {self.type} task; found {self.label_column!r}. Several 0/1 "
-                "columns are "
-                "type multilabel."
-            )
-        if not _are_names(self.target_columns):
-            raise ConfigurationError(f"`label_column` must be the name of a column; found {self.label_column!r}.")
-
-    def _check_text(self) -> None:
-        if self.type == "multiple_choice":
-            sides: dict[str, Any] = dict(self.text_columns) if isinstance(self.text_columns, Mapping) else {}
-            if isinstance(sides.get("prompt"), str):
-                sides["prompt"] = [sides["prompt"]]
-            ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
-            if ok and len(sides["choices"]) > 1:
-                self.text_columns = sides
-            else:
-                raise ConfigurationError(
-                    "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, "
-                    "column, ...]} "
-                    f"with two choices or more; found {self.text_columns!r}."
-                )
+    def _check_text_columns(self) -> None:
+        if isinstance(self.text_columns, str):
+            self.text_columns = [self.text_columns]
+        if HEADS[self.type].has_choices:
+            self._check_choices()
             return
-        counts = {"token_classification": (1,), "question_answering": (2,)}.get(self.type, (1, 2))
-        columns = self.text_columns
+        counts, columns = HEADS[self.type].text_counts, self.text_columns
         if not _are_names(columns) or len(columns) not in counts:
             wanted = " or ".join(map(str, counts))
             raise ConfigurationError(
                 f"`text_columns` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
             )
 
-    def _check_number_of_labels(self) -> None:
-        if self.label_names is not None and len(self.label_names) < (1 if self.type == "multilabel" else 2):
+    def _check_choices(self) -> None:
+        sides: dict[str, Any] = dict(self.text_columns) if isinstance(self.text_columns, Mapping) else {}
+        if isinstance(sides.get("prompt"), str):
+            sides["prompt"] = [sides["prompt"]]
+        ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
+        if not ok or len(sides["choices"]) < 2:
+            raise ConfigurationError(
+                f"`text_columns` of a {self.type} task must be {{prompt: [column, ...], choices: [column, column, "
+                f"...]}} with two choices or more; found {self.text_columns!r}."
+            )
+        self.text_columns = sides
+
+    def _check_metrics(self) -> None:
+        if self.metrics is None:
+            self.metrics = [HEADS[self.type].default_metric]
+        if isinstance(self.metrics, str):
+            self.metrics = [self.metrics]
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
+
+    def _check_label_column(self) -> None:
+        if isinstance(self.label_column, list) and not HEADS[self.type].takes_label_columns:
+            fitting = " or ".join(name for name, head in HEADS.items() if head.takes_label_columns)
+            raise ConfigurationError(
+                f"`label_column` must be one column in a {self.type} task; found {self.label_column!r}. Several 0/1 "
+                f"columns are type {fitting}."
+            )
+        if not _are_names(self.target_columns):
+            raise ConfigurationError(f"`label_column` must be the name of a column; found {self.label_column!r}.")
+
+    def _check_label_names(self) -> None:
+        if not isinstance(self.label_names, list | tuple):
+            raise ConfigurationError(f"`label_names` must be a list of names; found {self.label_names!r}.")
+        self.label_names = [str(label) for label in self.label_names]
+        if not self.has_label_names:
+            raise ConfigurationError(
+                f"A {self.type} task has no `label_names`; found {self.label_names!r}. Remove the key."
+            )
+        if len(set(self.label_names)) < len(self.label_names):
+            (twice, count), *_ = Counter(self.label_names).most_common(1)
+            raise ConfigurationError(
+                f"`label_names` must differ from each other; found {truncated_repr(twice)} {count} times. Name it once."
+            )
+        if len(self.label_names) < HEADS[self.type].min_labels:
             raise ConfigurationError(
                 f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or give "
-                "it "
-                "data in which it can be wrong."
+                "it data in which it can be wrong."
+            )
+        if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
+            raise ConfigurationError(
+                f"`label_names` must name each of the columns {self.label_column!r}; found {self.label_names!r}. "
+                "Without the key, the labels have the names of their columns."
+            )
+
+    def _check_doc_stride(self) -> None:
+        if not HEADS[self.type].has_windows or not isinstance(self.doc_stride, int) or self.doc_stride < 0:
+            fitting = " or ".join(name for name, head in HEADS.items() if head.has_windows)
+            raise ConfigurationError(
+                f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
+                f"{self.doc_stride!r} in a {self.type} task."
             )
 
     @property
     def input_columns(self) -> list[str]:
-        """All columns that hold text."""
+        """All columns of text."""
         if isinstance(self.text_columns, Mapping):
             return [*self.text_columns["prompt"], *self.text_columns["choices"]]
         return list(self.text_columns)
 
     @property
     def target_columns(self) -> list[str]:
-        """All columns that hold labels."""
+        """All columns of labels."""
         return list(self.label_column) if isinstance(self.label_column, list) else [self.label_column]
 
     @property
     def monitored(self) -> str:
-        """The name of the metric that convergence is decided on."""
+        """The metric that convergence is decided on."""
         assert self.metrics is not None
         return self.metrics[0]
 
     @property
+    def has_label_names(self) -> bool:
+        """Whether each output of the head has a name: that of a class or a label."""
+        return HEADS[self.type].num_outputs is None
+
+    @property
     def num_labels(self) -> int:
-        """The number of logits: classes, or 1 where a head gives a single score.
+        """The number of outputs of the head: one per label name, or a number fixed by the type.
 
         Raises:
-            ConfigurationError: The classes are not known yet; see `resolve`.
+            ConfigurationError: The label names are not known yet; see `resolve`.
         """
-        if self.type not in _CLASS_TYPES:
-            return 2 if self.type == "question_answering" else 1
+        outputs = HEADS[self.type].num_outputs
+        if outputs is not None:
+            return outputs
         if self.label_names is None:
             raise ConfigurationError(
                 f"The labels of a {self.type} task are not known yet. Give `label_names`, or call "
@@ -214,26 +227,30 @@ class TaskConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TaskConfig:
-        """Make the task that a preset names, such as ``glue/mrpc``.
+        """Return the task of a preset, such as ``glue/mrpc``.
 
         Args:
-            name: A name in `hf_async_mtl.modeling.presets.PRESETS`.
+            name: A name in `hf_async_mtl.tasks.presets.PRESETS`.
             **overrides: Fields that replace the preset's own.
 
         Examples:
             >>> TaskConfig.from_preset("glue/rte").label_names
             ['entailment', 'not_entailment']
         """
+        try:
+            from hf_async_mtl.tasks.presets import PRESETS
+        except ImportError as error:
+            raise ConfigurationError(_NOT_INSTALLED) from error
         if name not in PRESETS:
             raise ConfigurationError(f"`preset` must be one of {', '.join(sorted(PRESETS))}; found {name!r}.")
         fields = {key: value for key, value in PRESETS[name].items() if key != "data"}
         return cls(**copy.deepcopy({**fields, **overrides}))
 
     def resolve(self, dataset: Any) -> TaskConfig:
-        """Find what the training split knows: the labels and their number, or the targets' mean and deviation.
+        """Return the task with what its training split tells: the label names, or the targets' mean and deviation.
 
         Args:
-            dataset: The raw training split, a `datasets.Dataset`. What is known already is kept.
+            dataset: The raw training split, a `datasets.Dataset`. Fields that are set already are kept.
 
         Returns:
             A new task.
@@ -241,78 +258,14 @@ class TaskConfig:
         Raises:
             ConfigurationError: A label is missing or no number, all targets are the same, or there is one class only.
         """
-        if self.type in _CLASS_TYPES and self.label_names is None:
-            labels = list(self.label_column) if isinstance(self.label_column, list) else self._find_labels(dataset)
-            resolved = dataclasses.replace(self, label_names=labels)
-            resolved._check_number_of_labels()
-            return resolved
-        if self.type == "regression" and (self.target_mean is None or self.target_std is None):
-            assert isinstance(self.label_column, str)
-            # Eight bytes a row: a list of numbers takes four times as much.
-            targets = array.array("d")
-            try:
-                targets.extend(check_number(value) for value in dataset[self.label_column])
-            except LabelError as error:
-                raise ConfigurationError(
-                    f"Column {self.label_column!r}, row {len(targets)}: {error} {WAY_OUT}"
-                ) from None
-            if not targets or min(targets) == max(targets):
-                raise ConfigurationError(
-                    f"A regression task needs targets that differ; column {self.label_column!r} has {len(targets)} "
-                    "rows and "
-                    f"no value but {list(targets[:1])}. Remove the task, or give it other data."
-                )
-            mean = statistics.fmean(targets) if self.target_mean is None else self.target_mean
-            std = statistics.pstdev(targets) if self.target_std is None else self.target_std
-            return dataclasses.replace(self, target_mean=mean, target_std=std)
-        return self
-
-    def _find_labels(self, dataset: Any) -> list[str]:
-        assert isinstance(self.label_column, str)
-        names = source_label_names(dataset, self.label_column)
-        if names is not None:
-            return names
         try:
-            return find_label_names(self._labels_of(dataset))
-        except LabelError as error:
-            row = self._first_bad_label(dataset)
-            if row is None:
-                raise ConfigurationError(f"Column {self.label_column!r}: {error} Write all in one way.") from None
-            raise ConfigurationError(f"Column {self.label_column!r}, row {row}: {error} {WAY_OUT}") from None
-
-    def _first_bad_label(self, dataset: Any) -> int | None:
-        """The first row with a label that is none; None where only all of them together are at fault."""
-        assert isinstance(self.label_column, str)
-        for row, value in enumerate(dataset[self.label_column]):
-            try:
-                find_label_names([value] if self.type == "classification" else value or ())
-            except LabelError:
-                return row
-        return None
-
-    def _labels_of(self, dataset: Any) -> Iterator[Any]:
-        """The class labels of a split, each at least once."""
-        assert isinstance(self.label_column, str)
-        if self.type == "classification":
-            yield from distinct(dataset, self.label_column)
-            return
-        for row, labels in enumerate(dataset[self.label_column]):
-            if labels is not None and not isinstance(labels, list):
-                raise ConfigurationError(
-                    f"Column {self.label_column!r}, row {row}: a row of a {self.type} task must have a list of "
-                    "labels; found "
-                    f"{shown(labels)}. CSV files have no lists: use JSON lines or Parquet."
-                )
-            yield from labels or ()
-
-    def label_encoder(self, dataset: Any) -> LabelEncoder:
-        """The encoder of this task's class labels, as they are written in ``dataset``."""
-        assert self.label_names is not None
-        assert isinstance(self.label_column, str)
-        return LabelEncoder(self.label_names, source_label_names(dataset, self.label_column))
+            from hf_async_mtl.tasks.registry import TASK_TYPES
+        except ImportError as error:
+            raise ConfigurationError(_NOT_INSTALLED) from error
+        return TASK_TYPES[self.type].resolve(self, dataset)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are set, for ``config.json``."""
+        """Return the fields that are set, for ``config.json``."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
@@ -330,23 +283,6 @@ def _are_names(columns: Any) -> bool:
 def _check_max_length(value: Any) -> None:
     if not isinstance(value, int) or value < 8:
         raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {value!r}.")
-
-
-def distinct(dataset: Any, column: str) -> Iterable[Any]:
-    """The values of a column, each at least once.
-
-    In Arrow, where that can be: as Python objects, those of millions of rows take a minute.
-    """
-    is_plain = type(dataset.features[column]).__name__ == "Value"
-    return dataset.select_columns([column]).unique(column) if is_plain else dataset[column]
-
-
-def source_label_names(dataset: Any, column: str) -> list[str] | None:
-    """The names of a column of class labels, where the dataset's own schema has them."""
-    feature = dataset.features[column]
-    feature = getattr(feature, "feature", feature)
-    names = getattr(feature, "names", None)
-    return list(names) if names else None
 
 
 def check_task_names(metrics: Mapping[str, Iterable[str]]) -> None:

@@ -1,6 +1,6 @@
-"""The head types: one class each, with its logits, its supervised loss, its distillation loss and its targets.
+"""The heads: one class per task type, with its logits, its supervised loss, its distillation loss and its targets.
 
-To add a type, write its class here and enter it in `HEADS`; CONTRIBUTING.md names what a new kind of input needs.
+To add a type, write its class here and enter it in `HEADS`, and write its file in ``hf_async_mtl/tasks``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .losses import (
 )
 from .packing import Layout, Ragged
 
-__all__ = ["HEADS", "Head", "MultipleChoiceHead", "pool"]
+__all__ = ["HEADS", "Head", "pool"]
 
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
@@ -64,6 +64,18 @@ class Head(nn.Module):
     """The metric that is monitored unless the task names others."""
     unit: ClassVar[str] = "example"
     """What a row of the logits belongs to: an ``example`` or a ``token``."""
+    num_outputs: ClassVar[int | None] = None
+    """Number of outputs of the linear layer; None: one for each of the task's label names."""
+    min_labels: ClassVar[int] = 2
+    """Minimum number of label names."""
+    text_counts: ClassVar[tuple[int, ...]] = (1, 2)
+    """Numbers of text columns that a task may have."""
+    has_choices: ClassVar[bool] = False
+    """Whether an example has one segment per choice, each with a score; its text columns are prompt and choices."""
+    has_windows: ClassVar[bool] = False
+    """Whether an example has one segment per window of a long text."""
+    takes_label_columns: ClassVar[bool] = False
+    """Whether the labels may be in several columns of 0 and 1."""
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
@@ -110,6 +122,8 @@ class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
 
     default_metric: ClassVar[str] = "micro_f1"
+    min_labels: ClassVar[int] = 1
+    takes_label_columns: ClassVar[bool] = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return multilabel_cross_entropy(logits, labels)
@@ -132,6 +146,7 @@ class RegressionHead(Head):
     """
 
     default_metric: ClassVar[str] = "pearson"
+    num_outputs: ClassVar[int | None] = 1
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__(hidden_size, task, dropout, pooling)
@@ -163,6 +178,7 @@ class TokenClassificationHead(Head):
 
     default_metric: ClassVar[str] = "seqeval_f1"
     unit: ClassVar[str] = "token"
+    text_counts: ClassVar[tuple[int, ...]] = (1,)
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Logits of all tokens: ``[T, C]``."""
@@ -185,6 +201,8 @@ class MultipleChoiceHead(ClassificationHead):
     """One of n segments: a score each, and a distribution over the choices of an example. Labels ``[B]``."""
 
     default_metric: ClassVar[str] = "accuracy"
+    num_outputs: ClassVar[int | None] = 1
+    has_choices: ClassVar[bool] = True
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Scores of the choices: ``[B, n]``."""
@@ -203,6 +221,9 @@ class QuestionAnsweringHead(Head):
 
     default_metric: ClassVar[str] = "squad_f1"
     unit: ClassVar[str] = "token"
+    num_outputs: ClassVar[int | None] = 2
+    text_counts: ClassVar[tuple[int, ...]] = (2,)
+    has_windows: ClassVar[bool] = True
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Start and end logits of all tokens: ``[T, 2]``."""

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
-from .card_examples import example_of, tokenizer_call
+from ..tasks.registry import TASK_TYPES
 
 if TYPE_CHECKING:
     from hf_async_mtl.modeling.configuration_multitask import TaskConfig
@@ -33,15 +33,6 @@ _MIXING = {
     "proportional": "An epoch has each training row of each task once.",
     "temperature": "Small tasks were drawn more often than their share of the rows (a temperature, below).",
     "uniform": "All tasks were drawn equally often, whatever their size.",
-}
-# The Hub's own names. It has no task for a regression on text: its text-classification pipeline serves it.
-_HUB_TASKS = {
-    "classification": "text-classification",
-    "multilabel": "text-classification",
-    "regression": "text-classification",
-    "token_classification": "token-classification",
-    "multiple_choice": "multiple-choice",
-    "question_answering": "question-answering",
 }
 _HUB_METRICS = {
     "macro_f1": "f1",
@@ -115,10 +106,10 @@ class RunCard:
             tasks_table=self._tasks_table(),
             results_table=self._results_table(),
             convergence_table=self._convergence_table(),
-            teachers_table=self._teachers_table(),
             has_conflicts="conflicts" in self.report and len(self.tasks) > 1,
             examples="\n\n".join(
-                "\n".join([f"# {name}", *example_of(name, task)]) for name, task in self.tasks.items()
+                "\n".join([f"# {name}", *TASK_TYPES[task.type].card_example(name, task)])
+                for name, task in self.tasks.items()
             ),
             data_table=self._data_table(),
             mixing=_MIXING[(self.training.get("mixing") or {}).get("strategy", "proportional")],
@@ -132,7 +123,7 @@ class RunCard:
             final_step=self.report["final"]["step"] if "final" in self.report else None,
             last_step=self.report["step"],
             has_test=any(_is_number(self.results.get(f"test_{key}")) for key in self._metric_keys()),
-            has_regression=any(task.type == "regression" for task in self.tasks.values()),
+            notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
             # The final model is merged; a checkpoint is not.
             has_lora="lora" in self.training and "final" not in self.report,
             example_task=example_task,
@@ -181,7 +172,7 @@ class RunCard:
                     continue
                 results.append(
                     EvalResult(
-                        task_type=_HUB_TASKS[task.type],
+                        task_type=TASK_TYPES[task.type].hub_name,
                         task_name=name,
                         dataset_type=data.get("hub", name),
                         dataset_name=name,
@@ -197,8 +188,8 @@ class RunCard:
     def _example(self) -> tuple[str | None, str]:
         """A task that a plain call of the tokenizer can feed, and that call."""
         for name, task in self.tasks.items():
-            if task.type in ("classification", "multilabel", "regression") and isinstance(task.text_columns, list):
-                return name, tokenizer_call(task)
+            if TASK_TYPES[task.type].problem_type is not None:
+                return name, TASK_TYPES[task.type].tokenizer_call(task)
         return None, ""
 
     def _tasks_table(self) -> str:
@@ -267,16 +258,6 @@ class RunCard:
             "Best value",
         ]
         return _markdown_table(header, rows, numbers_from=2)
-
-    def _teachers_table(self) -> str:
-        kinds = ["entropy", "calibration", "accuracy", "residual"]
-        rows = [
-            [_code(name), *(_value(quality.get(kind)) for kind in kinds)]
-            for name, task in self.report["tasks"].items()
-            if (quality := task.get("teacher_quality"))
-        ]
-        header = ["Teacher of", "Entropy", "Calibration error", "Accuracy", "Residual"]
-        return _markdown_table(header, rows, numbers_from=1)
 
 
 # Last line of a generated card: a hash of all above it, by which a card that its author has edited is recognized.

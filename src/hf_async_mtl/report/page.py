@@ -39,11 +39,6 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=False)
     final = report.get("final")
     columns, rows = _tasks(report)
-    teachers = [
-        [name, *(value_text(quality.get(kind)) for kind in ("entropy", "calibration", "accuracy", "residual"))]
-        for name, task in report["tasks"].items()
-        if (quality := task.get("teacher_quality"))
-    ]
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
     return environment.get_template(TEMPLATE.name).render(
         title=title,
@@ -70,11 +65,6 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
         conflicts=_image(plot_conflicts, report["conflicts"])
         if report.get("conflicts") and len(report["tasks"]) > 1
         else None,
-        teacher_columns=[
-            ("task", ""),
-            *((name, "number") for name in ("entropy", "calibration error", "accuracy", "residual")),
-        ],
-        teacher_rows=teachers,
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..balancing.config import METHODS, BalancingConfig
+from ..balancing.build import check_parameters
+from ..balancing.config import BalancingConfig
 from ..convergence.criteria import ConvergenceConfig
 from ..data.mixing import draws_per_task
 from ..modeling.configuration_multitask import RENAMED, ConfigurationError
@@ -104,23 +105,11 @@ class DistillationConfig:
     Args:
         temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
         hard_label_weight: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
-        ramp_steps: So many optimizer steps after its switch a task goes from labels to logits, linearly. 0: at once.
-        annealing: The labels' share grows from 0 at the first step to 1 at the last, as in BAM (Clark et al., 2019).
-            For a task that converges late there is then little left to distil.
-        keep_gradient_norm: Weigh the distillation loss so that the task pulls as hard as its labels would have; see
-            `hf_async_mtl.distillation.loss.norm_keeping_weight`.
-        snapshots: The teacher is the average of the weights of so many best evaluations of its task. Far apart, they
-            may average to a worse model than each of them. The teacher's step and value in the report are those of the
-            best of them; the average itself is not evaluated.
         teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
     """
 
     temperature: float = 1.0
     hard_label_weight: float = 0.0
-    ramp_steps: int = 0
-    annealing: bool = False
-    keep_gradient_norm: bool = False
-    snapshots: int = 1
     teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,13 +117,6 @@ class DistillationConfig:
         _check("distillation.temperature", ok, "a number above 0", self.temperature)
         ok = _is_number(self.hard_label_weight) and 0 <= self.hard_label_weight <= 1
         _check("distillation.hard_label_weight", ok, "a number from 0 to 1", self.hard_label_weight)
-        for name, least in (("ramp_steps", 0), ("snapshots", 1)):
-            value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            _check(f"distillation.{name}", ok, f"a whole number of at least {least}", value)
-        for name in ("annealing", "keep_gradient_norm"):
-            value = getattr(self, name)
-            _check(f"distillation.{name}", isinstance(value, bool), "true or false", value)
         ok = isinstance(self.teachers, Mapping) and all(isinstance(x, str) and x for x in self.teachers.values())
         _check("distillation.teachers", ok, "a dictionary: task -> folder or Hub id", self.teachers)
 
@@ -252,6 +234,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
         self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
         self.schedule_config = settings("schedule", ScheduleConfig, self.section("schedule"))
+        check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
         steps = self.conflict_steps
         ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
@@ -292,7 +275,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
 
     def _refuse_what_balancing_cannot(self) -> None:
-        if METHODS[self.balancing_config.method].kind != "gradients":
+        if self.balancing_config.kind != "gradients":
             return
         for name, given, reason in (
             ("`training.fp16`", self.fp16, "its gradients are scaled by a changing factor. Use bf16"),

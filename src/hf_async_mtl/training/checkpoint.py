@@ -16,8 +16,9 @@ from ..convergence.schedule import ConvergenceSchedule
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.freezing import what_learns
+from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
-from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, link_best, write_atomic
+from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, link_best
 from .checkpoint_validation import check_checkpoint, placement
 from .distributed import check_files_reach, newest_checkpoint, share_rng_states
 
@@ -149,5 +150,4 @@ class RunCheckpoint:
     def _load(self, checkpoint: Path) -> None:
         shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         state = check_checkpoint(checkpoint, self.args, self.schedule, self.teachers, shapes, self.state())
-        self.teachers.load_state_dict(state["teachers"])
         self.loss.load_state_dict(state["loss"])

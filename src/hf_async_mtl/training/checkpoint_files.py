@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..distillation.snapshots import link_or_copy
+from ..utils import link_or_copy
 
 __all__ = [
     "BEST_FOLDER",
@@ -21,7 +21,6 @@ __all__ = [
     "link_best",
     "read_state",
     "read_trainer_state",
-    "write_atomic",
 ]
 
 STATE_FILE = "async_mtl_state.json"
@@ -32,14 +31,6 @@ BEST_FOLDER = "_best"
 
 # FSDP reads its own copy.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "pytorch_model_fsdp.bin")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new one, at any time."""
-    # Underscored: a push in the background leaves it out.
-    partial = path.with_name(f"_{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

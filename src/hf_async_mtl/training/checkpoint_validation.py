@@ -106,8 +106,8 @@ def _check_files(checkpoint: Path, args: AsyncMTLTrainingArguments, processes: i
     for pattern in needed:
         if not any(checkpoint.glob(pattern)):
             raise ConfigurationError(
-                f"A checkpoint must be complete; {checkpoint} has no {pattern.rstrip('*')}. Was it copied in part? Copy "
-                "it again, or resume from another."
+                f"A checkpoint must be complete; {checkpoint} has no {pattern.rstrip('*')}. Was it copied in part? "
+                "Copy it again, or resume from another."
             )
     for path in sorted(checkpoint.glob("*.safetensors")):
         try:

@@ -12,18 +12,18 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event
-from ..data.decoding import is_constant, references
 from ..data.mixing import EncodedTask
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
+from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator
-from .task_sets import TaskSets
 from .state_dict import clone_state_dict, full_state_dict, load_weights
+from .task_sets import TaskSets
 
 __all__ = ["ConvergenceController"]
 
@@ -106,8 +106,9 @@ class ConvergenceController:
 
     def constant_tasks(self) -> list[str]:
         """Return the tasks with the same prediction for every validation example."""
+        predictions = self.evaluator.predictions
         return [
-            name for name, task in self.schedule.tasks.items() if is_constant(task.type, self.evaluator.predictions[name])
+            name for name, task in self.schedule.tasks.items() if TASK_TYPES[task.type].is_constant(predictions[name])
         ]
 
     def standard_errors(self) -> dict[str, float]:
@@ -119,9 +120,8 @@ class ConvergenceController:
             dataset = self.evaluator.validation[name]
             task, now = dataset.task, self.evaluator.predictions[name]
             before = self.teachers.store.load_answers(name, reference_step)
-            found[name] = paired_standard_error(
-                task.monitored, task.type, before, now, references(task, dataset.rows), task.label_names
-            )
+            references = TASK_TYPES[task.type].references(task, dataset.rows)
+            found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
         return found
 
     def _save_snapshot(self, step: int) -> None:
@@ -132,18 +132,19 @@ class ConvergenceController:
 
     def _record_teacher(self, event: Event) -> None:
         """Run a task's best weights over its training set once, and restore the present weights."""
-        steps = self.schedule.teacher_steps(event.task)
+        step = self.schedule.teacher_step(event.task)
+        assert step is not None  # the task has converged, so it had a score
         if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
             logger.warning(
                 f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
                 "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
             )
         with ExitStack() as stack:
-            if steps != [event.step]:
-                teacher, present = self.teachers.snapshot(steps), clone_state_dict(self.model)
+            if step != event.step:
+                teacher, present = self.teachers.store.load_snapshot(step), clone_state_dict(self.model)
                 stack.callback(load_weights, self.model, present)
                 load_weights(self.model, teacher)
-            self.record(event.task, steps[0], self.logits_of(self.teachers.train[event.task]))
+            self.record(event.task, step, self.logits_of(self.teachers.train[event.task]))
 
     def record(self, task: str, step: int, batches: Batches) -> None:
         """Write a teacher's logits where files are written, and let the task learn from them on all ranks.
@@ -161,7 +162,7 @@ class ConvergenceController:
             _exhaust(batches)
         self.accelerator.wait_for_everyone()
         self.teachers.open([task])
-        self.teachers.judge(task)
+        self.teachers.check_softness(task)
 
     def record_external(self, rows: Mapping[str, Dataset], sets: TaskSets) -> None:
         """Record the external teachers of a new run, which needs the models only here.

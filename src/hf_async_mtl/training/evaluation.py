@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.decoding import label_array, predictions, references
 from ..data.mixing import EncodedTask
 from ..metrics import compute
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..tasks.registry import TASK_TYPES
 
 __all__ = ["TaskEvaluator", "dense", "iterate_logits"]
 
@@ -112,12 +112,12 @@ class TaskEvaluator:
 
     def metrics(self, dataset: EncodedTask, logits: np.ndarray) -> dict[str, float]:
         """Return the metrics of a set from the logits of its examples, in their order."""
-        task = dataset.task
+        task, task_type = dataset.task, TASK_TYPES[dataset.task.type]
         assert task.metrics is not None
-        predicted = predictions(task, logits, dataset.rows)
+        predicted = task_type.predictions(task, logits, dataset.rows)
         if dataset is self.validation.get(dataset.name):
             self.predictions[dataset.name] = predicted
-        found = compute(task.metrics, task.type, predicted, references(task, dataset.rows), task.labels)
+        found = compute(task.metrics, task.type, predicted, task_type.references(task, dataset.rows), task.label_names)
         if dataset.name in self.own_metrics:
             labels = self.label_ids(dataset, logits)
             found = {**found, **self.own_metrics[dataset.name](EvalPrediction(logits, labels))}
@@ -127,4 +127,5 @@ class TaskEvaluator:
         """Return the labels of a set as `Trainer.predict` does; None for rows without labels."""
         if "labels" not in dataset.rows.column_names:
             return None
-        return label_array(dataset.task, dataset.rows, logits.shape[-2] if logits.ndim > 2 else 0)
+        units = logits.shape[-2] if logits.ndim > 2 else 0
+        return TASK_TYPES[dataset.task.type].label_array(dataset.task, dataset.rows, units)

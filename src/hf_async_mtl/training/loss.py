@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..balancing.balancer import GradientBalancer, LossBalancer
-from ..balancing.making import make_balancer
+from ..balancing.build import build_balancer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
-from ..distillation.loss import hard_label_weight
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.freezing import last_shared_layer
@@ -64,7 +63,7 @@ class BatchLoss:
         tasks = list(schedule.tasks)
         self.sums = TaskLosses(tasks)
         calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
-        self.balancer = make_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
+        self.balancer = build_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
         self.conflicts = _gradient_conflicts(args, tasks, model.encoder) if args.conflict_steps else None
         self.finite = FiniteCheck()
         looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"
@@ -94,7 +93,7 @@ class BatchLoss:
         return self._sum_over_ranks(torch.as_tensor(count, device=device))
 
     def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int, max_steps: int
+        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
         """Run a batch.
 
@@ -103,7 +102,6 @@ class BatchLoss:
             inputs: A packed batch.
             examples: N, or None for the examples of this batch.
             step: Optimizer steps made so far.
-            max_steps: Those of the whole run.
 
         Returns:
             The loss, and the model's output.
@@ -112,7 +110,7 @@ class BatchLoss:
         example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
         # DDP would reduce each task's gradient as it comes.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
-        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step, max_steps)
+        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step)
         self.sums.add(list(losses.values()))
         if self.conflicts is not None:
             self.conflicts.observe(list(losses.values()), step)
@@ -127,7 +125,6 @@ class BatchLoss:
         task_ids: Tensor,
         labels: Mapping[str, Tensor],
         step: int,
-        max_steps: int,
     ) -> dict[str, Tensor]:
         """Task -> the losses of its examples in this batch, empty where it is not in the loss."""
         assert outputs.losses is not None
@@ -143,7 +140,6 @@ class BatchLoss:
                 losses = outputs.logits[name][:0].flatten().float()
             elif len(losses) and phases[name] == "distilling":
                 head: Any = self.model.heads[name]
-                switched_at = self.schedule.converged_at(name) or 0
                 losses = self.teachers.losses(
                     name,
                     head,
@@ -152,7 +148,6 @@ class BatchLoss:
                     labels[name],
                     outputs.layouts[name],
                     losses,
-                    hard_label_weight(self.args.distillation_config, step, switched_at, max_steps),
                 )
             if len(losses):
                 own = places[task_ids == index]

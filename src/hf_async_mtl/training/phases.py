@@ -32,7 +32,6 @@ def new_schedule(
             task.monitored,
             args.convergence_of(name),
             distilled_from_start=name in distillation.teachers,
-            snapshots=distillation.snapshots,
         )
         for name, task in tasks.items()
     }

@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.encoding import encode, truncation_warning
 from ..data.mixing import EncodedTask
+from ..data.tokenization import encode, truncation_warning
 from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .arguments import AsyncMTLTrainingArguments
@@ -42,9 +42,7 @@ class TaskSets:
         """Return the longest segment of a task, in tokens."""
         return self.tasks[task].max_length or self.max_length
 
-    def encode(
-        self, sets: Mapping[str, Dataset | EncodedTask], *, needs_labels: bool = True
-    ) -> dict[str, EncodedTask]:
+    def encode(self, sets: Mapping[str, Dataset | EncodedTask], *, needs_labels: bool = True) -> dict[str, EncodedTask]:
         """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks.
 
         Args:

@@ -27,34 +27,38 @@ from ..convergence.actions import PHASES
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..distillation.teachers import Teachers
+from ..distillation.unlabeled import with_placeholders
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import RunCallback, TableCallback
 from .checkpoint import RunCheckpoint
-from .checkpoint_files import TEACHERS_FOLDER, checkpoint_step, write_atomic
+from .checkpoint_files import TEACHERS_FOLDER, checkpoint_step
 from .checks import (
     check_best_metric,
     check_disk_space,
+    check_metrics,
     check_own_metrics,
     check_sets,
     check_sharding,
     check_task_settings,
     check_tokenizer,
+    check_trainable,
     checked_args,
     checked_model,
     refuse_arguments,
+    unlabeled_tasks,
 )
 from .controller import ConvergenceController
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator, iterate_logits
 from .loss import BatchLoss
-from .parameters import check_trainable, split_head_groups
 from .phases import new_schedule
 from .publishing import publish
-from .refusals import refused, replaced_fields
 from .state_dict import load_saved_weights, savable
 from .task_sets import TaskSets
+from .upstream import refused, replaced_fields, split_head_groups
 
 if TYPE_CHECKING:
     import optuna
@@ -65,3 +69,440 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         ProcessorMixin,
     )
+
+__all__ = ["AsyncMTLTrainer"]
+
+
+class AsyncMTLTrainer(Trainer):
+    """A `transformers.Trainer` for task sets with asynchronous convergence.
+
+    The method is that of Lu et al., "Asynchronous Convergence in Multi-Task Learning via Knowledge Distillation from
+    Converged Tasks", NAACL 2022 Industry Track.
+
+    Differences from the parent: ``model`` is a `MultiTaskModel`; ``args`` are `AsyncMTLTrainingArguments`;
+    ``train_dataset`` is a dictionary of raw `datasets.Dataset`, one per task; ``eval_dataset`` likewise, and may hold
+    further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
+    tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
+    `TaskType.label_array` returns them), whose values are reported beside the task's own metrics.
+
+    Attributes:
+        tasks: Name -> task.
+        task_sets: Encodes raw rows.
+        encoded_train: Task -> its encoded training set.
+        schedule: The phases.
+        teachers: Snapshots and recorded logits.
+        batch_loss: The loss of a batch, with the state that it keeps.
+        evaluator: Turns logits into metrics.
+        controller: Acts on evaluations.
+        checkpoint: Our part of a checkpoint.
+        data_sources: Task -> its ``data`` section, of which the model card shows what is on the Hub.
+
+    Raises:
+        ConfigurationError: An argument does not fit; found before training.
+    """
+
+    # Our loss is normalized over the whole optimizer step; the Trainer must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    hyperparameter_search = refused(
+        "hyperparameter_search",
+        "Build a trainer per trial, as scripts/examples/optuna_search.py does with Optuna.",
+    )
+
+    model: MultiTaskModel
+    args: AsyncMTLTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: AsyncMTLTrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Mapping[str, Dataset] | None = None,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase
+        | BaseImageProcessor
+        | FeatureExtractionMixin
+        | ProcessorMixin
+        | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        args, model = checked_args(args), checked_model(model)
+        refuse_arguments(model_init, data_collator, compute_loss_func, preprocess_logits_for_metrics)
+        self.tasks: dict[str, TaskConfig] = model.config.task_configs
+        own_metrics = check_own_metrics(compute_metrics, self.tasks)
+        tokenizer = check_tokenizer(processing_class, model.config.encoder_config.vocab_size)
+        check_sets(self.tasks, train_dataset, eval_dataset)
+        if train_dataset is not None:
+            check_trainable(model)
+        check_task_settings(self.tasks, args)
+        unlabeled = unlabeled_tasks(train_dataset or {}, self.tasks, args.distillation_config)
+        raw = {**(train_dataset or {})}
+        raw |= {name: with_placeholders(raw[name], self.tasks[name]) for name in unlabeled}
+        self.task_sets = TaskSets(self.tasks, tokenizer, model.config.max_length, args)
+        self.encoded_train = self.task_sets.encode(raw)
+        validation = self.task_sets.encode(eval_dataset or {})
+        check_metrics(self.tasks)
+        self.task_sets.warn_truncated({"training": self.encoded_train, "validation": validation})
+        if eval_dataset is not None:
+            sets = {name: rows.task for name, rows in validation.items()}
+            check_best_metric(sets, args.metric_for_best_model, own_metrics)
+        model.probe_packing()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=MultiTaskCollator(
+                {name: task.type for name, task in self.tasks.items()},
+                max(map(self.task_sets.length_of, self.tasks)),
+                tokenizer.pad_token_id,
+            ),
+            train_dataset=TaskMixture(list(self.encoded_train.values())) if raw else None,
+            # Without a set the parent refuses an `eval_strategy`; a trainer that evaluates explicit sets has none.
+            eval_dataset=validation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        check_sharding(self.accelerator)
+        self._external_rows = {name: rows for name, rows in raw.items() if name in args.distillation_config.teachers}
+        self.data_sources: dict[str, Mapping[str, Any]] = {}
+        # The Trainer hands what is named here to the metrics: the indices of the examples, by which labels are found.
+        self.label_names = ["example_ids"]
+        self._connect(own_metrics)
+
+    def _connect(self, own_metrics: Mapping[str, Callable[[EvalPrediction], dict]]) -> None:
+        """Make the collaborators of the run."""
+        args, model, accelerator = self.args, self.model, self.accelerator
+        sizes = {name: len(rows) for name, rows in self.encoded_train.items()}
+        self.schedule = new_schedule(self.tasks, args, sizes)
+        self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, self.encoded_train)
+        self.batch_loss = BatchLoss(model, args, self.schedule, self.teachers, accelerator, sum(sizes.values()))
+        self.evaluator = TaskEvaluator(model, self.eval_dataset, own_metrics)
+        self.controller = ConvergenceController(
+            args, model, accelerator, self.schedule, self.teachers, self.evaluator, self.iterate_logits
+        )
+        self.checkpoint = RunCheckpoint(args, model, accelerator, self.schedule, self.teachers, self.batch_loss)
+        if self.encoded_train:
+            mixing, ranks = args.mixing_config, args.world_size
+            multiple = 1 if ranks == 1 else ranks * args.per_device_train_batch_size
+            self._sampler = MixingSampler(
+                list(sizes.values()), args.seed, mixing.strategy, mixing.temperature, multiple
+            )
+            self.add_callback(
+                RunCallback(self._sampler, self.controller, self.checkpoint, self.batch_loss, self.create_model_card)
+            )
+        # Its dictionaries would bury the tables; a notebook's own bar stays.
+        self.remove_callback(PrinterCallback)
+        for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "ProgressCallback"]:
+            self.remove_callback(callback)
+        self._display = TableCallback()
+        self.add_callback(self._display)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
+        return self._sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Collect the batches of an optimizer step, and count its examples over accumulation, ranks and tasks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, self.batch_loss.count(batches, self.state.global_step, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        r"""Compute the loss of a packed batch: :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.
+
+        :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it
+        distills (mixed with a share of the former, if one is set). N counts the examples of the whole optimizer step,
+        so that batch size, accumulation and processes can be traded freely.
+
+        With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
+        `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
+        returned then has no graph.
+
+        Of a model in evaluation mode, the loss is the mean of the supervised losses; see `TaskEvaluator.step`.
+        """
+        if model.training:
+            loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
+        else:
+            loss, outputs = self.evaluator.step(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with each task's training loss, phase (its index in `PHASES`) and balancing weight beside the sum."""
+        if "loss" in logs:
+            logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
+            phases = self.schedule.phases
+            logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in phases.items()}
+            if self.batch_loss.balancer is not None:
+                latest = self.batch_loss.balancer.latest
+                logs |= {f"weight/{name}": weight for name, weight in latest.items() if phases[name] == "learning"}
+        super().log(logs, start_time)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: optuna.Trial | dict[str, Any] | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest complete checkpoint."""
+        if not self.encoded_train or not self.eval_dataset:
+            raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
+        check_disk_space(self.tasks, self.args, self.teachers)
+        checkpoint = self.checkpoint.begin(resume_from_checkpoint)
+        resumed = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self.controller.begin(-1 if resumed is None else resumed.global_step)
+        if checkpoint is None:
+            self.controller.record_external(self._external_rows, self.task_sets)
+        if self.optimizer is None and self.args.head_learning_rate is not None:
+            split_head_groups(self.create_optimizer(), self.model.heads, self.args.head_learning_rate)
+        if checkpoint is not None and resumed is not None and self._has_ended(resumed):
+            result = self._take_over(checkpoint, resumed)
+        else:
+            result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+        self._finish()
+        return result
+
+    def _has_ended(self, state: TrainerState) -> bool:
+        """Return whether a resumed run is over; upstream asks only after a further step."""
+        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return self.schedule.finished or state.global_step >= max_steps
+
+    def _take_over(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
+        """End a resumed run that was over: its log, and the weights that it ended with."""
+        self.state = state
+        state.init_training_references(self, state.max_steps, state.num_train_epochs, None)
+        state.best_model_checkpoint = None if self.checkpoint.best is None else str(self.checkpoint.best)
+        load_saved_weights(self.model, self._best_checkpoint() or checkpoint)
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def _best_checkpoint(self) -> Path | None:
+        """Return the checkpoint that is loaded at the end. A better evaluation may have come without a checkpoint."""
+        best = self.state.best_model_checkpoint
+        return Path(best) if best is not None and self.args.load_best_model_at_end else None
+
+    def _finish(self) -> None:
+        """Report which weights the run ended with, and remove the teachers: each checkpoint has its own."""
+        best = self._best_checkpoint()
+        step = self.state.global_step if best is None else checkpoint_step(best)
+        evaluated = any(at == step for at, _ in self.schedule.report()["tasks"][next(iter(self.tasks))]["history"])
+        values = None
+        if not evaluated:
+            metrics = self.evaluate()
+            values = {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
+        self.schedule.finish(step, values)
+        self._write_report()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.teachers.store.clear()
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate every task on its own set, or one set.
+
+        While training, an evaluation of the constructor's sets moves the phases. Callbacks get an ``on_evaluate`` for
+        each set, as upstream, and then one with the metrics of all sets.
+
+        Args:
+            eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose task is found by its columns. Default:
+                the sets of the constructor.
+            ignore_keys: As upstream.
+            metric_key_prefix: As upstream; ``test`` for a test split.
+
+        Returns:
+            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: the
+            mean over the tasks of the monitored metric. For one set ``<prefix>_<metric>``.
+        """
+        if isinstance(eval_dataset, str):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
+            # The parent keeps persistent workers by name, with one name for all sets that it is given.
+            with replaced_fields(self.args, dataloader_persistent_workers=False):
+                return super().evaluate(self.task_sets.encode_one(eval_dataset), ignore_keys, metric_key_prefix)
+        sets = self.eval_dataset
+        if eval_dataset is not None:
+            sets = eval_dataset = self.task_sets.encode(eval_dataset)
+            self.task_sets.warn_truncated({metric_key_prefix: sets})
+        monitored = [f"{metric_key_prefix}_{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
+        if not monitored:
+            raise ConfigurationError(
+                f"`eval_dataset` must have a set of a task ({', '.join(self.tasks)}); found "
+                f"{', '.join(sets) or 'none'}."
+            )
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        summary = {f"{metric_key_prefix}_average": float(np.mean([metrics[key] for key in monitored]))}
+        self.log(dict(summary))
+        metrics |= summary
+        if self.is_in_train and eval_dataset is None:
+            # Ranks may differ in the last digit; what follows must not depend on it.
+            metrics = broadcast_from_main(metrics)
+            self._observe(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _observe(self, metrics: dict[str, float]) -> None:
+        """Let the controller act on an evaluation, show its outcome, and end the run if it is over."""
+        if not self.controller.observe(self.state.global_step, self.state.epoch, metrics):
+            return
+        self._write_report()
+        if self.is_world_process_zero():
+            self._display.show(self.schedule.report(), self.state.epoch)
+        if self.schedule.finished:
+            self.control.should_training_stop = True
+            # As at the end of the budget: the last weights may be the best.
+            if self.args.save_strategy == SaveStrategy.STEPS:
+                self.control.should_save = True
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Run the model over one set, as upstream; the metrics are those of its task."""
+        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        return self.evaluator.score(dataloader.dataset, output, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput | dict[str, PredictionOutput]:
+        """Predict, as upstream: logits, labels and metrics of one set, or of each set of a dictionary.
+
+        Args:
+            test_dataset: Task -> raw `datasets.Dataset`, with or without labels; or one raw set, whose task is found by
+                its columns.
+            ignore_keys: As upstream.
+            metric_key_prefix: As upstream; the name of the set follows it in a dictionary.
+
+        Returns:
+            The result of the set; or name -> the result, for a dictionary. ``predictions`` are logits ``[N, ...]``;
+            ``label_ids`` and the metrics of the task are there if the rows have labels.
+        """
+        if isinstance(test_dataset, Mapping):
+            sets = self.task_sets.encode(test_dataset, needs_labels=False)
+            return {name: self.predict(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in sets.items()}
+        rows = self.task_sets.encode_one(test_dataset, needs_labels=False)
+        with replaced_fields(self.args, dataloader_persistent_workers=False):
+            output = super().predict(rows, ignore_keys, metric_key_prefix)
+        return output._replace(label_ids=self.evaluator.label_ids(rows, output.predictions))
+
+    def iterate_logits(self, dataset: EncodedTask) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run the model over the rows of one set, which the ranks share.
+
+        Yields:
+            The ``example_ids`` ``[B]`` of a batch of all ranks and the logits ``[U, C]`` of their units, one example
+            after the other, on all ranks. Some examples may occur twice.
+        """
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        # A loader draws a random number, and dropout would come after it.
+        with torch.random.fork_rng(devices=[]), replaced_fields(self.args, dataloader_persistent_workers=False):
+            batches = tqdm(
+                self.get_test_dataloader(dataset),
+                desc=f"Recording {dataset.name}",
+                leave=False,
+                disable=self.args.disable_tqdm or not self.is_world_process_zero(),
+            )
+            for example_ids, logits in iterate_logits(model, batches):
+                yield gather_examples(self.accelerator, example_ids, logits)
+
+    # -- what a run leaves --------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """Return the content of ``convergence.json``, with ``conflicts`` once they have been measured."""
+        report = self.schedule.report()
+        conflicts = self.batch_loss.conflicts
+        if conflicts is not None and conflicts.has_measured:
+            report["conflicts"] = conflicts.report()
+        return report
+
+    def _write_report(self) -> None:
+        if self.is_world_process_zero():
+            report = json.dumps(self.report(), indent=2, allow_nan=False)
+            write_atomic(Path(self.args.output_dir, "convergence.json"), report + "\n")
+
+    def _save_checkpoint(self, model: nn.Module, trial: optuna.Trial | dict[str, Any] | None) -> None:
+        """Save as upstream, with our state as the last file, and older checkpoints deleted only after it."""
+        output_dir = self.args.output_dir
+        folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        self.checkpoint.prepare(folder, self.state)
+        with replaced_fields(self.args, save_total_limit=None):
+            super()._save_checkpoint(model, trial)
+        self.checkpoint.complete(folder)
+        if self.args.should_save:
+            rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save as upstream, without the pickled arguments, and with merged low-rank layers except in checkpoints."""
+        folder = Path(output_dir or self.args.output_dir)
+        with savable(self.model):
+            super()._save(output_dir, state_dict)
+            if self.model.config.lora is not None and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+                merged = self.model.merged(state_dict)
+                with savable(merged):
+                    merged.save_pretrained(folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write ``README.md`` and the plots that it shows, from what the run left. Arguments as upstream.
+
+        The Trainer's own card has no result if there are several evaluation sets.
+        """
+        if not self.is_world_process_zero():
+            return
+        metadata = {
+            "tags": tags,
+            "datasets": dataset_tags or dataset,
+            "pipeline_tag": tasks,
+            "dataset_args": dataset_args,
+        }
+        splits = {"train": self.encoded_train, "validation": self.eval_dataset}
+        final_step = self.schedule.report().get("final", {}).get("step")
+        logged = [entry for entry in self.state.log_history if entry["step"] == final_step]
+        publish(
+            self.model,
+            self.args,
+            self.report(),
+            # Upstream gives the last part of the repository's name, which would not load.
+            model_name=self.hub_model_id or model_name,
+            results={key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")},
+            finetuned_from=finetuned_from,
+            license=license,
+            language=language,
+            metadata=metadata,
+            data=self.data_sources,
+            rows={
+                name: {split: len(sets[name]) for split, sets in splits.items() if name in sets} for name in self.tasks
+            },
+        )

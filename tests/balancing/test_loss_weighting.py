@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from hf_async_mtl.balancing.balancer import LossBalancer
+from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import BalancingConfig
 from hf_async_mtl.balancing.loss_weighting import famo_gradient
-from hf_async_mtl.balancing.making import make_balancer
 
 TWO = [[2.0, 0.5], [1.0, 0.25], [3.0, 0.125]]
 THREE = [[2.0, 0.5, 1.0], [1.5, 0.25, 4.0], [0.5, 0.5, 0.125]]
@@ -21,7 +21,7 @@ THREE = [[2.0, 0.5, 1.0], [1.5, 0.25, 4.0], [0.5, 0.5, 0.125]]
 
 def make(method: str, tasks: int, calls_per_epoch: int = 1000, seed: int = 0, **parameters: Any) -> LossBalancer:
     config = BalancingConfig(method, parameters=parameters)
-    balancer = make_balancer(config, [f"task{i}" for i in range(tasks)], seed, calls_per_epoch)
+    balancer = build_balancer(config, [f"task{i}" for i in range(tasks)], seed, calls_per_epoch)
     assert isinstance(balancer, LossBalancer)
     return balancer
 

@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import nnls
 
 from hf_async_mtl.balancing.balancer import GradientBalancer, WeightingBalancer
+from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
-from hf_async_mtl.balancing.making import make_balancer
 
 # Two that conflict; three, of which two conflict.
 TWO = np.array([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0]])
@@ -27,7 +27,7 @@ CASES = [TWO, THREE]
 
 def make(method: str, tasks: int, over: str = "last_layer", seed: int = 0, **parameters: Any) -> GradientBalancer:
     config = BalancingConfig(method, over=over, parameters=parameters)
-    balancer = make_balancer(config, [f"task{i}" for i in range(tasks)], seed, calls_per_epoch=1)
+    balancer = build_balancer(config, [f"task{i}" for i in range(tasks)], seed, calls_per_epoch=1)
     assert isinstance(balancer, GradientBalancer)
     return balancer
 

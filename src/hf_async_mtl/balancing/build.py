@@ -1,0 +1,118 @@
+"""From a configuration to the balancer of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..modeling.configuration_multitask import ConfigurationError
+from .balancer import GradientBalancer, LossBalancer
+from .config import METHODS, BalancingConfig
+from .gradnorm import GradNorm
+
+__all__ = ["build_balancer", "check_parameters"]
+
+_BAD_PARAMETERS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+
+
+def build_balancer(
+    config: BalancingConfig, tasks: Sequence[str], seed: int, calls_per_epoch: int
+) -> LossBalancer | GradientBalancer | None:
+    """Build the balancer of a run.
+
+    Args:
+        config: The method and its parameters.
+        tasks: The names of all tasks; ids count from 0 in this order.
+        seed: Seed of the methods that draw random numbers, >= 0; the same on every rank.
+        calls_per_epoch: The number of calls in an epoch: DWA's default window.
+
+    Returns:
+        The balancer; None for ``sum``, which needs none.
+
+    Raises:
+        ConfigurationError: A package that the method needs is not installed, or the method refuses a parameter.
+
+    Examples:
+        >>> balancer = build_balancer(BalancingConfig("gls"), ["rte", "stsb", "cola"], seed=42, calls_per_epoch=100)
+        >>> balancer.weights(torch.tensor([0.5, 2.0]), task_ids=[0, 2])
+        tensor([1.0000, 0.2500])
+    """
+    if config.kind == "none":
+        if config.parameters:
+            raise ConfigurationError(f"`balancing.method: {config.method}` has no parameters. Remove the key.")
+        return None
+    parameters = dict(config.parameters)
+    if config.method == "dwa" and parameters.get("window") is None:
+        parameters["window"] = calls_per_epoch
+    scope = {"over": config.over} if config.kind == "gradients" else {}
+    try:
+        adapter = _adapter(config)
+        return adapter(method=config.method, tasks=tasks, seed=seed, **scope, **parameters)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"`balancing.method: {config.method}` needs packages that are not installed ({error}). Run "
+            "`pip install 'hf-async-mtl[balancing]'`."
+        ) from error
+    except _BAD_PARAMETERS as error:
+        raise _refused(config, error) from error
+
+
+def check_parameters(config: BalancingConfig) -> None:
+    """Raise for parameters that a method refuses when it is built, or when it is first called.
+
+    Args:
+        config: The method and its parameters. They are tried on two tasks with orthogonal gradients.
+
+    Raises:
+        ConfigurationError: As `build_balancer`, or the method fails on its first call.
+    """
+    balancer = build_balancer(config, ["first", "second"], seed=0, calls_per_epoch=1)
+    losses = torch.ones(2)
+    try:
+        if isinstance(balancer, LossBalancer):
+            found = balancer.weights(losses, [0, 1])
+        elif balancer is not None:
+            found = balancer.direction(torch.eye(2), losses, [0, 1])
+        else:
+            return
+    except _BAD_PARAMETERS as error:
+        raise _refused(config, error) from error
+    if not found.isfinite().all():
+        raise _refused(config, ValueError("the weights of two tasks are not finite"))
+
+
+def _adapter(config: BalancingConfig) -> Callable[..., LossBalancer | GradientBalancer]:
+    if config.method == "gradnorm":
+        return GradNorm
+    # torchjd is an extra: imported only for the methods that need it.
+    if config.kind == "losses":
+        from . import loss_weighting
+
+        return loss_weighting.ADAPTERS.get(config.method, loss_weighting.StatelessWeighting)
+    from . import gradient_weighting
+
+    return gradient_weighting.ADAPTERS.get(config.method, gradient_weighting.GramianWeighting)
+
+
+def _refused(config: BalancingConfig, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"`balancing.parameters` must be arguments of {_signature(config)}; found {dict(config.parameters)!r}: "
+        f"{str(error).rstrip('.')}."
+    )
+
+
+def _signature(config: BalancingConfig) -> str:
+    """Return the parameters of a method as a call: ``CAGradWeighting(c=0.5, norm_eps=0.0001)``."""
+    method = METHODS[config.method]
+    source: Any = _adapter(config)
+    if method.torchjd is not None:
+        from torchjd import aggregation, scalarization
+
+        source = getattr(scalarization if method.kind == "losses" else aggregation, method.torchjd)
+    own = ("method", "tasks", "seed", "over")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(source).parameters.items()}
+    shown = [f"{name}={value!r}" for name, value in {**defaults, **method.defaults}.items() if name not in own]
+    return f"{source.__name__}({', '.join(shown)})"

@@ -1,0 +1,216 @@
+"""Raw rows to model inputs: the token ids and the target of each row, computed once and cached."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.heads import HEADS
+from ..tasks.base import Columns, Target
+from ..tasks.labels import HINT, LabelError
+from ..tasks.registry import TASK_TYPES
+
+__all__ = ["count_truncated", "encode", "not_utf8", "token_counts", "truncation_warning", "unit_counts"]
+
+_TOKENIZED, _WRITTEN = 500, 2000
+"""Rows that are tokenized at a time, and rows of one batch of the file. Opening a file reads the head of each batch and
+64 KiB around it; a row of a large batch is spread over many pages."""
+
+
+def encode(
+    dataset: Dataset, name: str, task: TaskConfig, tokenizer: Any, max_length: int, *, with_labels: bool = True
+) -> Dataset:
+    """Tokenize one split of one task.
+
+    Args:
+        dataset: Raw rows.
+        name: The task's name, for messages and the progress bar.
+        task: The resolved task.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum length of a segment, in tokens.
+        with_labels: False for rows to predict; a token task then gets each word's index as its target.
+
+    Returns:
+        Columns ``input_ids`` (one list per segment), ``token_type_ids`` if the tokenizer returns them, ``truncated``
+        (whether a text was longer than its segment, or a question than half of one), ``labels``, and those of the
+        task's type. The result is cached by the content of all arguments.
+
+    Raises:
+        ConfigurationError: There are no rows, a column is missing, or a text or a label cannot be used; the message
+            names its row.
+    """
+    dataset = dataset.with_format(None)  # plain Python values of all columns, whatever the user's format
+    columns = [*task.input_columns, *(task.target_columns if with_labels else ())]
+    _check_input(dataset, name, columns, tokenizer)
+    kind = TASK_TYPES[task.type]
+    features = _features(kind.features(with_labels), tokenizer)
+    make_target = kind.target_function(task, dataset) if with_labels else None
+    schema = features.arrow_schema.remove_metadata()
+    try:
+        return dataset.map(
+            _Encoder(name, task, tokenizer, max_length, columns, make_target, schema),
+            batched=True,
+            batch_size=_WRITTEN,
+            writer_batch_size=_WRITTEN,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            desc=f"Tokenizing {name}",
+            features=features,
+            new_fingerprint=_fingerprint(dataset, task, tokenizer, max_length, with_labels),
+        )
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, error) from None
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes batches of raw rows; see `encode`."""
+
+    name: str
+    task: TaskConfig
+    tokenizer: Any
+    max_length: int
+    columns: Sequence[str]
+    make_target: Target | None
+    schema: pa.Schema
+
+    def __call__(self, rows: Columns, indices: Sequence[int]) -> pa.Table:
+        pieces = []
+        for first in range(0, len(indices), _TOKENIZED):
+            here = slice(first, first + _TOKENIZED)
+            piece = self._encode({column: rows[column][here] for column in self.columns}, indices[here])
+            arrays = [pa.array(piece[field.name], field.type) for field in self.schema]
+            pieces.append(pa.table(arrays, self.schema))
+        return pa.concat_tables(pieces)
+
+    def _encode(self, rows: Columns, indices: Sequence[int]) -> Columns:
+        kind = TASK_TYPES[self.task.type]
+        self._check_texts(rows, indices)
+        encoded = kind.tokenize(rows, self.task, self.tokenizer, self.max_length)
+        if self.make_target is None:
+            word_indices = kind.unlabeled_targets(encoded)
+            return encoded if word_indices is None else {**encoded, "labels": word_indices}
+        targets = self._targets(rows, indices, encoded, self.make_target)
+        return {**encoded, "labels": targets, **kind.reference_columns(rows, self.task)}
+
+    def _check_texts(self, rows: Columns, indices: Sequence[int]) -> None:
+        kind = TASK_TYPES[self.task.type]
+        for column in self.task.input_columns:
+            for index, text in zip(indices, rows[column], strict=True):
+                error = kind.text_error(self.task, column, text, self.tokenizer, self.max_length)
+                if error is not None:
+                    raise ConfigurationError(f"Task {self.name!r}, column {column!r}, row {index}: {error}")
+
+    def _targets(self, rows: Columns, indices: Sequence[int], encoded: Columns, make_target: Target) -> list[Any]:
+        targets = []
+        for i, index in enumerate(indices):
+            row = {column: rows[column][i] for column in self.columns}
+            try:
+                targets.append(make_target(row, {key: values[i] for key, values in encoded.items()}))
+            except LabelError as error:
+                where = ", ".join(map(repr, self.task.target_columns))
+                raise ConfigurationError(f"Task {self.name!r}, column {where}, row {index}: {error} {HINT}") from None
+        return targets
+
+
+def _check_input(dataset: Dataset, name: str, columns: Sequence[str], tokenizer: Any) -> None:
+    if len(dataset) == 0:
+        raise ConfigurationError(f"Task {name!r} needs at least one row in each of its splits; found an empty one.")
+    for column in columns:
+        if column not in dataset.column_names:
+            raise ConfigurationError(
+                f"Task {name!r} reads the column {column!r}; its data has {', '.join(dataset.column_names)}."
+            )
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigurationError(
+            "The tokenizer must be a fast one, which knows the words behind its tokens; found "
+            f"{type(tokenizer).__name__}."
+        )
+
+
+def _features(columns: Mapping[str, Any], tokenizer: Any) -> Features:
+    # An inferred type would be that of the raw column of the same name: class indices turned into floats.
+    tokens = {"input_ids": [["int32"]], "token_type_ids": [["int8"]]}
+    types = {key: kind for key, kind in tokens.items() if key in tokenizer.model_input_names}
+    return Features({key: _feature(kind) for key, kind in {**types, "truncated": "bool", **columns}.items()})
+
+
+def _feature(kind: Any) -> Any:
+    return List(_feature(kind[0])) if isinstance(kind, list) else Value(kind)
+
+
+def _fingerprint(dataset: Dataset, task: TaskConfig, tokenizer: Any, max_length: int, with_labels: bool) -> str:
+    try:
+        # Rows that an earlier release has cached may differ from what this one computes.
+        version = importlib.metadata.version("hf_async_mtl")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        version = ""
+    # The hash of a fast tokenizer changes with each call: it remembers how it last truncated and padded.
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend.update(truncation=None, padding=None)
+    settings = [tokenizer.truncation_side, tokenizer.split_special_tokens, tokenizer.model_input_names]
+    identity = json.dumps([backend, settings], sort_keys=True)
+    return Hasher.hash([dataset._fingerprint, task.to_dict(), max_length, with_labels, identity, version])
+
+
+def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:
+    """Return the error for a task whose text, as Arrow holds it, is not UTF-8."""
+    return ConfigurationError(
+        f"Task {name!r}: its data must be UTF-8; found {error.object[error.start : error.start + 1]!r} after "
+        f"{error.object[: error.start][-20:]!r}. Convert the file."
+    )
+
+
+# Encoded rows
+
+
+def count_truncated(rows: Dataset) -> int:
+    """Return the number of encoded examples whose texts were longer than their segments."""
+    pieces = rows.select_columns("truncated").with_format("arrow").iter(batch_size=10_000)
+    return sum(pc.sum(piece.column(0)).as_py() or 0 for piece in pieces)
+
+
+def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mapping[str, Dataset]) -> str | None:
+    """Return the warning about texts that were truncated; None if there are none.
+
+    Args:
+        name: The task's name.
+        task: The task.
+        max_length: The maximum length that the rows were encoded with.
+        sets: Kind of rows, for the message -> encoded rows.
+    """
+    counts = {kind: count_truncated(rows) for kind, rows in sets.items()}
+    if not any(counts.values()):
+        return None
+    found = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in counts.items())
+    texts = TASK_TYPES[task.type].truncated_texts
+    return f"Task {name!r}: {found} have {texts} {max_length} tokens, and are read up to there."
+
+
+def token_counts(rows: Dataset) -> np.ndarray:
+    """Return the number of tokens of each encoded example, ``[N]``, over all its segments."""
+    counts, first = np.empty(len(rows), dtype=np.int64), 0
+    for piece in rows.select_columns("input_ids").with_format("arrow").iter(batch_size=1000):
+        segments = piece.column(0).combine_chunks()
+        ends = np.cumsum(segments.value_lengths().to_numpy(zero_copy_only=False))
+        tokens = np.cumsum([0, *segments.flatten().value_lengths().to_numpy(zero_copy_only=False)])
+        counts[first : first + len(ends)] = np.diff(tokens[ends], prepend=0)
+        first += len(ends)
+    return counts
+
+
+def unit_counts(task: TaskConfig, rows: Dataset) -> np.ndarray:
+    """Return the number of rows of logits of each example, ``[N]``: its number of tokens, or 1."""
+    if HEADS[task.type].unit == "token":
+        return token_counts(rows)
+    return np.broadcast_to(np.int64(1), len(rows))

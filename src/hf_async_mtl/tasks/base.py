@@ -1,0 +1,230 @@
+"""What the library knows about a type of task besides its head: its data, its predictions and its names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from .labels import HINT, find_column_labels, truncated_repr
+from .pretruncation import shorten
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "tokenizer_call"]
+
+Columns = Mapping[str, Sequence[Any]]
+"""Column name -> the values of some rows."""
+Target = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+"""(raw row, tokenized row) -> the row's target. Raises a `LabelError` if the label cannot be used."""
+
+
+class TaskType(ABC):
+    """One type of task. The head of the same name is in `hf_async_mtl.modeling.heads.HEADS`.
+
+    The methods defined here fit a task that reads one text or a pair of texts, and that has one integer as target and
+    one row of logits per example. A subclass overrides what differs. An instance has no state.
+    """
+
+    hub_name: ClassVar[str]
+    """The Hub's name of the type: its pipeline tag."""
+    problem_type: ClassVar[str | None] = None
+    """``problem_type`` of a stock model for sequence classification; None if no stock model has such a head."""
+    target_type: ClassVar[Any] = "int64"
+    """Arrow type of a target; ``["int64"]`` is a list of integers."""
+    prediction_fields: ClassVar[tuple[str, ...]]
+    """Keys of `format_prediction`, which are the columns of a CSV file of predictions."""
+    reads_words: ClassVar[bool] = False
+    """Whether a text is a list of words."""
+    has_label_lists: ClassVar[bool] = False
+    """Whether the label of a row is a list of class labels."""
+    truncated_texts: ClassVar[str] = "texts of more than"
+    """What a truncated row has, for the message "... have texts of more than 128 tokens"."""
+    card_note: ClassVar[str | None] = None
+    """A sentence about the type for the model card."""
+
+    # Raw rows to tokens and targets
+
+    def text_error(self, task: TaskConfig, column: str, text: Any, tokenizer: Any, max_length: int) -> str | None:
+        """Return what is wrong with a value of a text column; None if it can be tokenized."""
+        if self.reads_words:
+            ok = isinstance(text, list) and len(text) > 0 and all(isinstance(word, str) for word in text)
+        else:
+            ok = isinstance(text, str)
+        wanted = "a list of words" if self.reads_words else "a string"
+        return None if ok else f"the text must be {wanted}; found {truncated_repr(text)}. {HINT}"
+
+    def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Tokenize some rows.
+
+        Args:
+            rows: Their text columns.
+            task: The task.
+            tokenizer: A fast tokenizer.
+            max_length: Maximum length of a segment, in tokens.
+
+        Returns:
+            ``input_ids`` and, if the tokenizer returns them, ``token_type_ids``: one list per segment for each row;
+            ``truncated``: whether a segment lost tokens; and the columns that `features`, `target_function` or
+            `unlabeled_targets` need.
+        """
+        texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.input_columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        return group_segments(encoded, [[i] for i in range(len(texts[0]))])
+
+    def features(self, with_labels: bool) -> dict[str, Any]:
+        """Return the columns of an encoded row besides its tokens, with their Arrow types; see `target_type`."""
+        return {"labels": self.target_type} if with_labels else {}
+
+    @abstractmethod
+    def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
+        """Return the function that computes the target of a row.
+
+        Args:
+            task: The resolved task.
+            dataset: Raw rows, whose schema may name integer labels.
+        """
+
+    def reference_columns(self, rows: Columns, task: TaskConfig) -> dict[str, list[Any]]:
+        """Return the columns of `features` that only the metrics read, from raw rows with labels."""
+        return {}
+
+    def unlabeled_targets(self, encoded: Columns) -> list[Any] | None:
+        """Return targets for rows without labels, for a type whose `predictions` read them; otherwise None."""
+        return None
+
+    # Labels
+
+    def resolve(self, task: TaskConfig, dataset: Dataset) -> TaskConfig:
+        """Return the task with what its raw training split tells, here the class names; see `TaskConfig.resolve`."""
+        if not task.has_label_names or task.label_names is not None:
+            return task
+        (column,) = task.target_columns
+        names = find_column_labels(dataset, column, task.type, self.has_label_lists)
+        return dataclasses.replace(task, label_names=names)
+
+    def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
+        """Raise a `ConfigurationError` if the labels of a raw training split leave nothing to learn."""
+        return
+
+    def check_unlabeled(self, task: TaskConfig) -> None:
+        """Raise a `ConfigurationError` if a task without labeled rows lacks what `resolve` would find in them."""
+        if task.has_label_names and task.label_names is None:
+            raise ConfigurationError(
+                "Training rows without labels do not say what the labels are. Give `label_names`, in the order of the "
+                "teacher."
+            )
+
+    @abstractmethod
+    def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
+        """Return a valid label for a raw row that has none. No loss may be computed on it."""
+
+    # Logits to predictions
+
+    def logit_shape(self, task: TaskConfig) -> tuple[int, ...]:
+        """Return the shape of the logits of one example, or of one token if the head reads tokens."""
+        return (task.num_labels,)
+
+    def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        """Return the predictions as the metrics take them; by default class indices.
+
+        Args:
+            task: The resolved task.
+            logits: ``[N, *logit_shape]``; ``[N, U, *logit_shape]`` for a head on tokens, padded behind the tokens of
+                each example, or a list of ``[U, *logit_shape]``.
+            rows: The encoded split, in the same order.
+        """
+        return np.asarray(logits).argmax(-1).tolist()
+
+    def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
+        """Return the true values of an encoded split, in the format of `predictions`."""
+        return list(rows["labels"])
+
+    def label_array(self, task: TaskConfig, rows: Dataset, units: int) -> Any:
+        """Return the targets of an encoded split as ``label_ids`` of an `EvalPrediction`, by default an array ``[N]``.
+
+        Args:
+            task: The resolved task.
+            rows: The encoded split.
+            units: Number of tokens of the longest example, to which targets of tokens are padded with -100.
+        """
+        return np.asarray(rows["labels"])
+
+    def is_constant(self, predictions: Sequence[Any]) -> bool:
+        """Return whether all predictions are the same."""
+        return all(prediction == predictions[0] for prediction in predictions)
+
+    @abstractmethod
+    def format_prediction(
+        self, task: TaskConfig, prediction: Any, logits: np.ndarray, encoded: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return a prediction as users read it, with the keys `prediction_fields`.
+
+        Args:
+            task: The resolved task.
+            prediction: One of `predictions`.
+            logits: Its logits, ``logit_shape`` or ``[U, *logit_shape]``.
+            encoded: The encoded row.
+            row: The raw row.
+        """
+
+    @abstractmethod
+    def sample_predictions(self, task: TaskConfig) -> tuple[list[Any], list[Any]]:
+        """Return some correct predictions and their references, on which a metric is tried out."""
+
+    # Model card
+
+    def tokenizer_call(self, task: TaskConfig) -> str:
+        """Return the expression that computes a model's inputs from one row of a task."""
+        texts = ", ".join(f'["{example_text(column)}"]' for column in task.input_columns)
+        return tokenizer_call(texts)
+
+    @abstractmethod
+    def card_lines(self, task: TaskConfig) -> list[str]:
+        """Return the lines of code that turn ``logits`` into predictions; ``{name}`` stands for the task's name."""
+
+    def card_example(self, name: str, task: TaskConfig) -> list[str]:
+        """Return the lines of code that run one task, given ``tokenizer``, ``model`` and ``torch``."""
+        return [
+            f"inputs = {self.tokenizer_call(task)}",
+            "with torch.no_grad():",
+            f'    logits = model(**inputs, tasks=["{name}"]).logits["{name}"]',
+            *(line.replace("{name}", name) for line in self.card_lines(task)),
+        ]
+
+
+def group_segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+    """Group the sequences of a tokenizer's output by row.
+
+    Args:
+        encoded: A `BatchEncoding` of a fast tokenizer.
+        groups: For each row, the indices of its sequences.
+
+    Returns:
+        See `TaskType.tokenize`.
+    """
+    keys = [key for key in ("input_ids", "token_type_ids") if key in encoded]
+    result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
+    result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
+    return result
+
+
+def example_text(column: str) -> str:
+    """Return a text that stands for the values of a column.
+
+    Examples:
+        >>> example_text('the "left"')
+        'the left ...'
+    """
+    return " ".join([*re.findall(r"\w+", column), "..."])
+
+
+def tokenizer_call(texts: str) -> str:
+    """Return the call of a tokenizer, given its first arguments as source code."""
+    return f'tokenizer({texts}, return_tensors="pt", padding=True, truncation=True)'

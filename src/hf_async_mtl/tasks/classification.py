@@ -1,0 +1,59 @@
+"""Classification: one class per text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from .base import Target, TaskType
+from .labels import label_encoder, unique_values
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["CARD_LABELS", "Classification"]
+
+CARD_LABELS = 'labels = model.config.tasks["{name}"]["label_names"]'
+"""The line of a card example that reads the class names."""
+
+
+class Classification(TaskType):
+    """One class out of C. Logits ``[N, C]``; predictions are class indices."""
+
+    hub_name = "text-classification"
+    problem_type = "single_label_classification"
+    prediction_fields = ("label", "score")
+
+    def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
+        (column,), encode = task.target_columns, label_encoder(task, dataset)
+        return lambda row, _: encode(row[column])
+
+    def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
+        (column,) = task.target_columns
+        found = set(map(repr, unique_values(dataset, column)))
+        if len(found) < 2:
+            raise ConfigurationError(
+                f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
+                f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
+            )
+
+    def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
+        assert task.label_names is not None
+        return task.label_names[0]
+
+    def format_prediction(
+        self, task: TaskConfig, prediction: Any, logits: np.ndarray, encoded: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        assert task.label_names is not None
+        return {"label": task.label_names[prediction], "score": float(torch.from_numpy(logits).softmax(-1)[prediction])}
+
+    def sample_predictions(self, task: TaskConfig) -> tuple[list[Any], list[Any]]:
+        classes = list(range(len(task.label_names or ["no", "yes"])))
+        return classes, classes
+
+    def card_lines(self, task: TaskConfig) -> list[str]:
+        return [CARD_LABELS, "[labels[row.argmax()] for row in logits]"]

@@ -1,0 +1,131 @@
+"""Token classification: one class per word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.losses import IGNORE
+from .base import Columns, Target, TaskType, group_segments, tokenizer_call
+from .classification import CARD_LABELS
+from .labels import LabelError, label_encoder, truncated_repr
+from .pretruncation import shorten_words
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["TokenClassification", "first_subwords"]
+
+
+class TokenClassification(TaskType):
+    """One class out of C per word, read at its first sub-word. Logits ``[N, U, C]``; predictions are label names."""
+
+    hub_name = "token-classification"
+    target_type = ["int64"]
+    prediction_fields = ("labels",)
+    reads_words = True
+    has_label_lists = True
+
+    def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        (column,) = task.input_columns
+        words = [shorten_words(row, tokenizer, max_length) for row in _spaced(list(rows[column]), tokenizer)]
+        encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+        result = group_segments(encoded, [[i] for i in range(len(words))])
+        result["words"] = [encoded.word_ids(i) for i in range(len(words))]
+        return result
+
+    def features(self, with_labels: bool) -> dict[str, Any]:
+        return {"labels": self.target_type}
+
+    def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
+        (column,), (label,) = task.input_columns, task.target_columns
+        encode = label_encoder(task, dataset)
+
+        def target(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[int]:
+            words, labels = row[column], row[label]
+            if not isinstance(labels, list) or len(labels) != len(words):
+                found = len(labels) if isinstance(labels, list) else truncated_repr(labels)
+                raise LabelError(f"A row needs one label for each of its {len(words)} words; found {found}.")
+            indices = [encode(value) for value in labels]
+            return [IGNORE if word is None else indices[word] for word in first_subwords(tokens["words"])]
+
+        return target
+
+    def unlabeled_targets(self, encoded: Columns) -> list[Any]:
+        """Return the index of the word that each token begins, or -100."""
+        return [[IGNORE if word is None else word for word in first_subwords(words)] for words in encoded["words"]]
+
+    def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
+        assert task.label_names is not None
+        (column,) = task.input_columns
+        # A value that is no list of words is reported with its row when it is tokenized.
+        return [task.label_names[0]] * len(row[column] or ())
+
+    def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        assert task.label_names is not None
+        names = task.label_names
+        return [
+            [names[c] for c, target in zip(scores.argmax(-1), targets, strict=False) if target != IGNORE]
+            for scores, targets in zip(logits, rows["labels"], strict=True)
+        ]
+
+    def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
+        assert task.label_names is not None
+        names = task.label_names
+        return [[names[target] for target in targets if target != IGNORE] for targets in rows["labels"]]
+
+    def label_array(self, task: TaskConfig, rows: Dataset, units: int) -> np.ndarray:
+        padded = np.full((len(rows), units), IGNORE)
+        for index, targets in enumerate(rows["labels"]):
+            padded[index, : len(targets)] = targets
+        return padded
+
+    def is_constant(self, predictions: Sequence[Any]) -> bool:
+        """Return whether all words of all examples have the same label."""
+        return len({label for words in predictions for label in words}) <= 1
+
+    def format_prediction(
+        self, task: TaskConfig, prediction: Any, logits: np.ndarray, encoded: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return one label per word: None for words behind the maximum length, and for words without a token."""
+        (column,) = task.input_columns
+        found = dict(zip((word for word in encoded["labels"] if word != IGNORE), prediction, strict=True))
+        return {"labels": [found.get(word) for word in range(len(row[column]))]}
+
+    def sample_predictions(self, task: TaskConfig) -> tuple[list[Any], list[Any]]:
+        names = task.label_names or ["O", "B-X"]
+        return [names], [names]
+
+    def tokenizer_call(self, task: TaskConfig) -> str:
+        return tokenizer_call('[["some", "words"]], is_split_into_words=True')
+
+    def card_lines(self, task: TaskConfig) -> list[str]:
+        return [CARD_LABELS, "[labels[token.argmax()] for token in logits[0]]  # a word's is its first token's"]
+
+
+def _spaced(rows: list[list[str]], tokenizer: Any) -> list[list[str]]:
+    """Return the words as the tokenizer must get them to return the tokens of their text.
+
+    Byte-level tokenizers (RoBERTa's, ModernBERT's) know a word by the space before it. In a list of words there is
+    none, and ``["the", "cat"]`` would be read as "thecat".
+    """
+    text = tokenizer("a b c")["input_ids"]
+    if tokenizer(["a", "b", "c"], is_split_into_words=True)["input_ids"] == text:
+        return rows
+    if tokenizer(["a", " b", " c"], is_split_into_words=True)["input_ids"] == text:
+        return [[words[0], *(f" {word}" for word in words[1:])] for words in rows]
+    raise ConfigurationError(
+        "A token_classification task needs a tokenizer that gives a list of words the tokens of their text; "
+        f"{type(tokenizer).__name__} does not, with a space before each word or without. Use another encoder."
+    )
+
+
+def first_subwords(word_ids: Sequence[int | None]) -> list[int | None]:
+    """Return the index of the word that each token begins; None for special tokens and for later sub-words."""
+    return [
+        word if word is not None and (index == 0 or word_ids[index - 1] != word) else None
+        for index, word in enumerate(word_ids)
+    ]
