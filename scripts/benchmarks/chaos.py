@@ -32,6 +32,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from hf_async_mtl.demo.task_set import write_demo
+from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 DEMO = ("training.max_steps=240", "training.eval_steps=12", "training.logging_steps=12", "convergence.patience=1")
 CLOCK = ("runtime", "per_second", "preparation_time", "train_loss")
@@ -115,8 +116,8 @@ def harass(command: Sequence[str], out: Path, kills: int, dice: random.Random, w
 
 
 def is_writing_checkpoint(out: Path, _log: Path, since: float) -> bool:
-    """Whether a checkpoint has no Trainer state, which is written last; one of an earlier kill does not count."""
-    return any(not (path / "trainer_state.json").exists() and is_new(path, since) for path in out.glob("checkpoint-*"))
+    """Return whether a checkpoint lacks our state, which is written last; one of an earlier kill does not count."""
+    return any(not (path / STATE_FILE).exists() and is_new(path, since) for path in out.glob("checkpoint-*"))
 
 
 def is_writing_teacher(out: Path, _log: Path, since: float) -> bool:

@@ -239,10 +239,13 @@ class KeepingTrainer(AsyncMTLTrainer):
         self.best_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
         self.best_moving_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # Before the phases move, which may roll the weights back.
-        measured = copy_of(self.model)
-        metrics = super()._evaluate(*args, **kwargs)
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if self.is_in_train and eval_dataset is None:
+            self.keep(metrics, copy_of(self.model))
+        return metrics
+
+    def keep(self, metrics: Mapping[str, float], measured: Weights) -> None:
         report = self.schedule.report()
         for name, task in report["tasks"].items():
             if task["best_step"] == report["step"]:
@@ -258,7 +261,6 @@ class KeepingTrainer(AsyncMTLTrainer):
                 weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
                 self.best_moving_average = (average, step, weights)
             self.moving_average.seconds += time.monotonic() - begin
-        return metrics
 
     def values_at(self, weights: Weights) -> dict[str, float]:
         """Each task's monitored validation metric with some other weights."""
@@ -274,11 +276,9 @@ class KeepingTrainer(AsyncMTLTrainer):
         counts = unit_counts(rows.task, rows.rows)
         found: dict[int, np.ndarray] = {}
 
-        def put(example_ids: torch.Tensor, values: torch.Tensor) -> None:
+        for example_ids, values in self.iterate_logits(rows):
             ids = example_ids.tolist()
             found.update(zip(ids, np.split(values.cpu().numpy(), np.cumsum(counts[ids])[:-1]), strict=True))
-
-        self.record(rows, put)
         logits: Any = [found[example] for example in range(len(rows))]
         if rows.task.type not in ("token_classification", "question_answering"):
             logits = np.concatenate(logits)
@@ -379,7 +379,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             validation[kind], steps[kind] = trainer.values_at(weights), step
 
     answers = {}
-    test = trainer._encode({name: sets["test"] for name, sets in splits.items()})
+    test = trainer.task_sets.encode({name: sets["test"] for name, sets in splits.items()})
     for kind, states in kept.items():
         for name in tasks:
             model.load_state_dict(states[name])

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest that is whole, and the best weights that travel inside it."""
+"""Checkpoints: the newest that is complete, and the best weights that travel inside it."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_async_mtl.training.checkpoint_files import (
     BEST_FOLDER,
+    STATE_FILE,
     adopt_best,
     checkpoint_step,
     last_complete_checkpoint,
@@ -18,7 +19,7 @@ from hf_async_mtl.training.checkpoint_files import (
 
 
 def write_checkpoint(output_dir, step, best=None, value=None):
-    """A checkpoint as the Trainer writes it: weights first, the state last."""
+    """A checkpoint as a run writes it: weights first, our state last."""
     folder = output_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     save_file({"w": torch.full((3,), float(step if value is None else value))}, folder / "model.safetensors")
@@ -28,6 +29,7 @@ def write_checkpoint(output_dir, step, best=None, value=None):
     if best is not None:
         state["best_model_checkpoint"] = str(output_dir / f"checkpoint-{best}")
     (folder / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    (folder / STATE_FILE).write_text(json.dumps({"schedule": {}, "teachers": {}}))
     return folder
 
 
@@ -48,7 +50,7 @@ def test_newest_is_by_number(tmp_path):
 def test_state_cut_short_is_skipped(tmp_path, share):
     """A run killed as it was writing would resume from half a checkpoint, or not at all."""
     write_checkpoint(tmp_path, 100)
-    state = write_checkpoint(tmp_path, 200) / "trainer_state.json"
+    state = write_checkpoint(tmp_path, 200) / STATE_FILE
     content = state.read_text()
     state.write_text(content[: int(share * len(content))])
     assert read_state(state.parent) is None
@@ -58,7 +60,7 @@ def test_state_cut_short_is_skipped(tmp_path, share):
 def test_checkpoint_without_its_state_is_skipped(tmp_path):
     """The state is written last: without it, the optimizer may be missing too."""
     write_checkpoint(tmp_path, 100)
-    (write_checkpoint(tmp_path, 200) / "trainer_state.json").unlink()
+    (write_checkpoint(tmp_path, 200) / STATE_FILE).unlink()
     (tmp_path / "checkpoint-300").mkdir()
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 

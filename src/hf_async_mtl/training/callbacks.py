@@ -5,23 +5,36 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..data.mixing import MixingSampler
 from ..report.tables import progress_table, render
+from .arguments import AsyncMTLTrainingArguments
 from .checkpoint import RunCheckpoint
 from .controller import ConvergenceController
 from .loss import BatchLoss
 
-__all__ = ["RunCallback", "TableCallback"]
+__all__ = ["RunCallback", "TableCallback", "build_sampler"]
+
+
+def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MixingSampler:
+    """Return the sampler of a run.
+
+    Args:
+        sizes: Training examples of each task.
+        args: Of the run.
+    """
+    mixing, ranks = args.mixing_config, args.world_size
+    multiple = 1 if ranks == 1 else ranks * args.per_device_train_batch_size
+    return MixingSampler(sizes, args.seed, mixing.strategy, mixing.temperature, multiple)
 
 
 class RunCallback(TrainerCallback):
@@ -98,6 +111,13 @@ class RunCallback(TrainerCallback):
 
 class TableCallback(ProgressCallback):
     """The Trainer's progress bar, with one table per evaluation in place of its dictionaries."""
+
+    def replace_others(self, trainer: Trainer) -> None:
+        """Take the place of the Trainer's own, whose dictionaries would bury the tables; a notebook's bar stays."""
+        trainer.remove_callback(PrinterCallback)
+        for callback in [c for c in trainer.callback_handler.callbacks if type(c) is ProgressCallback]:
+            trainer.remove_callback(callback)
+        trainer.add_callback(self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import nn
 from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..convergence.schedule import ConvergenceSchedule
 from ..distillation.teachers import Teachers
@@ -18,7 +19,7 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.freezing import what_learns
 from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
-from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, link_best
+from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoint_step, link_best
 from .checkpoint_validation import check_checkpoint, placement
 from .distributed import check_files_reach, newest_checkpoint, share_rng_states
 
@@ -90,9 +91,9 @@ class RunCheckpoint:
         for path in [checkpoint / STATE_FILE, *checkpoint.glob("*.safetensors")]:
             path.unlink(missing_ok=True)
         self.teachers.store.link_into(checkpoint / TEACHERS_FOLDER)
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        best = self.final(state)
         if best is not None and state.best_global_step != state.global_step:
-            link_best(Path(best), checkpoint)
+            link_best(best, checkpoint)
 
     def complete(self, checkpoint: Path) -> None:
         """Write our state, once all ranks have written what is theirs."""
@@ -103,14 +104,14 @@ class RunCheckpoint:
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, resume_from: str | bool | None) -> Path | None:
+    def begin(self, resume_from: str | bool | None) -> tuple[Path | None, TrainerState]:
         """Begin a run, new or resumed.
 
         Args:
             resume_from: As `Trainer.train` takes it.
 
         Returns:
-            The checkpoint that the run goes on from; None for a new run.
+            The checkpoint that the run goes on from, and the Trainer's state in it; None and a new state for a new run.
 
         Raises:
             ConfigurationError: There is no such checkpoint, or it is not one of this run. Nothing was written.
@@ -130,11 +131,27 @@ class RunCheckpoint:
                 adopt_best(checkpoint, output_dir)
         self.accelerator.wait_for_everyone()
         self.best = None
-        if checkpoint is not None:
-            # All ranks must load the same weights at the end.
-            self.best = adopt_best(checkpoint, output_dir)
-            self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
-        return checkpoint
+        if checkpoint is None:
+            return None, TrainerState()
+        # All ranks must load the same weights at the end.
+        self.best = adopt_best(checkpoint, output_dir)
+        self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        state.best_model_checkpoint = None if self.best is None else str(self.best)
+        return checkpoint, state
+
+    def final_step(self, state: TrainerState) -> int:
+        """Return the step of the weights that the run ends with."""
+        final = self.final(state)
+        return state.global_step if final is None else checkpoint_step(final)
+
+    def final(self, state: TrainerState) -> Path | None:
+        """Return the checkpoint whose weights the run ends with; None for its last weights.
+
+        It may lag behind the best evaluation, which may have come without a checkpoint.
+        """
+        best = state.best_model_checkpoint
+        return Path(best) if best is not None and self.args.load_best_model_at_end else None
 
     def _find(self, resume_from: str | bool | None) -> Path | None:
         if resume_from is not True:

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 from ..convergence.actions import ACTIONS
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import is_unlabelled
+from ..distillation.unlabeled import is_unlabelled, with_placeholders
 from ..metrics import METRICS, check_metric
 from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
@@ -37,7 +37,7 @@ __all__ = [
     "join_order",
     "refuse_arguments",
     "task_of",
-    "unlabeled_tasks",
+    "with_labels",
 ]
 
 
@@ -226,13 +226,13 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
             )
 
 
-def unlabeled_tasks(
+def with_labels(
     train: Mapping[str, Dataset], tasks: Mapping[str, TaskConfig], config: DistillationConfig
-) -> list[str]:
-    """Return the tasks with an external teacher whose training rows have no labels.
+) -> dict[str, Dataset]:
+    """Return raw training rows, with placeholders for labels where a task has an external teacher and no labels.
 
     Raises:
-        ConfigurationError: A loss on their labels is asked for, or a task does not know what it would find in them.
+        ConfigurationError: A loss on such labels is asked for, or a task does not know what it would find in them.
     """
     names = [name for name in config.teachers if name in train and is_unlabelled(train[name], tasks[name])]
     if names and config.hard_label_weight:
@@ -242,7 +242,7 @@ def unlabeled_tasks(
         )
     for name in names:
         TASK_TYPES[tasks[name].type].check_unlabeled(tasks[name])
-    return names
+    return {**train, **{name: with_placeholders(train[name], tasks[name]) for name in names}}
 
 
 def check_sharding(accelerator: Accelerator) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +22,11 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
+from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator
+from .loss import BatchLoss
 from .state_dict import clone_state_dict, full_state_dict, load_weights
 from .task_sets import TaskSets
 
@@ -43,6 +48,7 @@ class ConvergenceController:
         schedule: The phases.
         teachers: Snapshots and recorded logits.
         evaluator: Has the predictions of the last evaluation.
+        loss: May have measured the conflicts between tasks.
         logits_of: Returns the logits of a set with the present weights, gathered from all ranks.
     """
 
@@ -54,11 +60,12 @@ class ConvergenceController:
         schedule: ConvergenceSchedule,
         teachers: Teachers,
         evaluator: TaskEvaluator,
+        loss: BatchLoss,
         logits_of: Callable[[EncodedTask], Batches],
     ) -> None:
         self.args, self.model, self.accelerator = args, model, accelerator
         self.schedule, self.teachers, self.evaluator = schedule, teachers, evaluator
-        self.logits_of = logits_of
+        self.loss, self.logits_of = loss, logits_of
         self._last_step = -1
 
     def begin(self, step: int) -> None:
@@ -102,7 +109,41 @@ class ConvergenceController:
                 self._record_teacher(event)
         if self.args.should_save:
             self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to(step))
+        self.write_report()
         return True
+
+    def finish(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Report the weights that the run ended with, and remove the teachers: each checkpoint has its own.
+
+        Args:
+            step: Of these weights.
+            evaluate: Evaluates them; called unless an evaluation of this step was observed.
+        """
+        report = self.schedule.report()
+        observed = {at for task in report["tasks"].values() for at, _ in task["history"]}
+        values = None
+        if step not in observed:
+            metrics = evaluate()
+            values = {name: metrics[f"eval_{name}_{task.metric}"] for name, task in self.schedule.tasks.items()}
+        self.schedule.finish(step, values)
+        self.write_report()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.teachers.store.clear()
+
+    def report(self) -> dict[str, Any]:
+        """Return the content of ``convergence.json``, with ``conflicts`` once they have been measured."""
+        report = self.schedule.report()
+        conflicts = self.loss.conflicts
+        if conflicts is not None and conflicts.has_measured:
+            report["conflicts"] = conflicts.report()
+        return report
+
+    def write_report(self) -> None:
+        """Write ``convergence.json`` into the output folder."""
+        if self.accelerator.is_main_process:
+            text = json.dumps(self.report(), indent=2, allow_nan=False)
+            write_atomic(Path(self.args.output_dir, "convergence.json"), text + "\n")
 
     def constant_tasks(self) -> list[str]:
         """Return the tasks with the same prediction for every validation example."""

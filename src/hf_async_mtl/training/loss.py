@@ -29,7 +29,15 @@ __all__ = ["BatchLoss"]
 
 
 class BatchLoss:
-    """What `AsyncMTLTrainer.compute_loss` does, with the state that it keeps from batch to batch.
+    r"""The loss of a packed batch, :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`, with the state that it keeps.
+
+    :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distills
+    (mixed with a share of the former, if one is set). N counts the examples of the whole optimizer step, so that batch
+    size, accumulation and processes can be traded freely.
+
+    With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
+    `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is returned
+    then has no graph.
 
     Args:
         model: As it was given, not wrapped.

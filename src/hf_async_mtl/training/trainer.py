@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -27,14 +26,12 @@ from ..convergence.actions import PHASES
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import with_placeholders
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
-from .callbacks import RunCallback, TableCallback
+from .callbacks import RunCallback, TableCallback, build_sampler
 from .checkpoint import RunCheckpoint
-from .checkpoint_files import TEACHERS_FOLDER, checkpoint_step
+from .checkpoint_files import TEACHERS_FOLDER
 from .checks import (
     check_best_metric,
     check_disk_space,
@@ -48,7 +45,7 @@ from .checks import (
     checked_args,
     checked_model,
     refuse_arguments,
-    unlabeled_tasks,
+    with_labels,
 )
 from .controller import ConvergenceController
 from .distributed import broadcast_from_main, gather_examples
@@ -86,15 +83,6 @@ class AsyncMTLTrainer(Trainer):
     `TaskType.label_array` returns them), whose values are reported beside the task's own metrics.
 
     Attributes:
-        tasks: Name -> task.
-        task_sets: Encodes raw rows.
-        encoded_train: Task -> its encoded training set.
-        schedule: The phases.
-        teachers: Snapshots and recorded logits.
-        batch_loss: The loss of a batch, with the state that it keeps.
-        evaluator: Turns logits into metrics.
-        controller: Acts on evaluations.
-        checkpoint: Our part of a checkpoint.
         data_sources: Task -> its ``data`` section, of which the model card shows what is on the Hub.
 
     Raises:
@@ -141,15 +129,13 @@ class AsyncMTLTrainer(Trainer):
         if train_dataset is not None:
             check_trainable(model)
         check_task_settings(self.tasks, args)
-        unlabeled = unlabeled_tasks(train_dataset or {}, self.tasks, args.distillation_config)
-        raw = {**(train_dataset or {})}
-        raw |= {name: with_placeholders(raw[name], self.tasks[name]) for name in unlabeled}
+        raw = with_labels(train_dataset or {}, self.tasks, args.distillation_config)
         self.task_sets = TaskSets(self.tasks, tokenizer, model.config.max_length, args)
         self.encoded_train = self.task_sets.encode(raw)
         validation = self.task_sets.encode(eval_dataset or {})
         check_metrics(self.tasks)
         self.task_sets.warn_truncated({"training": self.encoded_train, "validation": validation})
-        if eval_dataset is not None:
+        if validation:
             sets = {name: rows.task for name, rows in validation.items()}
             check_best_metric(sets, args.metric_for_best_model, own_metrics)
         model.probe_packing()
@@ -178,31 +164,23 @@ class AsyncMTLTrainer(Trainer):
 
     def _connect(self, own_metrics: Mapping[str, Callable[[EvalPrediction], dict]]) -> None:
         """Make the collaborators of the run."""
-        args, model, accelerator = self.args, self.model, self.accelerator
+        args, model, ranks = self.args, self.model, self.accelerator
         sizes = {name: len(rows) for name, rows in self.encoded_train.items()}
         self.schedule = new_schedule(self.tasks, args, sizes)
         self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, self.encoded_train)
-        self.batch_loss = BatchLoss(model, args, self.schedule, self.teachers, accelerator, sum(sizes.values()))
+        self.batch_loss = BatchLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
         self.evaluator = TaskEvaluator(model, self.eval_dataset, own_metrics)
         self.controller = ConvergenceController(
-            args, model, accelerator, self.schedule, self.teachers, self.evaluator, self.iterate_logits
+            args, model, ranks, self.schedule, self.teachers, self.evaluator, self.batch_loss, self.iterate_logits
         )
-        self.checkpoint = RunCheckpoint(args, model, accelerator, self.schedule, self.teachers, self.batch_loss)
-        if self.encoded_train:
-            mixing, ranks = args.mixing_config, args.world_size
-            multiple = 1 if ranks == 1 else ranks * args.per_device_train_batch_size
-            self._sampler = MixingSampler(
-                list(sizes.values()), args.seed, mixing.strategy, mixing.temperature, multiple
-            )
+        self.checkpoint = RunCheckpoint(args, model, ranks, self.schedule, self.teachers, self.batch_loss)
+        if sizes:
+            self._sampler = build_sampler(list(sizes.values()), args)
             self.add_callback(
                 RunCallback(self._sampler, self.controller, self.checkpoint, self.batch_loss, self.create_model_card)
             )
-        # Its dictionaries would bury the tables; a notebook's own bar stays.
-        self.remove_callback(PrinterCallback)
-        for callback in [c for c in self.callback_handler.callbacks if type(c).__name__ == "ProgressCallback"]:
-            self.remove_callback(callback)
-        self._display = TableCallback()
-        self.add_callback(self._display)
+        self._table = TableCallback()
+        self._table.replace_others(self)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -223,17 +201,9 @@ class AsyncMTLTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        r"""Compute the loss of a packed batch: :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.
+        """Compute the loss of a packed batch while training; the mean supervised loss of a model in evaluation mode.
 
-        :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it
-        distills (mixed with a share of the former, if one is set). N counts the examples of the whole optimizer step,
-        so that batch size, accumulation and processes can be traded freely.
-
-        With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
-        `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is
-        returned then has no graph.
-
-        Of a model in evaluation mode, the loss is the mean of the supervised losses; see `TaskEvaluator.step`.
+        See `BatchLoss` and `TaskEvaluator.step`. With a balancing method on gradients the training loss has no graph.
         """
         if model.training:
             loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
@@ -262,52 +232,26 @@ class AsyncMTLTrainer(Trainer):
         if not self.encoded_train or not self.eval_dataset:
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
         check_disk_space(self.tasks, self.args, self.teachers)
-        checkpoint = self.checkpoint.begin(resume_from_checkpoint)
-        resumed = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        self.controller.begin(-1 if resumed is None else resumed.global_step)
+        checkpoint, state = self.checkpoint.begin(resume_from_checkpoint)
+        self.controller.begin(-1 if checkpoint is None else state.global_step)
         if checkpoint is None:
             self.controller.record_external(self._external_rows, self.task_sets)
         if self.optimizer is None and self.args.head_learning_rate is not None:
             split_head_groups(self.create_optimizer(), self.model.heads, self.args.head_learning_rate)
-        if checkpoint is not None and resumed is not None and self._has_ended(resumed):
-            result = self._take_over(checkpoint, resumed)
+        if checkpoint is not None and self._is_over(state):
+            self.state = state
+            state.init_training_references(self, state.max_steps, state.num_train_epochs, None)
+            load_saved_weights(self.model, self.checkpoint.final(state) or checkpoint)
+            result = TrainOutput(state.global_step, 0.0, {})
         else:
             result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
-        self._finish()
+        self.controller.finish(self.checkpoint.final_step(self.state), self.evaluate)
         return result
 
-    def _has_ended(self, state: TrainerState) -> bool:
+    def _is_over(self, state: TrainerState) -> bool:
         """Return whether a resumed run is over; upstream asks only after a further step."""
         *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         return self.schedule.finished or state.global_step >= max_steps
-
-    def _take_over(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
-        """End a resumed run that was over: its log, and the weights that it ended with."""
-        self.state = state
-        state.init_training_references(self, state.max_steps, state.num_train_epochs, None)
-        state.best_model_checkpoint = None if self.checkpoint.best is None else str(self.checkpoint.best)
-        load_saved_weights(self.model, self._best_checkpoint() or checkpoint)
-        return TrainOutput(state.global_step, 0.0, {})
-
-    def _best_checkpoint(self) -> Path | None:
-        """Return the checkpoint that is loaded at the end. A better evaluation may have come without a checkpoint."""
-        best = self.state.best_model_checkpoint
-        return Path(best) if best is not None and self.args.load_best_model_at_end else None
-
-    def _finish(self) -> None:
-        """Report which weights the run ended with, and remove the teachers: each checkpoint has its own."""
-        best = self._best_checkpoint()
-        step = self.state.global_step if best is None else checkpoint_step(best)
-        evaluated = any(at == step for at, _ in self.schedule.report()["tasks"][next(iter(self.tasks))]["history"])
-        values = None
-        if not evaluated:
-            metrics = self.evaluate()
-            values = {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()}
-        self.schedule.finish(step, values)
-        self._write_report()
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.teachers.store.clear()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -317,10 +261,9 @@ class AsyncMTLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate every task on its own set, or one set.
+        """Evaluate every task on its own set, or one set; while training, the former moves the phases.
 
-        While training, an evaluation of the constructor's sets moves the phases. Callbacks get an ``on_evaluate`` for
-        each set, as upstream, and then one with the metrics of all sets.
+        Callbacks get an ``on_evaluate`` for each set, as upstream, and then one with the metrics of all sets.
 
         Args:
             eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose task is found by its columns. Default:
@@ -363,9 +306,8 @@ class AsyncMTLTrainer(Trainer):
         """Let the controller act on an evaluation, show its outcome, and end the run if it is over."""
         if not self.controller.observe(self.state.global_step, self.state.epoch, metrics):
             return
-        self._write_report()
         if self.is_world_process_zero():
-            self._display.show(self.schedule.report(), self.state.epoch)
+            self._table.show(self.schedule.report(), self.state.epoch)
         if self.schedule.finished:
             self.control.should_training_stop = True
             # As at the end of the budget: the last weights may be the best.
@@ -429,17 +371,8 @@ class AsyncMTLTrainer(Trainer):
     # -- what a run leaves --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """Return the content of ``convergence.json``, with ``conflicts`` once they have been measured."""
-        report = self.schedule.report()
-        conflicts = self.batch_loss.conflicts
-        if conflicts is not None and conflicts.has_measured:
-            report["conflicts"] = conflicts.report()
-        return report
-
-    def _write_report(self) -> None:
-        if self.is_world_process_zero():
-            report = json.dumps(self.report(), indent=2, allow_nan=False)
-            write_atomic(Path(self.args.output_dir, "convergence.json"), report + "\n")
+        """Return the content of ``convergence.json``."""
+        return self.controller.report()
 
     def _save_checkpoint(self, model: nn.Module, trial: optuna.Trial | dict[str, Any] | None) -> None:
         """Save as upstream, with our state as the last file, and older checkpoints deleted only after it."""
@@ -479,30 +412,23 @@ class AsyncMTLTrainer(Trainer):
 
         The Trainer's own card has no result if there are several evaluation sets.
         """
-        if not self.is_world_process_zero():
-            return
-        metadata = {
-            "tags": tags,
-            "datasets": dataset_tags or dataset,
-            "pipeline_tag": tasks,
-            "dataset_args": dataset_args,
-        }
-        splits = {"train": self.encoded_train, "validation": self.eval_dataset}
-        final_step = self.schedule.report().get("final", {}).get("step")
-        logged = [entry for entry in self.state.log_history if entry["step"] == final_step]
-        publish(
-            self.model,
-            self.args,
-            self.report(),
-            # Upstream gives the last part of the repository's name, which would not load.
-            model_name=self.hub_model_id or model_name,
-            results={key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")},
-            finetuned_from=finetuned_from,
-            license=license,
-            language=language,
-            metadata=metadata,
-            data=self.data_sources,
-            rows={
-                name: {split: len(sets[name]) for split, sets in splits.items() if name in sets} for name in self.tasks
-            },
-        )
+        if self.is_world_process_zero():
+            publish(
+                self.model,
+                self.args,
+                self.report(),
+                # Upstream gives the last part of the repository's name, which would not load.
+                model_name=self.hub_model_id or model_name,
+                finetuned_from=finetuned_from,
+                license=license,
+                language=language,
+                log=self.state.log_history,
+                metadata={
+                    "tags": tags,
+                    "datasets": dataset_tags or dataset,
+                    "pipeline_tag": tasks,
+                    "dataset_args": dataset_args,
+                },
+                data=self.data_sources,
+                sets={"train": self.encoded_train, "validation": self.eval_dataset},
+            )
