@@ -56,6 +56,7 @@ from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import encode, unit_counts
+from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
@@ -272,16 +273,21 @@ class KeepingTrainer(AsyncMTLTrainer):
         return values
 
     def answers(self, rows: EncodedTask) -> list[Any]:
-        """The predictions on some rows; their labels are not looked at."""
-        counts = unit_counts(rows.task, rows.rows)
-        found: dict[int, np.ndarray] = {}
+        """Return the predictions on some rows, without their labels."""
 
-        for example_ids, values in self.iterate_logits(rows):
-            ids = example_ids.tolist()
-            found.update(zip(ids, np.split(values.cpu().numpy(), np.cumsum(counts[ids])[:-1]), strict=True))
-        logits: Any = [found[example] for example in range(len(rows))]
-        if rows.task.type not in ("token_classification", "question_answering"):
-            logits = np.concatenate(logits)
+        def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
+            with self.compute_loss_context_manager():
+                return self.model(**batch).logits
+
+        self.model.eval()
+        units = unit_counts(rows.task, rows.rows) if self.model.heads[rows.name].unit == "token" else None
+        batches = IndexBatches(len(rows), self.args.eval_batch_size)
+        found = dict(
+            example
+            for ids, logits in iterate_logits(forward, rows, self.data_collator, batches, self.args.device)
+            for example in split_by_example(ids, logits[rows.name], units)
+        )
+        logits: Any = [found[index] for index in range(len(rows))]
         return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 

@@ -906,7 +906,7 @@ def test_a_task_is_resumed_as_it_began() -> None:
     specs = [TaskSpec("classification", "f1", distilled_from_start=outside) for outside in (True, False)]
     for saved, resumed in (specs, specs[::-1]):
         state = ConvergenceSchedule({"match": saved}).state_dict()
-        with pytest.raises(ValueError, match=r"must be resumed as it began, with(out)? a teacher from outside, not"):
+        with pytest.raises(ValueError, match=r"must be resumed as it began, with(out)? an external teacher, not"):
             ConvergenceSchedule({"match": resumed}).load_state_dict(state)
 
 

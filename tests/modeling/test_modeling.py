@@ -147,6 +147,19 @@ def test_segments_of_modernbert_are_longer_than_its_window() -> None:
     assert (logits_of(model, batch)["tags"] - expected["tags"]).abs().max() > 1e-2
 
 
+def test_named_heads_read_every_example_of_a_packed_batch() -> None:
+    """Several tasks on the same rows cost a pass of the encoder each, or a head read the examples of its task alone."""
+    model = tiny_model("bert")
+    batch = packed(model, random_examples())
+    own = logits_of(model, batch)
+    with torch.no_grad():
+        named = model(**{**batch, "labels": None}, tasks=["topic", "tags"]).logits
+    assert list(named) == ["topic", "tags"]
+    assert len(named["topic"]) == len(batch["task_ids"])
+    index = model.config.task_order.index("topic")
+    torch.testing.assert_close(named["topic"][batch["task_ids"] == index], own["topic"])
+
+
 @pytest.mark.parametrize("family", PACKING)
 def test_a_wrong_mask_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe or the test above could not see a segment that reads its neighbour."""

@@ -1,10 +1,12 @@
 """When each task has converged, and what it learns from afterwards.
 
-Standard library only: importing this package costs nothing. The recorded teachers are in `convergence.teacher`.
+Standard library only, so that importing this package is cheap. Teachers are in `hf_async_mtl.distillation`.
 """
 
-from hf_async_mtl.convergence.actions import ACTIONS, Action
-from hf_async_mtl.convergence.criteria import (
+from __future__ import annotations
+
+from .actions import ACTIONS, Action, Phase
+from .criteria import (
     CRITERIA,
     ConvergenceConfig,
     Criterion,
@@ -12,7 +14,8 @@ from hf_async_mtl.convergence.criteria import (
     Plateau,
     Significant,
 )
-from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, Phase, TaskSpec
+from .schedule import ConvergenceSchedule
+from .task import Event, TaskSpec, TaskTracker
 
 __all__ = [
     "ACTIONS",
@@ -27,4 +30,5 @@ __all__ = [
     "Plateau",
     "Significant",
     "TaskSpec",
+    "TaskTracker",
 ]

@@ -10,7 +10,7 @@ import torch
 from ..modeling.heads import HEADS
 from ..modeling.packing import pack
 
-__all__ = ["MultiTaskCollator"]
+__all__ = ["MultiTaskCollator", "PaddedCollator"]
 
 
 class MultiTaskCollator:
@@ -65,3 +65,32 @@ class MultiTaskCollator:
                 if labels:
                     batch["labels"][name] = HEADS[task_type].collate_labels(labels)
         return batch
+
+
+class PaddedCollator:
+    """Pad the segments of examples of one task to rows of one length, for models that cannot read packed rows.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: Items of an `EncodedTask`.
+
+        Returns:
+            ``example_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``attention_mask`` and, if the examples have
+            them, ``token_type_ids`` ``[S, L]``: the segments of one example after those of another.
+        """
+        keys = [key for key in ("input_ids", "token_type_ids") if key in examples[0]]
+        segments = {key: [segment for example in examples for segment in example[key]] for key in keys}
+        return {
+            "example_ids": torch.tensor([example["example_id"] for example in examples]),
+            "segment_counts": torch.tensor([len(example["input_ids"]) for example in examples]),
+            **self.tokenizer.pad(segments, return_attention_mask=True, return_tensors="pt"),
+        }

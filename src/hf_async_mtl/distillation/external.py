@@ -14,7 +14,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from ..data.tokenization import encode, token_counts
+from ..data.collator import PaddedCollator
+from ..data.mixing import EncodedTask
+from ..data.tokenization import encode, token_counts, unit_counts
+from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.encoders import position_limit
 from ..modeling.heads import HEADS
@@ -83,64 +86,62 @@ class ExternalTeacher:
                     )
         return encoded
 
-    @torch.no_grad()
     def answers(
         self, rows: Dataset, max_length: int, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The logits of a process's share of some raw rows, batch by batch.
+        """Yield the logits of a process's share of some raw rows, batch by batch.
 
         Args:
             rows: Raw rows, with the columns of the task.
             max_length: In the teacher's tokens.
-            batch_size: Rows at once.
-            device: Where the model runs; it is left on the CPU.
-            rank: Of the process.
-            ranks: Processes that share the rows. All have as many batches; one may have a row that another has too.
+            batch_size: Rows of a batch, per process.
+            device: Where the model runs; afterwards it is on the CPU again.
+            rank: The process.
+            ranks: Number of processes that share the rows; see `IndexBatches`.
 
         Yields:
-            Places of rows ``[B]``, and their logits as `LogitsWriter.put` takes them.
+            Indices of rows ``[B]``, and their logits as `LogitsWriter.put` takes them.
 
         Raises:
             ConfigurationError: As `encode`, or a logit is not finite.
         """
         encoded = self.encode(rows, max_length)
-        # Rows of a length share a batch: else most of it is padding. The longest come first, and fail first.
-        places = np.argsort(-token_counts(encoded), kind="stable")
+        units = unit_counts(self.task, encoded)
+        # Rows of similar length share a batch, so that little is padding. The longest come first, and fail first.
+        order = np.argsort(-token_counts(encoded), kind="stable")
+        batches = IndexBatches(order, batch_size, rank, ranks)
+        examples, collate = EncodedTask(self.name, 0, self.task, encoded), PaddedCollator(self.tokenizer)
         self.model.to(device)
-        for start in range(0, len(places), batch_size * ranks):
-            shared = places[start : start + batch_size * ranks]
-            chosen = shared[rank::ranks] if rank < len(shared) else shared[:1]
-            yield torch.from_numpy(chosen).to(device), self._of_rows(encoded[chosen], chosen, device)
+        for indices, logits in iterate_logits(self._forward, examples, collate, batches, device):
+            self._check_finite(indices, logits[self.name], units)
+            yield indices, logits[self.name]
         self.model.to("cpu")
 
-    def _of_rows(self, batch: Mapping[str, Any], places: np.ndarray, device: torch.device) -> torch.Tensor:
-        """The logits of encoded rows, one row's units after the other's."""
-        counts = [len(segments) for segments in batch["input_ids"]]
-        flat = {
-            key: [segment for segments in batch[key] for segment in segments]
-            for key in ("input_ids", "token_type_ids")
-            if key in batch and key in self._inputs
-        }
-        inputs = dict(self.tokenizer.pad(flat, return_attention_mask=True, return_tensors="pt").to(device))
-        mask = inputs["attention_mask"].bool()
+    def _forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the logits of a batch of a `PaddedCollator`, the units of one example after those of another."""
+        mask, examples = batch["attention_mask"].bool(), len(batch["segment_counts"])
+        inputs = {key: value for key, value in batch.items() if key in self._inputs}
         if self.head is None:
             values = self.model(**inputs).logits.float()
         else:
             if HEADS[self.task.type].has_choices:
-                inputs = {key: value.unflatten(0, (len(counts), counts[0])) for key, value in inputs.items()}
+                inputs = {key: value.unflatten(0, (examples, -1)) for key, value in inputs.items()}
             values = self.model(**inputs, tasks=[self.head]).logits[self.head].float()
+        if not TASK_TYPES[self.task.type].logit_shape(self.task):
+            values = values.flatten()
+        elif self.order is not None:
+            values = values[..., self.order]
+        return {self.name: values[mask] if HEADS[self.task.type].unit == "token" else values}
+
+    def _check_finite(self, indices: torch.Tensor, values: torch.Tensor, units: np.ndarray) -> None:
         finite = values.isfinite().reshape(len(values), -1).all(dim=1).tolist()
         if not all(finite):
-            row = np.repeat(places, counts if len(finite) == sum(counts) else 1)[finite.index(False)]
+            own = indices.cpu().numpy()
+            row = np.repeat(own, units[own])[finite.index(False)]
             raise ConfigurationError(
                 f"`distillation.teachers.{self.name}` must give finite logits; those of training row {row} are not. "
                 "Its weights are damaged, or too large for their type."
             )
-        if not TASK_TYPES[self.task.type].logit_shape(self.task):
-            return values.flatten()
-        if self.order is not None:
-            values = values[..., self.order]
-        return values[mask] if HEADS[self.task.type].unit == "token" else values
 
 
 def load_external_teachers(

@@ -431,7 +431,7 @@ class MultiTaskModel(PreTrainedModel):
             token_type_ids: Of the same shape.
             position_ids: ``[B, L]``, as the encoder counts them; packed: ``[R, L]``, from 0 in each segment.
             labels: Task -> targets, as the head's class says; the losses are computed where they are given.
-            tasks: The heads to ask; all, where absent. Not for packed batches.
+            tasks: The heads to run on every example; all of them, where absent. Packed: where absent, an example's own.
             task_ids: Packed: ``[B]``, places in ``config.task_order``, ascending. Its presence makes the batch packed.
             segment_ids: Packed: ``[R, L]``, 0 on padding.
             segment_starts: Packed: ``[S]``, places of first tokens in the flattened rows.
@@ -453,6 +453,7 @@ class MultiTaskModel(PreTrainedModel):
                 token_type_ids,
                 position_ids,
                 labels or {},
+                tasks,
                 task_ids,
                 segment_ids,
                 segment_starts,
@@ -467,6 +468,7 @@ class MultiTaskModel(PreTrainedModel):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
         labels: Mapping[str, Tensor],
+        tasks: Sequence[str] | None,
         task_ids: Tensor,
         segment_ids: Tensor | None,
         segment_starts: Tensor | None,
@@ -484,7 +486,8 @@ class MultiTaskModel(PreTrainedModel):
             ragged = self._run_length_groups(input_ids, token_type_ids, segment_starts, segment_lengths, segment_counts)
 
         logits, losses, layouts = {}, {}, {}
-        for name, part in self._split(ragged, task_ids).items():
+        parts = self._split(ragged, task_ids) if tasks is None else dict.fromkeys(tasks, ragged)
+        for name, part in parts.items():
             head = self._head(name)
             scores = head(part)
             if len(part.layout.segments) > 1:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
@@ -16,7 +15,7 @@ from ..metrics import compute
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["TaskEvaluator", "dense", "iterate_logits"]
+__all__ = ["TaskEvaluator", "dense"]
 
 
 def dense(values: Tensor, offsets: Tensor) -> Tensor:
@@ -24,24 +23,6 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
     return nn.utils.rnn.pad_sequence(
         list(values.split(offsets.diff().tolist())), batch_first=True, padding_value=-100.0
     )
-
-
-@torch.no_grad()
-def iterate_logits(model: nn.Module, batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run a model over the batches of one task.
-
-    Args:
-        model: A `MultiTaskModel`, or the engine that wraps it; put into evaluation mode.
-        batches: Packed batches on the model's device.
-
-    Yields:
-        ``example_ids`` ``[B]``, and the logits ``[U, C]`` of their units, one example after the other.
-    """
-    model.eval()
-    for batch in batches:
-        inputs = {name: value for name, value in batch.items() if name not in ("example_ids", "labels")}
-        (logits,) = model(**inputs).logits.values()
-        yield batch["example_ids"], logits.float()
 
 
 class TaskEvaluator:

@@ -26,6 +26,7 @@ from ..convergence.actions import PHASES
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..distillation.teachers import Teachers
+from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments
@@ -49,7 +50,7 @@ from .checks import (
 )
 from .controller import ConvergenceController
 from .distributed import broadcast_from_main, gather_examples
-from .evaluation import TaskEvaluator, iterate_logits
+from .evaluation import TaskEvaluator
 from .loss import BatchLoss
 from .phases import new_schedule
 from .publishing import publish
@@ -353,20 +354,28 @@ class AsyncMTLTrainer(Trainer):
         """Run the model over the rows of one set, which the ranks share.
 
         Yields:
-            The ``example_ids`` ``[B]`` of a batch of all ranks and the logits ``[U, C]`` of their units, one example
-            after the other, on all ranks. Some examples may occur twice.
+            The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example
+            after the other; the same on all ranks. Some examples may occur twice.
         """
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        # A loader draws a random number, and dropout would come after it.
-        with torch.random.fork_rng(devices=[]), replaced_fields(self.args, dataloader_persistent_workers=False):
-            batches = tqdm(
-                self.get_test_dataloader(dataset),
-                desc=f"Recording {dataset.name}",
-                leave=False,
-                disable=self.args.disable_tqdm or not self.is_world_process_zero(),
-            )
-            for example_ids, logits in iterate_logits(model, batches):
-                yield gather_examples(self.accelerator, example_ids, logits)
+        args, ranks = self.args, self.accelerator
+        batches = IndexBatches(len(dataset), args.eval_batch_size, ranks.process_index, ranks.num_processes)
+        model.eval()
+        for example_ids, logits in tqdm(
+            iterate_logits(
+                lambda batch: model(**batch).logits,
+                dataset,
+                self.data_collator,
+                batches,
+                args.device,
+                args.dataloader_num_workers,
+            ),
+            desc=f"Recording {dataset.name}",
+            total=len(batches),
+            leave=False,
+            disable=args.disable_tqdm or not args.should_log,
+        ):
+            yield gather_examples(ranks, example_ids, logits[dataset.name].float())
 
     # -- what a run leaves --------------------------------------------------------------------------------------------
 

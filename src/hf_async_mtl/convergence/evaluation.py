@@ -1,0 +1,89 @@
+"""One evaluation: the numbers of the trainer, checked, made finite and sorted by task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import SupportsFloat
+
+from .criteria import check_keys
+
+__all__ = ["Evaluation", "Scores", "check_scores", "evaluations_by_task"]
+
+Scores = Mapping[str, SupportsFloat | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of one evaluation for one task.
+
+    Args:
+        step: The optimizer step.
+        score: The monitored metric, higher is better. None: not a finite number.
+        loss: The supervised validation loss. None: not known.
+        standard_error: Of the difference between this score and the one at `TaskTracker.noise_reference`. None: not
+            known, which counts as 0.
+        epoch: Epochs trained so far, with fractions.
+        is_constant: Whether every example was given the same prediction.
+    """
+
+    step: int
+    score: float | None
+    loss: float | None = None
+    standard_error: float | None = None
+    epoch: float = 0.0
+    is_constant: bool = False
+
+
+def evaluations_by_task(
+    tasks: Collection[str],
+    step: int,
+    values: Scores,
+    losses: Scores | None,
+    standard_errors: Scores | None,
+    epoch: float | None,
+    constant: Collection[str],
+) -> dict[str, Evaluation]:
+    """Sort the numbers of an evaluation by task; the arguments are those of `ConvergenceSchedule.observe`.
+
+    Raises:
+        ValueError: A task is missing or unknown.
+    """
+    scores = check_scores(values, tasks)
+    known_losses = _check_known("losses", losses, tasks)
+    known_errors = _check_known("standard errors", standard_errors, tasks)
+    return {
+        name: Evaluation(
+            step=int(step),
+            score=score,
+            loss=known_losses.get(name),
+            standard_error=known_errors.get(name),
+            epoch=epoch or 0.0,
+            is_constant=name in constant,
+        )
+        for name, score in scores.items()
+    }
+
+
+def check_scores(values: Scores, tasks: Collection[str]) -> dict[str, float | None]:
+    """Return the score of every task, in the order of the tasks; None where it is not finite.
+
+    Raises:
+        ValueError: A task is missing or unknown.
+    """
+    check_keys(values, tasks, "The values of an evaluation", "evaluate every task each time.")
+    return {name: _finite_or_none(values[name]) for name in tasks}
+
+
+def _check_known(what: str, values: Scores | None, tasks: Collection[str]) -> dict[str, float | None]:
+    values = values or {}
+    unknown = [str(name) for name in values if name not in tasks]
+    if unknown:
+        raise ValueError(f"The {what} must be of the tasks {', '.join(tasks)}, not of {', '.join(unknown)}.")
+    return {name: _finite_or_none(value) for name, value in values.items()}
+
+
+def _finite_or_none(value: SupportsFloat | None) -> float | None:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None

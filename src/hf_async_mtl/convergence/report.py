@@ -1,0 +1,76 @@
+"""The content of ``convergence.json``, version 1, from the trackers of a run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .task import Event, TaskTracker
+
+__all__ = ["convergence_report", "final_result"]
+
+
+def convergence_report(
+    trackers: Mapping[str, TaskTracker], events: Sequence[Event], step: int, final: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the report of a run. It shares no object with its arguments.
+
+    Args:
+        trackers: Task -> its tracker.
+        events: All events so far.
+        step: The step of the last evaluation.
+        final: The result of `final_result`; None while the run goes on.
+
+    Returns:
+        JSON values. Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None
+        where the last score of any task is. ``final`` is missing where it is None.
+    """
+    report: dict[str, Any] = {
+        "version": 1,
+        "step": step,
+        "average": _mean(tracker.state.last for tracker in trackers.values()),
+        "tasks": {
+            name: {"type": tracker.spec.type, "metric": tracker.spec.metric, **asdict(tracker.state)}
+            for name, tracker in trackers.items()
+        },
+        "events": [asdict(event) for event in events],
+    }
+    if final is not None:
+        report["final"] = copy.deepcopy(dict(final))
+    return report
+
+
+def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return the ``final`` entry: the scores of the saved weights, and their retention.
+
+    Args:
+        trackers: Task -> its tracker.
+        step: The step of the saved weights.
+        scores: Task -> its score with these weights.
+    """
+    return {
+        "step": step,
+        "average": _mean(scores.values()),
+        "tasks": {
+            name: {"value": score, "retention": _retention(score, trackers[name].state.best)}
+            for name, score in scores.items()
+        },
+    }
+
+
+def _mean(scores: Iterable[float | None]) -> float | None:
+    known = []
+    for score in scores:
+        if score is None:
+            return None
+        known.append(score)
+    return math.fsum(known) / len(known)
+
+
+def _retention(score: float | None, best: float | None) -> float | None:
+    if score is None or best is None or score <= 0 or best <= 0:
+        return None
+    return score / best

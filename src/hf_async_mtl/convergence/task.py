@@ -1,0 +1,305 @@
+"""The state machine of one task: from labels to its teacher, and sometimes back.
+
+It sees the scores of its own task only. What depends on other tasks (who joins, whose rollback wins) is decided by
+`hf_async_mtl.convergence.schedule.ConvergenceSchedule`, which calls the methods that change the phase.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from .actions import ACTIONS, Action, Phase
+from .criteria import CRITERIA, ConvergenceConfig, Criterion, check_keys
+from .evaluation import Evaluation
+
+__all__ = ["Event", "TaskSpec", "TaskState", "TaskTracker"]
+
+_CONSTANT_EVALUATIONS = 3
+"""Multiple of the patience for which evaluations with one prediction for every example are skipped."""
+_OTHER_VERSION = "was it saved by another version?"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What convergence depends on, besides scores.
+
+    Args:
+        type: The type of the task, for the report.
+        metric: The name of its monitored metric, for the report.
+        convergence: When the task converges, and what happens then.
+        distilled_from_start: Whether the task has an external teacher and distills from step 0. Such a task never
+            waits, converges or returns to its labels, and its teacher is not renewed.
+    """
+
+    type: str
+    metric: str
+    convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
+    distilled_from_start: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A change of a task at the evaluation of ``step``.
+
+    * ``converged``: Its best score was at ``teacher_step``, which can be ``step`` itself.
+    * ``rolled_back``: Follows its ``converged``. All weights return to those of ``teacher_step`` before the next step.
+      If the run ends here, it ends with the weights that were evaluated.
+    * ``returned``: Its score fell below ``return_below``, and it learns from its labels again. ``teacher_step`` is
+      None.
+    * ``teacher_renewed``: The present weights are its teacher from now on. ``teacher_step`` is ``step``.
+    * ``joined``: It waited, and learns from now on. ``teacher_step`` is None.
+    """
+
+    step: int
+    task: str
+    event: Literal["converged", "rolled_back", "returned", "teacher_renewed", "joined"] = "converged"
+    teacher_step: int | None = None
+
+
+@dataclass
+class TaskState:
+    """The fields of a task in the report, in their order. None: not yet, or not a finite number."""
+
+    phase: Phase = "learning"
+    teacher_value: float | None = None
+    teacher_step: int | None = None
+    converged_step: int | None = None
+    best: float | None = None
+    best_step: int | None = None
+    last: float | None = None
+    history: list[list[Any]] = field(default_factory=list)
+
+
+class TaskTracker:
+    """Follow one task through its phases.
+
+    Args:
+        name: The name of the task, for events and messages.
+        spec: Its settings.
+        waits: Whether it waits for other tasks, instead of learning from the start.
+
+    Attributes:
+        state: What the report shows. ``teacher_step`` and ``teacher_value`` are the candidate's until convergence.
+
+    >>> tracker = TaskTracker("match", TaskSpec("classification", "f1", ConvergenceConfig(patience=1)))
+    >>> tracker.observe(Evaluation(step=100, score=0.9)), tracker.observe(Evaluation(step=200, score=0.8))
+    (False, True)
+    >>> tracker.converge(200)
+    [Event(step=200, task='match', event='converged', teacher_step=100)]
+    >>> tracker.state.phase
+    'distilling'
+    """
+
+    def __init__(self, name: str, spec: TaskSpec, *, waits: bool = False) -> None:
+        self.name = name
+        self.spec = spec
+        self.state = TaskState(phase="waiting" if waits else "learning")
+        if spec.distilled_from_start:
+            self.state = TaskState(phase="distilling", converged_step=0)
+        self._criterion = self._new_criterion()
+        # The best score among the evaluations that counted, and the number of those that did not.
+        self._counted_best: float | None = None
+        self._constant = 0
+        # The step and the epoch at which the task began to learn.
+        self._joined: list[float] = [0, 0.0]
+
+    @property
+    def action(self) -> Action:
+        """What happens at convergence, and afterwards."""
+        return ACTIONS[self.spec.convergence.on_convergence]
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the task learns from its labels and has not converged: a better score would be its teacher's."""
+        return self.state.phase == "learning" and self.state.converged_step is None
+
+    @property
+    def is_converged(self) -> bool:
+        """Whether the task has left its labels. False with ``continue``, which never does."""
+        return self.state.phase in ("distilling", "stopped")
+
+    @property
+    def may_return(self) -> bool:
+        """Whether the task has left its labels and a low score would bring it back."""
+        return self.is_converged and self._return_below is not None and not self.spec.distilled_from_start
+
+    @property
+    def keeps_snapshot(self) -> bool:
+        """Whether the weights of the best step may be needed yet."""
+        return self.action.needs_snapshot and (self.is_supervised or self.may_return)
+
+    @property
+    def noise_reference(self) -> int | None:
+        """The step whose evaluation the next one is compared with; None before there is one."""
+        return self._criterion.reference_step
+
+    def needs_standard_error(self, last_step: int) -> bool:
+        """Return whether the next evaluation is compared with an earlier one by a standard error.
+
+        Args:
+            last_step: The step of the last evaluation. A task that converged there and may return is compared again
+                later, and that evaluation can be its reference.
+        """
+        if not self._criterion.needs_standard_error:
+            return False
+        return self.is_supervised or (self.state.converged_step == last_step and self.may_return)
+
+    def is_in_loss(self, step: int) -> bool:
+        """Return whether the task's loss counts in the optimizer step that follows ``step`` earlier ones."""
+        phase, action = self.state.phase, self.action
+        if phase in ("learning", "distilling"):
+            return True
+        return phase == action.phase and action.loss_every > 0 and step % action.loss_every == 0
+
+    def observe(self, evaluation: Evaluation) -> bool:
+        """Record an evaluation, and return whether the task is due to converge. The phase does not change yet."""
+        state, step, score = self.state, evaluation.step, evaluation.score
+        state.last = score
+        state.history.append([step, score])
+        if score is not None and _is_better(score, state.best):
+            state.best, state.best_step = score, step
+        if not self.is_supervised or self._skip_constant(evaluation.is_constant):
+            return False
+        if score is not None:
+            self._note_counted(score)
+            if _is_better(score, state.teacher_value):  # of equal scores, the earlier one stays
+                self._set_teacher(step, score)
+        converged = self._criterion.update(step, score, loss=evaluation.loss, standard_error=evaluation.standard_error)
+        return converged and self._may_converge(step, evaluation.epoch)
+
+    def converge(self, step: int) -> list[Event]:
+        """Leave the labels, or go on with them, as the action says."""
+        self.state.converged_step = step
+        self.state.phase = self.action.phase
+        teacher_step = self.state.teacher_step
+        events = [Event(step=step, task=self.name, teacher_step=teacher_step)]
+        # The present weights need no rollback to themselves.
+        if self.action.rolls_back and teacher_step != step:
+            events.append(Event(step=step, task=self.name, event="rolled_back", teacher_step=teacher_step))
+        return events
+
+    def check_return(self, step: int, *, is_constant: bool) -> list[Event]:
+        """Let a converged task return to its labels, or renew its teacher, if its last score says so."""
+        state, score = self.state, self.state.last
+        if score is None or not self.is_converged or self.spec.distilled_from_start:
+            return []
+        share, best = self._return_below, self._counted_best
+        if share is not None and best is not None and best > 0 and score < share * best:
+            state.phase, state.converged_step = "learning", None
+            self._criterion.renew()
+            return [Event(step=step, task=self.name, event="returned")]
+        if is_constant:
+            return []
+        self._note_counted(score)
+        if not self.spec.convergence.renew_teacher or state.phase != "distilling" or state.teacher_value is None:
+            return []
+        if score <= state.teacher_value + self.spec.convergence.min_delta:
+            return []
+        self._set_teacher(step, score)
+        return [Event(step=step, task=self.name, event="teacher_renewed", teacher_step=step)]
+
+    def join(self, step: int, epoch: float) -> list[Event]:
+        """Begin to learn, after waiting."""
+        self.state.phase = "learning"
+        self._joined = [step, epoch]
+        return [Event(step=step, task=self.name, event="joined")]
+
+    def reset_after_rollback(self, step: int | None) -> None:
+        """Forget what a supervised task has reached after ``step``, to whose weights all tasks return."""
+        if not self.is_supervised:
+            return
+        score = dict(self.state.history).get(step)
+        has_candidate = score is not None and self.state.teacher_step is not None
+        self._set_teacher(*((step, score) if has_candidate else (None, None)))
+        self._criterion = self._new_criterion()
+        # A criterion that compares predictions has none of that step: the next evaluation is its first.
+        if has_candidate and step is not None and not self._criterion.needs_standard_error:
+            self._criterion.update(step, score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the future depends on, besides the constructor's arguments, as JSON values."""
+        return {
+            "metric": self.spec.metric,
+            "distilled_from_start": self.spec.distilled_from_start,
+            **asdict(self.state),
+            "counted_best": self._counted_best,
+            "constant": self._constant,
+            "joined": list(self._joined),
+            "criterion": {"name": self.spec.convergence.criterion, "state": self._criterion.state_dict()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: The state is of another metric, another criterion or another start, or its keys are not exactly
+                those of `state_dict`. Nothing has changed.
+        """
+        check_keys(state, self.state_dict(), f"The saved state of task {self.name}", _OTHER_VERSION)
+        state = copy.deepcopy(dict(state))
+        self._check_same_task(state)
+        criterion = self._new_criterion()
+        criterion.load_state_dict(state["criterion"]["state"])
+        self._criterion = criterion
+        self.state = TaskState(**{item.name: state[item.name] for item in fields(TaskState)})
+        self._counted_best, self._constant, self._joined = state["counted_best"], state["constant"], state["joined"]
+
+    def _check_same_task(self, state: Mapping[str, Any]) -> None:
+        name, spec, criterion = self.name, self.spec, self.spec.convergence.criterion
+        if state["metric"] != spec.metric:
+            raise ValueError(
+                f"Task {name} must be resumed with the metric that it was monitored by, {state['metric']}, "
+                f"not {spec.metric}: put {state['metric']} first in its metrics."
+            )
+        if state["distilled_from_start"] != spec.distilled_from_start:
+            raise ValueError(
+                f"Task {name} must be resumed as it began, {_start(state['distilled_from_start'])}, not "
+                f"{_start(spec.distilled_from_start)}: give the `distillation.teachers` of the first run."
+            )
+        check_keys(state["criterion"], ["name", "state"], f"The saved criterion of task {name}", _OTHER_VERSION)
+        if state["criterion"]["name"] != criterion:
+            raise ValueError(
+                f"Task {name} must be resumed with the criterion that it began with, {state['criterion']['name']}, "
+                f"not {criterion}: its counters and references are of that one."
+            )
+
+    def _new_criterion(self) -> Criterion:
+        config = self.spec.convergence
+        return CRITERIA[config.criterion](config)
+
+    @property
+    def _return_below(self) -> float | None:
+        own = self.spec.convergence.return_below
+        return self.action.return_below if own is None else own
+
+    def _skip_constant(self, is_constant: bool) -> bool:
+        """Return whether the criterion skips an evaluation, because the task has not begun to learn."""
+        limit = _CONSTANT_EVALUATIONS * self.spec.convergence.patience
+        if not is_constant or self.state.teacher_step is not None or self._constant >= limit:
+            return False
+        self._constant += 1
+        return True
+
+    def _may_converge(self, step: int, epoch: float) -> bool:
+        config, (first_step, first_epoch) = self.spec.convergence, self._joined
+        # Without one finite score there is no teacher, whatever the criterion says.
+        has_teacher = self.state.teacher_step is not None
+        return has_teacher and step - first_step >= config.min_steps and epoch - first_epoch >= config.min_epochs
+
+    def _note_counted(self, score: float) -> None:
+        if _is_better(score, self._counted_best):
+            self._counted_best = score
+
+    def _set_teacher(self, step: int | None, score: float | None) -> None:
+        self.state.teacher_step, self.state.teacher_value = step, score
+
+
+def _is_better(score: float, best: float | None) -> bool:
+    return best is None or score > best
+
+
+def _start(distilled_from_start: bool) -> str:
+    return f"with{'' if distilled_from_start else 'out'} an external teacher"

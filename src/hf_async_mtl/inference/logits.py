@@ -1,0 +1,113 @@
+"""The loop that runs a model over encoded examples, for teachers, predictions, exported graphs and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+__all__ = ["IndexBatches", "iterate_logits", "split_by_example"]
+
+Forward = Callable[[dict[str, Any]], Mapping[str, Tensor]]
+"""A batch without ``example_ids`` and ``labels`` -> task -> logits."""
+
+
+class IndexBatches:
+    """The batches of one process: indices of examples.
+
+    All processes have the same number of batches. In the last one, a process without an example of its own repeats one
+    of another process.
+
+    Args:
+        order: Indices of the examples, or their number.
+        batch_size: Examples of a batch, per process.
+        rank: The process.
+        num_ranks: Number of processes that share the examples.
+
+    Examples:
+        >>> list(IndexBatches(5, batch_size=2)), list(IndexBatches(5, batch_size=2, rank=1, num_ranks=2))
+        ([[0, 1], [2, 3], [4]], [[1, 3], [4]])
+    """
+
+    def __init__(
+        self, order: Sequence[int] | np.ndarray | int, batch_size: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self.order = range(order) if isinstance(order, int) else order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_ranks = num_ranks
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // (self.batch_size * self.num_ranks))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.batch_size * self.num_ranks
+        for start in range(0, len(self.order), step):
+            shared = self.order[start : start + step]
+            own = shared[self.rank :: self.num_ranks]
+            yield [int(index) for index in (own if len(own) else shared[:1])]
+
+
+@torch.no_grad()
+def iterate_logits(
+    forward: Forward,
+    examples: Dataset[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    batches: IndexBatches,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+    """Run a model over examples, without gradients, one batch at a time.
+
+    The global random state does not move. Put the model in evaluation mode before.
+
+    Args:
+        forward: Runs the model on a batch.
+        examples: A `TaskDataset`.
+        collate: Examples -> batch with ``example_ids`` ``[B]``, such as a `MultiTaskCollator`.
+        batches: Which examples go together.
+        device: Where the tensors of a batch go.
+        num_workers: Processes that read and collate ahead.
+
+    Yields:
+        ``example_ids`` ``[B]``, and task -> logits of these examples.
+    """
+    # A loader draws a seed for its workers: from a generator of its own, not from the global one.
+    loader = DataLoader(
+        examples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        batch.pop("labels", None)
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        yield inputs.pop("example_ids"), forward(inputs)
+
+
+def split_by_example(example_ids: Tensor, logits: Tensor, units: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
+    """Split the logits of a batch.
+
+    Args:
+        example_ids: ``[B]``.
+        logits: ``[B, ...]``, or ``[U, ...]``: the units of one example after those of another.
+        units: ``[N]``, the number of units of every example of the dataset; None if each has one row of logits.
+
+    Yields:
+        The index of an example, and its logits: ``[...]``, or ``[u, ...]`` with ``units``.
+
+    Examples:
+        >>> ids, logits = torch.tensor([2, 0]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> [(index, own.tolist()) for index, own in split_by_example(ids, logits, np.array([1, 5, 2]))]
+        [(2, [[1.0], [2.0]]), (0, [[3.0]])]
+    """
+    indices, values = example_ids.tolist(), logits.float().cpu().numpy()
+    if units is None:
+        yield from zip(indices, values, strict=True)
+    else:
+        yield from zip(indices, np.split(values, np.cumsum(units[indices])[:-1]), strict=True)
