@@ -13,7 +13,7 @@ import optuna
 
 from hf_async_mtl import AsyncMTLTrainer
 from hf_async_mtl.cli.config_file import load_config
-from hf_async_mtl.run import evaluation_sets, load_encoder, load_shared_tokenizer, load_tasks
+from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
 
 
 def suggest(trial: optuna.Trial) -> dict[str, object]:
@@ -32,7 +32,7 @@ def score(trial: optuna.Trial, config_file: Path, output_dir: Path) -> float:
     trainer = AsyncMTLTrainer(
         model=load_encoder(config, tasks),
         args=config.arguments(output_dir / f"trial-{trial.number}"),
-        processing_class=load_shared_tokenizer(config, tasks),
+        processing_class=load_tokenizer(config.encoder, tasks),
         train_dataset={name: sets["train"] for name, sets in splits.items()},
         eval_dataset=evaluation_sets(splits),
     )

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -100,6 +100,7 @@ class AsyncMTLTrainer(Trainer):
 
     model: MultiTaskModel
     args: AsyncMTLTrainingArguments
+    control: TrainerControl
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ class AsyncMTLTrainer(Trainer):
 
         See `BatchLoss` and `TaskEvaluator.step`. With a balancing method on gradients the training loss has no graph.
         """
+        outputs: Any
         if model.training:
             loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
         else:
@@ -325,7 +327,8 @@ class AsyncMTLTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Run the model over one set, as upstream; the metrics are those of its task."""
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
-        return self.evaluator.score(dataloader.dataset, output, metric_key_prefix)
+        dataset: Any = dataloader.dataset
+        return self.evaluator.score(dataset, output, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
