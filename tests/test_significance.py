@@ -9,9 +9,10 @@ import pytest
 from datasets import Features, Value
 
 from hf_async_mtl import metrics
-from hf_async_mtl.metrics import METRICS, compute
+from hf_async_mtl.metrics import compute
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.significance import bootstrap_values, paired_standard_error
+from hf_async_mtl.tasks.registry import TASK_TYPES
 
 # Also tags that seqeval does not know, rows without a tag, and rows of one length.
 TAGS = ["O", "O", "B-x", "I-x", "I-y", "E-y", "S-x", "T-x", "y"]
@@ -44,7 +45,7 @@ def examples(task_type, count=40, seed=0, positive=0.5):
 
 
 @pytest.mark.parametrize(
-    ("metric", "task_type"), [(name, task_type) for name, metric in METRICS.items() for task_type in metric.functions]
+    ("metric", "task_type"), [(name, task_type) for task_type, kind in TASK_TYPES.items() for name in kind.metrics]
 )
 def test_values_are_the_metrics_on_the_resamples(metric, task_type):
     """Bug: a quicker way to a metric, or a reference that is not drawn with its prediction, gives other values."""

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
     python scripts/benchmarks/quality.py score scripts/configs/quality_cpu.yaml
-    python scripts/benchmarks/report_quality.py model_cards/quality_cpu --readme README.md
+    python scripts/benchmarks/report_quality.py model_cards/quality_cpu --page docs/results.md
 
 *The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
 is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds.

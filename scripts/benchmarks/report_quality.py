@@ -1,13 +1,13 @@
-"""The results of scripts/benchmarks/quality.py as Markdown tables and plots, from its cells alone.
+"""Write the results of scripts/benchmarks/quality.py as Markdown tables and plots, from its cells.
 
-    python scripts/benchmarks/report_quality.py CELLS [--output-dir FOLDER] [--method NAME] [--readme FILE.md]
+    python scripts/benchmarks/report_quality.py CELLS [--output-dir FOLDER] [--method NAME] [--page docs/results.md]
 
-Writes `README.md` and one `curves-BUNDLE.png` a bundle. With ``--readme``, the short tables there are renewed, each
-between ``<!-- quality:BUNDLE -->`` and ``<!-- /quality:BUNDLE -->``.
+Writes ``README.md`` and one ``curves-NAME.png`` per task set. ``--page`` renews the short tables of a page, each
+between ``<!-- quality:NAME -->`` and ``<!-- /quality:NAME -->``.
 
 The intervals are percentile bootstrap intervals over seeds and examples (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993, chapter 13): each draw takes as many seeds as there are, with replacement, and one resample of the
-test rows. Differences are paired: both methods have the seeds and the rows of a draw.
+Bootstrap", 1993, chapter 13). Each draw takes all seeds with replacement and one resample of the test rows. Differences
+are paired: both methods use the same seeds and rows.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ CONTROLS = {
     "ema_best_average": "EMA, best average",
     "ema_last": "EMA, last",
 }
-# Methods that train each task by itself -> label, and where they stand in the table.
+# Methods that train one model per task -> label and group in the table.
 SINGLE_TASK = {
     "single_distill": ("single-task self-distillation", "control"),
     "single": ("single-task models", "yardstick"),
 }
-TOLERANCE = 1.0  # percent below its single-task model, from which a task is marked
+TOLERANCE = 1.0  # a task that is more percent below its single-task model is marked
 NOT_KNOWN = "n/a"
-LEAST_HEIGHT = 0.04  # of a panel, so that noise does not look like more
-ONE_SEED = r"\* One seed: the interval is over the examples alone."
-# Okabe and Ito's palette. In grey print the two methods are told apart by their dashes.
+MIN_HEIGHT = 0.04  # of a panel, so that noise stays small
+ONE_SEED = r"\* One seed: the interval covers the examples only."
+# The palette of Okabe and Ito. In grayscale, the dashes distinguish the two methods.
 BLUE, ORANGE, GREY, LIGHT_GREY = "#0072B2", "#D55E00", "#767676", "#E5E5E5"
 
 Cell = Mapping[str, Any]
@@ -62,8 +62,8 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """One bundle: cells in the order of `method_order`, and each method's choice (not settled: the best so far)."""
+class TaskSet:
+    """One task set: cells in the order of `method_order`; the choice of each method, if not settled the best so far."""
 
     name: str
     cells: list[Cell]
@@ -72,7 +72,7 @@ class Bundle:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Task -> metric, in the order of the tasks."""
+        """Return task -> metric, in the order of the tasks."""
         several = [cell for cell in self.cells if not is_single(cell["method"])]
         found: dict[str, str] = {}
         for cell in several or self.cells:
@@ -84,7 +84,7 @@ class Bundle:
         return list(dict.fromkeys(cell["method"] for cell in self.cells))
 
     def chosen(self, method: str) -> list[Cell]:
-        """A method's cells at its choice, by seed."""
+        """Return the cells of a method with its choice, by seed."""
         return [c for c in self.cells if c["method"] == method and c["choice"] == self.choices[method]]
 
     def scored(self, method: str) -> list[Cell]:
@@ -97,7 +97,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One seed on test: task -> metric, the same of the last weights where there are some, and the rest of a row."""
+    """One seed on test: task -> metric, the same for the last weights (or None), and the other cells of a row."""
 
     values: Mapping[str, float]
     last: Mapping[str, float] | None
@@ -136,13 +136,13 @@ class Row:
 
 
 def mean(numbers: Iterable[float]) -> float:
-    """The mean; NaN of none, and where one is NaN: a run without a value is not left out in silence."""
+    """Return the mean; NaN for no numbers or if one is NaN, so that a run without a value is visible."""
     known = list(numbers)
     return math.fsum(known) / len(known) if known else math.nan
 
 
 def is_single(method: str) -> bool:
-    """Whether a method is one task's model, ``single-<task>`` or ``single_distill-<task>``."""
+    """Return whether a method is the model of one task, ``single-<task>`` or ``single_distill-<task>``."""
     return method.partition("-")[0] in SINGLE_TASK
 
 
@@ -151,16 +151,13 @@ def is_distilling(method: str) -> bool:
 
 
 def method_order(method: str) -> tuple[int, int, str]:
-    """Baselines, distilling methods, single-task models; the well-known baselines first, the rest by name."""
+    """Return a sort key: baselines (well-known ones first), distilling methods, single-task models."""
     group = 2 if is_single(method) else 1 if is_distilling(method) else 0
     return group, FIRST_METHODS.index(method) if method in FIRST_METHODS else len(FIRST_METHODS), method
 
 
-def make_bundle(name: str, cells: Iterable[Cell], choices: Mapping[str, str] | None = None) -> Bundle:
-    """Sort the cells. Where a choice is not written down yet, it is the best so far on validation.
-
-    The same comparison as the benchmark's: with the first seed.
-    """
+def make_task_set(name: str, cells: Iterable[Cell], choices: Mapping[str, str] | None = None) -> TaskSet:
+    """Sort the cells. A choice that is not written down yet is the best so far on validation, with the first seed."""
     ordered = sorted(cells, key=lambda cell: (method_order(cell["method"]), cell["choice"], cell["seed"]))
     best: dict[str, Cell] = {}
     first = {cell["method"]: min(c["seed"] for c in ordered if c["method"] == cell["method"]) for cell in ordered}
@@ -169,21 +166,21 @@ def make_bundle(name: str, cells: Iterable[Cell], choices: Mapping[str, str] | N
         if cell["seed"] == first[method] and (method not in best or _validation(cell) > _validation(best[method])):
             best[method] = cell
     so_far = {method: cell["choice"] for method, cell in best.items()}
-    return Bundle(name, ordered, {**so_far, **(choices or {})}, settled=choices is not None)
+    return TaskSet(name, ordered, {**so_far, **(choices or {})}, settled=choices is not None)
 
 
-def read_bundles(folder: Path) -> list[Bundle]:
-    """All bundles of a folder of cells, by name."""
+def read_task_sets(folder: Path) -> list[TaskSet]:
+    """Read all task sets of a folder of cells, by name."""
     cells: dict[str, list[Cell]] = {}
     for path in sorted(folder.glob("*/*/*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
         cells.setdefault(cell["bundle"], []).append(cell)
-    bundles = []
+    task_sets = []
     for name in sorted(cells):
         file = folder / name / "choices.json"
         choices = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        bundles.append(make_bundle(name, cells[name], choices))
-    return bundles
+        task_sets.append(make_task_set(name, cells[name], choices))
+    return task_sets
 
 
 def _validation(cell: Cell) -> float:
@@ -191,9 +188,9 @@ def _validation(cell: Cell) -> float:
     return -math.inf if average is None else float(average)
 
 
-def best_distilling(bundle: Bundle, of: Callable[[str], Sequence[Cell]]) -> str | None:
-    """The distilling method with the best validation average, over the seeds of ``of``."""
-    averages = {name: mean(map(_validation, of(name))) for name in bundle.methods if is_distilling(name) and of(name)}
+def best_distilling(task_set: TaskSet, of: Callable[[str], Sequence[Cell]]) -> str | None:
+    """Return the distilling method with the best validation average over the cells that ``of`` returns."""
+    averages = {name: mean(map(_validation, of(name))) for name in task_set.methods if is_distilling(name) and of(name)}
     return max(averages, key=averages.__getitem__) if averages else None
 
 
@@ -201,16 +198,16 @@ def best_distilling(bundle: Bundle, of: Callable[[str], Sequence[Cell]]) -> str 
 
 
 def interval(replicates: Mapping[int, ArrayLike], against: Mapping[int, ArrayLike] | None = None) -> Interval:
-    """The 95 % percentile bootstrap interval of a mean over seeds, or of its difference to another's.
+    """Return the 95 % percentile bootstrap interval of a mean over seeds, or of a difference of two means.
 
-    Draw b takes seeds with replacement, as many as there are, and averages what they have in resample b of the rows.
+    Draw b takes all seeds with replacement and averages their values in resample b of the rows.
 
     Args:
         replicates: Seed -> the metric in each resample of the test rows.
-        against: The same of what is subtracted, in pairs: same seeds and rows. Seeds of one alone are left out.
+        against: The same for the subtracted mean, with the same rows. Only seeds of both are used.
 
     Returns:
-        Its two ends; NaN where more than half of the draws are not defined, or no seed is shared.
+        The two ends; NaN if more than half of the draws are not defined, or if no seed is shared.
 
     Examples:
         >>> interval({0: [0.5, 0.5], 1: [0.5, 0.5]}, {0: [0.25, 0.25], 1: [0.25, 0.25]})
@@ -237,7 +234,7 @@ def shared_seeds(first: Mapping[int, Any], second: Mapping[int, Any] | None = No
 
 
 def retention(cell: Cell, kind: str) -> float:
-    """A checkpoint's validation value over the best of the run, in percent; the mean over the tasks with values > 0."""
+    """Return validation value / best of the run in percent, as a mean over the tasks with values > 0."""
     shares = []
     for task, best in cell["validation"]["oracle"].items():
         value = cell["validation"][kind][task]
@@ -247,24 +244,24 @@ def retention(cell: Cell, kind: str) -> float:
 
 
 def relative(value: float, base: float) -> float:
-    """Percent above the base; NaN where that has no meaning."""
+    """Return the difference to the base in percent; NaN if the base is not positive."""
     return 100 * (value / base - 1) if base > 0 else math.nan
 
 
-def results(bundle: Bundle) -> list[Row]:
-    """All rows of a bundle's table, in order; scored runs only."""
+def results(task_set: TaskSet) -> list[Row]:
+    """Return all rows of the table of a task set, in order; scored runs only."""
     rows = []
-    for method in bundle.methods:
-        if not is_single(method) and (cells := bundle.scored(method)):
+    for method in task_set.methods:
+        if not is_single(method) and (cells := task_set.scored(method)):
             group = "distilling" if is_distilling(method) else "baseline"
             rows.append(_row(f"`{method}`", group, cells, "best_average", "last"))
-    for method in bundle.methods:
+    for method in task_set.methods:
         for kind, name in CONTROLS.items():
-            if not is_single(method) and (cells := [c for c in bundle.scored(method) if kind in c["test"]]):
+            if not is_single(method) and (cells := [c for c in task_set.scored(method) if kind in c["test"]]):
                 rows.append(_row(f"`{method}`, {name}", "control", cells, kind))
-    rows += [row for kind in SINGLE_TASK if (row := single_task_row(bundle, kind))]
-    for oracle in ("sum", best_distilling(bundle, bundle.scored)):
-        if oracle is not None and oracle in bundle.methods and (cells := bundle.scored(oracle)):
+    rows += [row for kind in SINGLE_TASK if (row := single_task_row(task_set, kind))]
+    for oracle in ("sum", best_distilling(task_set, task_set.scored)):
+        if oracle is not None and oracle in task_set.methods and (cells := task_set.scored(oracle)):
             rows.append(_row(f"`{oracle}`, each task at its own best", "yardstick", cells, "oracle"))
     return rows
 
@@ -287,17 +284,17 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
-def single_task_row(bundle: Bundle, kind: str = "single") -> Row | None:
-    """The models of single tasks as one row; its mean needs all tasks, with the same seeds."""
+def single_task_row(task_set: TaskSet, kind: str = "single") -> Row | None:
+    """Return the single-task models as one row; its mean needs all tasks, with the same seeds."""
     models = {
-        task: {cell["seed"]: cell for cell in bundle.scored(f"{kind}-{task}")}
-        for task in bundle.metrics
-        if f"{kind}-{task}" in bundle.methods
+        task: {cell["seed"]: cell for cell in task_set.scored(f"{kind}-{task}")}
+        for task in task_set.metrics
+        if f"{kind}-{task}" in task_set.methods
     }
     models = {task: cells for task, cells in models.items() if cells}
     if not models:
         return None
-    whole = len(models) == len(bundle.metrics)
+    complete = len(models) == len(task_set.metrics)
     seeds = {}
     for seed in sorted(set.intersection(*(set(cells) for cells in models.values()))):
         parts = [cells[seed] for cells in models.values()]
@@ -305,16 +302,16 @@ def single_task_row(bundle: Bundle, kind: str = "single") -> Row | None:
         last = {task: _numbers(c[seed]["test"]["last"])[task] for task, c in models.items()}
         replicates = np.mean([np.array(p["replicates"]["best_average"], dtype=float) for p in parts], axis=0)
         seeds[seed] = Outcome(
-            # A mean over some tasks would look like one over all.
-            values={task: values.get(task, math.nan) for task in bundle.metrics},
-            last=last if whole else None,
-            replicates=replicates if whole else np.full_like(replicates, np.nan),
+            # A mean over some tasks could be mistaken for one over all.
+            values={task: values.get(task, math.nan) for task in task_set.metrics},
+            last=last if complete else None,
+            replicates=replicates if complete else np.full_like(replicates, np.nan),
             retention=mean(retention(part, "best_average") for part in parts),
             seconds=math.fsum(part["seconds"]["training"] for part in parts),
         )
     if not seeds:
         return None
-    choices = {task: bundle.choices[f"{kind}-{task}"] for task in models}
+    choices = {task: task_set.choices[f"{kind}-{task}"] for task in models}
     grouped = {
         choice: [task for task in choices if choices[task] == choice] for choice in sorted(set(choices.values()))
     }
@@ -327,7 +324,7 @@ def single_task_row(bundle: Bundle, kind: str = "single") -> Row | None:
 
 
 def best_baseline(rows: Sequence[Row]) -> Row | None:
-    """The baseline with the best mean on test."""
+    """Return the baseline with the best mean on test."""
     known = [row for row in rows if row.group == "baseline" and math.isfinite(row.mean)]
     return max(known, key=lambda row: row.mean) if known else None
 
@@ -336,14 +333,14 @@ def best_baseline(rows: Sequence[Row]) -> Row | None:
 
 
 def number(value: float, digits: int = 2, sign: bool = False, times: float = 100) -> str:
-    """A metric times 100; no minus before zero."""
+    """Return a metric times 100 as text, without -0."""
     if not math.isfinite(value):
         return NOT_KNOWN
     return f"{round(times * value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
 def with_interval(value: float, ends: Interval, seeds: int, sign: bool = False) -> str:
-    """A value and its interval; of one seed, the interval has a star."""
+    """Return a value and its interval; the interval of a single seed has a star."""
     if not math.isfinite(value):
         return NOT_KNOWN
     if not all(map(math.isfinite, ends)):
@@ -357,7 +354,7 @@ def mean_cell(row: Row) -> str:
 
 
 def last_cell(row: Row) -> str:
-    """Empty where there are no last weights of the kind."""
+    """Return the value of the last weights; empty if there are none."""
     return number(row.last) if any(outcome.last is not None for outcome in row.seeds.values()) else ""
 
 
@@ -394,12 +391,12 @@ def _is_number(text: str) -> bool:
     return text in ("", "-", NOT_KNOWN) or re.match(r"(\*\*)?[+-]?\d", text) is not None
 
 
-def _task_heads(bundle: Bundle) -> list[str]:
-    return [f"{task} {METRIC_NAMES.get(metric, metric)}" for task, metric in bundle.metrics.items()]
+def _task_heads(task_set: TaskSet) -> list[str]:
+    return [f"{task} {METRIC_NAMES.get(metric, metric)}" for task, metric in task_set.metrics.items()]
 
 
 def _grouped(rows: Sequence[Row], cells_of: Callable[[Row], list[str]], columns: int) -> list[list[str]]:
-    """The lines of a table, with a line above the controls and one above the yardsticks."""
+    """Return the lines of a table, with a line above the controls and one above the yardsticks."""
     lines = []
     titles = {"control": "*controls*", "yardstick": "*yardsticks*"}
     for row in rows:
@@ -409,35 +406,35 @@ def _grouped(rows: Sequence[Row], cells_of: Callable[[Row], list[str]], columns:
     return lines
 
 
-def not_scored(bundle: Bundle) -> str:
-    return f"Nothing of {bundle.name} has been scored on test yet."
+def not_scored(task_set: TaskSet) -> str:
+    return f"No run of {task_set.name} has been scored on test yet."
 
 
-def summary_table(bundle: Bundle) -> str:
-    """The narrow table, for the main README."""
-    rows = results(bundle)
+def summary_table(task_set: TaskSet) -> str:
+    """Return the narrow table for the page of results."""
+    rows = results(task_set)
     if not rows:
-        return not_scored(bundle)
+        return not_scored(task_set)
     base = best_baseline(rows)
-    head = [f"{bundle.name}, test", "mean [95 %]", "to best baseline [95 %]", "last", *_task_heads(bundle)]
+    head = [f"{task_set.name}, test", "mean [95 %]", "to best baseline [95 %]", "last", *_task_heads(task_set)]
 
     def cells(row: Row) -> list[str]:
-        tasks = [number(row.task(task), 1) for task in bundle.metrics]
+        tasks = [number(row.task(task), 1) for task in task_set.metrics]
         return [row.label, mean_cell(row), difference_cells(row, base)[0], last_cell(row), *tasks]
 
     text = table(head, _grouped(rows, cells, len(head)))
     return text + ("\n\n" + ONE_SEED if ONE_SEED[:2] in text else "")
 
 
-def results_table(bundle: Bundle) -> str:
-    """The whole table of test results."""
-    rows = results(bundle)
+def results_table(task_set: TaskSet) -> str:
+    """Return the full table of test results."""
+    rows = results(task_set)
     base = best_baseline(rows)
-    head = ["method", "mean [95 %]", "to best baseline [95 %]", "relative, %", "last", *_task_heads(bundle)]
+    head = ["method", "mean [95 %]", "to best baseline [95 %]", "relative, %", "last", *_task_heads(task_set)]
     head += ["retention, %", "seeds", "training, s", "choice"]
 
     def cells(row: Row) -> list[str]:
-        tasks = [number(row.task(task), 1) for task in bundle.metrics]
+        tasks = [number(row.task(task), 1) for task in task_set.metrics]
         kept = number(mean(x.retention for x in row.seeds.values()), 1, times=1)
         seconds = f"{statistics.median(outcome.seconds for outcome in row.seeds.values()):.0f}"
         facts = [kept, str(len(row.seeds)), seconds, row.choice]
@@ -446,14 +443,14 @@ def results_table(bundle: Bundle) -> str:
     return table(head, _grouped(rows, cells, len(head)))
 
 
-def single_task_table(bundle: Bundle) -> str | None:
-    """The best baseline and the distilling methods, each task in percent against its single-task model."""
-    rows = results(bundle)
+def single_task_table(task_set: TaskSet) -> str | None:
+    """Return the table of the best baseline and the distilling methods against single-task models, in percent."""
+    rows = results(task_set)
     base = best_baseline(rows)
     models: dict[str, Row] = {}
-    for task in bundle.metrics:
+    for task in task_set.metrics:
         name = f"single-{task}"
-        if name in bundle.methods and (cells := bundle.scored(name)):
+        if name in task_set.methods and (cells := task_set.scored(name)):
             models[task] = _row(name, "yardstick", cells, "best_average")
     compared = [row for row in rows if row is base or row.group == "distilling"]
     if not models or not compared:
@@ -470,11 +467,11 @@ def single_task_table(bundle: Bundle) -> str | None:
     return table(["against single-task, %", *models], lines)
 
 
-def runs_table(bundle: Bundle) -> str:
-    """Every run that was made, on validation."""
+def runs_table(task_set: TaskSet) -> str:
+    """Return the table of all runs, on validation."""
     lines = []
-    for cell in bundle.cells:
-        chosen = cell["choice"] == bundle.choices[cell["method"]]
+    for cell in task_set.cells:
+        chosen = cell["choice"] == task_set.choices[cell["method"]]
         converged = [f"{e['task']} {e['step']}" for e in cell["events"] if e["event"] == "converged"]
         lines.append(
             [
@@ -490,26 +487,26 @@ def runs_table(bundle: Bundle) -> str:
     return table(head, lines)
 
 
-def report(bundles: Sequence[Bundle], name: str, plots: Mapping[str, str] | None = None) -> str:
-    """The whole README. ``plots``: bundle -> the method whose curves were drawn."""
-    parts = [f"# {name}", INTRODUCTION.format(name=name, one_seed=ONE_SEED), _environments(bundles)]
-    for bundle in bundles:
-        parts.append(f"## {bundle.name}")
-        parts.append(_training_rows(bundle))
-        if bundle.is_scored:
-            parts.append(results_table(bundle))
-            waiting = [f"`{method}`" for method in bundle.methods if not bundle.scored(method)]
+def report(task_sets: Sequence[TaskSet], name: str, plots: Mapping[str, str] | None = None) -> str:
+    """Return the page. ``plots``: task set -> the method whose curves were drawn."""
+    parts = [f"# {name}", INTRODUCTION.format(name=name, one_seed=ONE_SEED), _environments(task_sets)]
+    for task_set in task_sets:
+        parts.append(f"## {task_set.name}")
+        parts.append(_training_rows(task_set))
+        if task_set.is_scored:
+            parts.append(results_table(task_set))
+            waiting = [f"`{method}`" for method in task_set.methods if not task_set.scored(method)]
             if waiting:
                 parts.append(f"Not scored yet: {', '.join(waiting)}.")
-            if against := single_task_table(bundle):
+            if against := single_task_table(task_set):
                 parts += [f"In bold: more than {TOLERANCE:g} % below the single-task model.", against]
         else:
-            parts.append(not_scored(bundle) + " What is known is validation.")
-        if plots and bundle.name in plots:
-            parts.append(f"![Validation curves of {plots[bundle.name]} beside sum](curves-{bundle.name}.png)")
-        summary = f"<summary>Every run that was made, on validation ({len(bundle.cells)})</summary>"
-        bold = "the choice that was made" if bundle.settled else "the best choice so far; none is written down yet"
-        parts += [f"<details>\n{summary}", f"In bold: {bold}.", runs_table(bundle), "</details>"]
+            parts.append(not_scored(task_set) + " Only validation results are known.")
+        if plots and task_set.name in plots:
+            parts.append(f"![Validation curves of {plots[task_set.name]} beside sum](curves-{task_set.name}.png)")
+        summary = f"<summary>All runs, on validation ({len(task_set.cells)})</summary>"
+        bold = "the choice" if task_set.settled else "the best choice so far; none is written down yet"
+        parts += [f"<details>\n{summary}", f"In bold: {bold}.", runs_table(task_set), "</details>"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -517,23 +514,24 @@ INTRODUCTION = """\
 Runs of `scripts/benchmarks/quality.py`. Its first lines are the protocol; `scripts/configs/{name}.yaml` is the plan.
 This page is written by `scripts/benchmarks/report_quality.py` from the cells beside it.
 
-All metrics are times 100. *mean* is over the tasks at the checkpoint with the best validation average, *last* at the
-end of the budget; both, and each task (at the former checkpoint), are means over the seeds. *Retention* is that
-checkpoint's validation value over the best in the same run, mean over tasks and seeds.
+All metrics are multiplied by 100. *mean* is the mean over the tasks of the checkpoint with the best validation average;
+*last* is that of the last weights. Both, and the columns of the tasks (first checkpoint), are means over the seeds.
+*Retention* is the validation value of that checkpoint divided by the best value of the same run, as a mean over tasks
+and seeds.
 
 In brackets: 95 % percentile bootstrap intervals over seeds and examples (Efron and Tibshirani, *An Introduction to the
-Bootstrap*, 1993): each draw takes the seeds with replacement and a resample of the test rows. The differences are
-paired: same seeds, same rows. Few seeds are drawn too narrowly (of n seeds, the bootstrap has (n - 1) / n of the
-variance that is theirs). {one_seed}
+Bootstrap*, 1993). Each draw takes the seeds with replacement and a resample of the test rows. Differences are paired:
+same seeds, same rows. With few seeds the intervals are too narrow: for n seeds, the bootstrap has (n - 1) / n of their
+variance. {one_seed}
 
-*The best baseline* is the one with the best mean on test among all methods that do not distill, which is to its
-advantage. *Controls* are other weights of the same runs: the mean of the weights of the tasks' best evaluations, and an
-exponential moving average (EMA). *Yardsticks* are no one model: a model for each task (their training seconds are added
-up), or each task at its own best evaluation. The seconds are of a machine that may have had other work."""
+*The best baseline* is the one with the best mean on test among all methods that do not distill, which favors it.
+*Controls* are other weights of the same runs: the mean of the weights of the tasks' best evaluations, and an
+exponential moving average (EMA). *Yardsticks* are not single models: one model per task (their training seconds are
+added up), or each task at its own best evaluation. The machine may have had other work during the measured seconds."""
 
 
-def _environments(bundles: Sequence[Bundle]) -> str:
-    found = {json.dumps(cell["environment"], sort_keys=True) for bundle in bundles for cell in bundle.cells}
+def _environments(task_sets: Sequence[TaskSet]) -> str:
+    found = {json.dumps(cell["environment"], sort_keys=True) for task_set in task_sets for cell in task_set.cells}
     texts = []
     for text in sorted(found):
         e = json.loads(text)
@@ -541,20 +539,20 @@ def _environments(bundles: Sequence[Bundle]) -> str:
     return f"Measured on {'; '.join(texts).replace(' 1 threads', ' 1 thread')}." if texts else "There are no cells yet."
 
 
-def _training_rows(bundle: Bundle) -> str:
+def _training_rows(task_set: TaskSet) -> str:
     rows: dict[str, int] = {}
-    for cell in bundle.cells:
+    for cell in task_set.cells:
         rows |= cell["train_rows"]
-    steps = sorted({cell["steps"]["last"] for cell in bundle.cells if not is_single(cell["method"])})
-    text = "Training rows: " + ", ".join(f"{task} {rows[task]}" for task in bundle.metrics)
+    steps = sorted({cell["steps"]["last"] for cell in task_set.cells if not is_single(cell["method"])})
+    text = "Training rows: " + ", ".join(f"{task} {rows[task]}" for task in task_set.metrics)
     return text + (f"; steps: {', '.join(map(str, steps))}." if steps else ".")
 
 
-def renew(text: str, bundles: Sequence[Bundle]) -> str:
-    """A README with the short tables of these bundles between their markers; without markers, it stays as it is."""
-    for bundle in bundles:
-        begin, end = f"<!-- quality:{bundle.name} -->", f"<!-- /quality:{bundle.name} -->"
-        new = f"{begin}\n\n{summary_table(bundle)}\n\n{end}".replace("\\", r"\\")
+def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
+    """Return a page with the short tables between their markers; without markers, it is unchanged."""
+    for task_set in task_sets:
+        begin, end = f"<!-- quality:{task_set.name} -->", f"<!-- /quality:{task_set.name} -->"
+        new = f"{begin}\n\n{summary_table(task_set)}\n\n{end}".replace("\\", r"\\")
         text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", new, text, flags=re.DOTALL)
     return text
 
@@ -562,17 +560,17 @@ def renew(text: str, bundles: Sequence[Bundle]) -> str:
 # -- plots ------------------------------------------------------------------------------------------------------------
 
 
-def plot_curves(bundle: Bundle, method: str, path: Path) -> None:
-    """Draw each task's validation curve, and their mean: a method in color, `sum` in grey; thin lines are seeds.
+def plot_curves(task_set: TaskSet, method: str, path: Path) -> None:
+    """Draw the validation curves of the tasks and their mean: a method in color, ``sum`` in gray; thin lines are seeds.
 
-    The first tenth of the steps does not count for the height of a panel: the rise would make the rest flat.
+    The height of a panel ignores the first tenth of the steps, whose rise would flatten the rest.
     """
-    panels = [*bundle.metrics, None]
+    panels = [*task_set.metrics, None]
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.5 * columns, 2.5 * rows + 0.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    compared = {name: bundle.chosen(name) for name in ("sum", method) if name in bundle.methods}
+    compared = {name: task_set.chosen(name) for name in ("sum", method) if name in task_set.methods}
     switched = False
     for place, task in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -584,7 +582,7 @@ def plot_curves(bundle: Bundle, method: str, path: Path) -> None:
             axes.plot(x, y, "v", color=ORANGE, markeredgecolor="white", markeredgewidth=0.6, markersize=7, zorder=4)
             switched = True
         _limits(axes, [curve(cell, task) for cells in compared.values() for cell in cells], [y for _, y in switches])
-        metric = "" if task is None else bundle.metrics[task]
+        metric = "" if task is None else task_set.metrics[task]
         axes.set_title("mean over the tasks" if task is None else task, fontsize=10, loc="left")
         axes.set_ylabel(METRIC_NAMES.get(metric, metric), fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -606,12 +604,12 @@ def plot_curves(bundle: Bundle, method: str, path: Path) -> None:
 
 
 def _limits(axes: Axes, curves: Sequence[Mapping[int, float]], marked: Sequence[float]) -> None:
-    """Show all but the first tenth of the steps, what is marked, and no less than `LEAST_HEIGHT`."""
+    """Fit the limits to the marked values and to the steps after the first tenth, with at least `MIN_HEIGHT`."""
     end = max((step for points in curves for step in points), default=0)
     shown = [y for points in curves for step, y in points.items() if 10 * step > end and math.isfinite(y)]
     if shown := [*shown, *marked]:
         low, high = min(shown), max(shown)
-        margin = max(0.06 * (high - low), (LEAST_HEIGHT - (high - low)) / 2)
+        margin = max(0.06 * (high - low), (MIN_HEIGHT - (high - low)) / 2)
         axes.set_ylim(low - margin, high + margin)
 
 
@@ -634,7 +632,7 @@ def _draw(axes: Axes, curves: Sequence[Mapping[int, float]], style: Mapping[str,
 
 
 def convergences(cells: Sequence[Cell], task: str | None) -> list[tuple[int, float]]:
-    """Step and value at which a task converged, in each run in which it did and had a value."""
+    """Return step and value of each convergence of a task, in the runs with a value there."""
     return [
         (event["step"], value)
         for cell in cells
@@ -645,7 +643,7 @@ def convergences(cells: Sequence[Cell], task: str | None) -> list[tuple[int, flo
 
 
 def curve(cell: Cell, task: str | None) -> dict[int, float]:
-    """Step -> validation value of a task, or the mean over the tasks; NaN where there is none."""
+    """Return step -> validation value of a task, or of the mean over the tasks; NaN if there is none."""
     curves = [
         {step: math.nan if value is None else float(value) for step, value in points}
         for name, points in cell["curves"].items()
@@ -657,30 +655,30 @@ def curve(cell: Cell, task: str | None) -> dict[int, float]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", type=Path, metavar="CELLS", help="a folder that scripts/benchmarks/quality.py filled")
+    parser.add_argument("cells", type=Path, metavar="CELLS", help="a folder that scripts/benchmarks/quality.py wrote")
     parser.add_argument("--output-dir", type=Path, help="default: CELLS")
-    parser.add_argument("--method", help="whose curves are drawn; default: the best distilling method on validation")
-    parser.add_argument("--readme", type=Path, help="a file whose short tables are renewed")
+    parser.add_argument("--method", help="method to draw; default: the best distilling method on validation")
+    parser.add_argument("--page", type=Path, help="page whose short tables are renewed")
     args = parser.parse_args()
-    bundles = read_bundles(args.cells)
-    if not bundles:
-        raise SystemExit(f"{args.cells} has no cells, which are BUNDLE/METHOD/CHOICE-seedN.json.")
+    task_sets = read_task_sets(args.cells)
+    if not task_sets:
+        raise SystemExit(f"{args.cells} has no cells (TASK_SET/METHOD/CHOICE-seedN.json).")
     folder = args.output_dir or args.cells
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, str] = {}
-    for bundle in bundles:
-        method = args.method or best_distilling(bundle, bundle.chosen)
-        if method in bundle.methods and method != "sum":
-            plots[bundle.name] = method
-            plot_curves(bundle, method, folder / f"curves-{bundle.name}.png")
-    text = report(bundles, args.cells.resolve().name, plots)
+    for task_set in task_sets:
+        method = args.method or best_distilling(task_set, task_set.chosen)
+        if method in task_set.methods and method != "sum":
+            plots[task_set.name] = method
+            plot_curves(task_set, method, folder / f"curves-{task_set.name}.png")
+    text = report(task_sets, args.cells.resolve().name, plots)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    if args.readme is not None:
-        old = args.readme.read_text(encoding="utf-8")
-        args.readme.write_text(renew(old, bundles), encoding="utf-8")
-        for bundle in bundles:
-            if f"<!-- quality:{bundle.name} -->" not in old:
-                print(f"{args.readme} has no place for {bundle.name}: <!-- quality:{bundle.name} -->.")
+    if args.page is not None:
+        old = args.page.read_text(encoding="utf-8")
+        args.page.write_text(renew(old, task_sets), encoding="utf-8")
+        for task_set in task_sets:
+            if f"<!-- quality:{task_set.name} -->" not in old:
+                print(f"{args.page} has no markers for {task_set.name}: <!-- quality:{task_set.name} -->.")
 
 
 if __name__ == "__main__":

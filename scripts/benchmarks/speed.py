@@ -79,7 +79,7 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, MultiTaskMo
 from hf_async_mtl.data.fingerprint import fingerprint
 from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
 from hf_async_mtl.data.tokenization import encode
-from hf_async_mtl.distillation.snapshots import RecordedLogits
+from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, record_logits
 from hf_async_mtl.report.tables import render
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
@@ -181,14 +181,9 @@ def record_teachers(encoded: Sequence[EncodedTask], folder: Path, seed: int) -> 
         else:
             columns = task.num_labels
             logits = generator.normal(size=(size, columns))
-        units, path = np.ones(size, dtype=np.int64), logits_path(folder, part.name)
-        with RecordedLogits.writer(path, units, columns, fingerprint(part.rows), step=0) as writer:
-            writer.put(torch.arange(size), torch.from_numpy(logits))
-
-
-def logits_path(folder: Path, task: str) -> Path:
-    """Where a task's recorded logits are."""
-    return folder / f"logits-{task}.safetensors"
+        files, units = LogitsFiles.of(folder, part.name), np.ones(size, dtype=np.int64)
+        with record_logits(files, units, columns, fingerprint(part.rows), step=0) as writer:
+            writer.write(torch.arange(size), torch.from_numpy(logits))
 
 
 # -- taking turns -----------------------------------------------------------------------------------------------------
@@ -283,7 +278,7 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
         disable_tqdm=True,
         convergence={"patience": 1, "final_evaluations": None},
     )
-    teachers = {name: RecordedLogits(logits_path(folder, name)) for name in TASKS} if variant.distilling else {}
+    teachers = {name: RecordedLogits(LogitsFiles.of(folder, name)) for name in TASKS} if variant.distilling else {}
     if variant.loop == PLAIN:
         examples = drawn_examples(bundle.encoded(settings.max_length), settings)
         run_plain(model, examples, teachers, args, settings, pipe)
@@ -333,7 +328,7 @@ def run_plain(
     device = args.device
     model.to(device).train()
     configs = model.config.task_configs
-    logits = {name: recorded.logits.to(device) for name, recorded in teachers.items()}
+    logits = {name: torch.tensor(recorded.logits, device=device) for name, recorded in teachers.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.total_steps)
     batches = [examples[i : i + settings.batch_size] for i in range(0, len(examples), settings.batch_size)]
@@ -399,7 +394,7 @@ class TurnsCallback(TrainerCallback):
             self.trainer.schedule.observe(-1, dict.fromkeys(TASKS, 1.0))
             self.trainer.schedule.observe(0, dict.fromkeys(TASKS, 0.0))
             for name, recorded in self.teachers.items():
-                self.trainer.teachers._opened[name] = recorded
+                self.trainer.teachers._loaded[name] = recorded
         self.turns = Turns(self.pipe, self.lengths, args.device)
         self.trainer.model.encoder.register_forward_pre_hook(self.turns.count_positions, with_kwargs=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from hf_async_mtl import TaskConfig
-from hf_async_mtl.inference.predict import answerable, predict_rows
+from hf_async_mtl.inference.predict import predict_rows, readable_tasks
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.run import load_model
 from hf_async_mtl.tasks.presets import PRESETS
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sets:
         raise SystemExit(f"No test set of a task of the model ({', '.join(tasks)}) was found in {args.data}.")
     for file, rows in sets.items():
-        answerable(tasks, rows, [FILES[file][0]])
+        readable_tasks(tasks, rows, [FILES[file][0]])
     args.output.mkdir(parents=True, exist_ok=True)
     for file, rows in sets.items():
         task = FILES[file][0]

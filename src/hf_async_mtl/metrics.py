@@ -1,11 +1,7 @@
 """Metrics: functions of predictions and references, in one table. Other names go to ``evaluate.load``.
 
-One prediction and one reference per example:
-
-* ``classification``, ``multiple_choice``: the index of a class or of a choice;
-* ``multilabel``: 0 or 1 for each label; ``regression``: a number;
-* ``token_classification``: a list of label names;
-* ``question_answering``: a text as prediction, a list of gold answers as reference.
+There is one prediction and one reference per example, in the format of `TaskType.predictions` and
+`TaskType.references`.
 
 The libraries behind the metrics are imported when a value is computed.
 """
@@ -18,7 +14,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -26,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from .modeling.configuration_multitask import ConfigurationError, TaskConfig
+from .tasks.registry import TASK_TYPES
 
-__all__ = ["METRICS", "Metric", "check_metric", "chunk_tag", "compute", "normalize_answer"]
+__all__ = ["METRICS", "Metric", "check_metric", "chunk_tag", "compute", "metric_function", "normalize_answer"]
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
 
@@ -162,33 +159,33 @@ def seqeval_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequen
 
 @dataclass(frozen=True)
 class Metric:
-    """A built-in metric: its function for each task type that it fits."""
+    """A built-in metric. The types of task that it fits name it, in `TaskType.metrics`."""
 
-    functions: Mapping[str, Score]
+    function: Score
     greater_is_better: bool = True
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(
-        {
-            **dict.fromkeys(("classification", "multiple_choice", "multilabel"), accuracy),
-            "token_classification": token_accuracy,
-        }
-    ),
-    "f1": Metric({"classification": f1}),
-    "macro_f1": Metric({"classification": macro_f1, "multilabel": macro_f1}),
-    "micro_f1": Metric({"multilabel": micro_f1, "classification": micro_f1}),
-    "matthews_correlation": Metric({"classification": matthews_correlation}),
-    "pearson": Metric({"regression": partial(correlation, "pearsonr")}),
-    "spearman": Metric({"regression": partial(correlation, "spearmanr")}),
-    "mse": Metric({"regression": partial(mean_error, "mean_squared_error")}, greater_is_better=False),
-    "mae": Metric({"regression": partial(mean_error, "mean_absolute_error")}, greater_is_better=False),
-    "exact_match": Metric({"question_answering": exact_match}),
-    "squad_f1": Metric({"question_answering": squad_f1}),
-    "seqeval_f1": Metric({"token_classification": seqeval_f1}),
-    "seqeval_accuracy": Metric({"token_classification": token_accuracy}),
+    "accuracy": Metric(accuracy),
+    "f1": Metric(f1),
+    "macro_f1": Metric(macro_f1),
+    "micro_f1": Metric(micro_f1),
+    "matthews_correlation": Metric(matthews_correlation),
+    "pearson": Metric(partial(correlation, "pearsonr")),
+    "spearman": Metric(partial(correlation, "spearmanr")),
+    "mse": Metric(partial(mean_error, "mean_squared_error"), greater_is_better=False),
+    "mae": Metric(partial(mean_error, "mean_absolute_error"), greater_is_better=False),
+    "exact_match": Metric(exact_match),
+    "squad_f1": Metric(squad_f1),
+    "seqeval_f1": Metric(seqeval_f1),
+    "seqeval_accuracy": Metric(token_accuracy),
 }
 """Name -> built-in metric."""
+
+
+def metric_function(name: str, task_type: str) -> Score:
+    """Return the function of a built-in metric for a type of task that it fits."""
+    return METRICS[TASK_TYPES[task_type].metric_aliases.get(name, name)].function
 
 
 @cache
@@ -207,15 +204,12 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _fitting(task_type: str) -> list[str]:
-    return [name for name, metric in METRICS.items() if task_type in metric.functions]
-
-
 def _check_fit(name: str, task_type: str, labels: Sequence[str] | None) -> None:
-    if task_type not in METRICS[name].functions:
+    if name not in TASK_TYPES[task_type].metrics:
+        fitting = [other for other, kind in TASK_TYPES.items() if name in kind.metrics]
         raise ConfigurationError(
-            f"The metric {name!r} needs a task of type {' or '.join(METRICS[name].functions)}; found type {task_type}. "
-            f"Use one of {', '.join(_fitting(task_type))}."
+            f"The metric {name!r} needs a task of type {' or '.join(fitting)}; found type {task_type}. "
+            f"Use one of {', '.join(TASK_TYPES[task_type].metrics)}."
         )
     if name == "f1" and labels is not None and len(labels) != 2:
         raise ConfigurationError(
@@ -243,7 +237,7 @@ def check_metric(name: str, task: TaskConfig) -> None:
         return
     _check_fit(name, task.type, task.label_names)
     if not METRICS[name].greater_is_better and name == task.monitored:
-        better = [other for other in _fitting(task.type) if METRICS[other].greater_is_better]
+        better = [other for other in TASK_TYPES[task.type].metrics if METRICS[other].greater_is_better]
         raise ConfigurationError(
             f"The first of `metrics` is the monitored one and must be better when greater; found {name!r}, which is "
             f"better when smaller. Put {' or '.join(better)} before it."
@@ -251,25 +245,15 @@ def check_metric(name: str, task: TaskConfig) -> None:
 
 
 def _try_loaded(name: str, task: TaskConfig) -> None:
-    labels = task.label_names or ["O", "B-X"]
-    classes = list(range(len(labels)))
-    perfect: dict[str, list[Any]] = {
-        "classification": classes,
-        "multiple_choice": [0, 1],
-        "multilabel": np.eye(len(classes), dtype=int).tolist(),
-        "regression": [0.0, 1.0, 3.0],
-        "token_classification": [labels],
-        "question_answering": ["yes", "no"],
-    }
-    predictions = perfect[task.type]
-    references = [[answer] for answer in predictions] if task.type == "question_answering" else predictions
+    kind = TASK_TYPES[task.type]
+    predictions, references = kind.sample_predictions(task)
     _load(name)  # outside of the `try`: its own message says more
     try:
         _loaded_value(name, predictions, references)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"The metric {name!r} must give one number for a task of type {task.type}; found that it does not. Use "
-            f"one of {', '.join(_fitting(task.type))}, or another that `evaluate.load` knows. ({error})"
+            f"one of {', '.join(kind.metrics)}, or another that `evaluate.load` knows. ({error})"
         ) from error
 
 
@@ -311,7 +295,7 @@ def compute(
     for name in metrics:
         if name in METRICS:
             _check_fit(name, task_type, labels)
-            values[name] = float(METRICS[name].functions[task_type](predictions, references))
+            values[name] = float(metric_function(name, task_type)(predictions, references))
         else:
             values[name] = _loaded_value(name, predictions, references)
     return values

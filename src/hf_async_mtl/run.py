@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
+from .building.transfer import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig
 from .data.loading import load_splits
 from .data.tokenization import not_utf8
@@ -15,7 +16,6 @@ from .distillation.external import UNLOADABLE
 from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
 from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
-from .modeling.growing import adopt, kept_tasks
 from .modeling.modeling_multitask import MultiTaskModel
 from .tasks.registry import TASK_TYPES
 
@@ -45,7 +45,7 @@ def grown(config: RunConfig) -> RunConfig:
         # `load_encoder` raises the error, after the checks of the data.
         return config
     known = trained.task_configs if isinstance(trained, MultiTaskConfig) else {}
-    kept = kept_tasks(known, config.tasks, config.model["new_heads"])
+    kept = shared_tasks(known, config.tasks, config.model["new_heads"])
     for name in config.frozen_heads:
         if name not in kept:
             raise ConfigurationError(
@@ -63,7 +63,7 @@ def grown(config: RunConfig) -> RunConfig:
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }
-    tasks = config.tasks | {name: adopt(name, config.tasks[name], known[name]) for name in kept}
+    tasks = inherit_from_trained(known, config.tasks, config.model["new_heads"])
     return dataclasses.replace(config, tasks=tasks, training=training)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import metrics
+from .modeling.heads import HEADS
 
 __all__ = ["bootstrap_values", "paired_standard_error"]
 
@@ -107,13 +108,13 @@ def bootstrap_values(
             metrics.compute([metric], task_type, predicted[draw].tolist(), true[draw].tolist(), labels)[metric]
             for draw in draws
         ]
-    score = metrics.METRICS[metric].functions[task_type]
+    score = metrics.metric_function(metric, task_type)
     return [float(score(predicted[draw], true[draw])) for draw in draws]
 
 
 def _indexable(task_type: str, values: Sequence[Any]) -> np.ndarray:
     """An array whose first dimension is the examples, also where an example is a list of its own length."""
-    if task_type not in ("token_classification", "question_answering"):
+    if HEADS[task_type].unit == "example":
         return np.asarray(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values

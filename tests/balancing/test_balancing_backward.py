@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_async_mtl.balancing.backward import balanced_backward, jacobian
+from hf_async_mtl.balancing.backward import ParameterGroups, balanced_backward, jacobian
 from hf_async_mtl.balancing.balancer import GradientBalancer
 from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
+from hf_async_mtl.balancing.split import LossSplit
 
 TASKS = ["a", "b", "c", "distilled"]
 # The task of each example: `c` is on the first half alone; `distilled` is not balanced.
@@ -59,26 +60,27 @@ def make(method: str, over: str = "last_layer", **parameters: Any) -> GradientBa
     return balancer
 
 
+def split(losses: list[Tensor], other: Tensor, scale: float = 1.0, means: Tensor | None = None) -> LossSplit:
+    """The first three tasks are balanced."""
+    means = torch.stack(losses)[:3].detach() if means is None else means
+    return LossSplit(losses[:3], [0, 1, 2], means, other, torch.tensor(scale))
+
+
+def groups(bundle: Bundle, idle: list[nn.Parameter] | None = None) -> ParameterGroups:
+    idle = idle or []
+    return ParameterGroups([*idle, *bundle.shared], [*idle, *bundle.last.parameters()], list(bundle.heads.parameters()))
+
+
 def run(
     bundle: Bundle,
     balancer: GradientBalancer,
     rows: Tensor = ALL,
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-    **options: Any,
+    scale: float = 1.0,
+    ranks: int = 1,
 ) -> None:
-    losses = bundle.losses(rows)
-    balanced_backward(
-        losses[:3],
-        0.7 * losses[3],
-        bundle.shared,
-        list(bundle.last.parameters()),
-        list(bundle.heads.parameters()),
-        balancer,
-        [0, 1, 2],
-        torch.stack(bundle.losses(ALL))[:3].detach(),
-        reduce=reduce,
-        **options,
-    )
+    losses, means = bundle.losses(rows), torch.stack(bundle.losses(ALL))[:3].detach()
+    balanced_backward(split(losses, 0.7 * losses[3], scale, means), groups(bundle), balancer, reduce, ranks)
 
 
 def gradients(bundle: Bundle) -> dict[str, Tensor]:
@@ -144,12 +146,8 @@ def test_the_scale_does_not_move_the_weights(method: str, over: str) -> None:
     for _ in range(3):
         for bundle, balancer, scale in zip((small, large), balancers, (1.0, 1024.0), strict=True):
             bundle.zero_grad()
-            losses = bundle.losses(ALL)
-            last = list(bundle.last.parameters())
-            found = torch.stack(losses)[:3].detach()
-            heads = list(bundle.heads.parameters())
             nothing = torch.zeros((), dtype=torch.float64)
-            balanced_backward(losses[:3], nothing, bundle.shared, last, heads, balancer, [0, 1, 2], found, scale)
+            balanced_backward(split(bundle.losses(ALL), nothing, scale), groups(bundle), balancer)
         for name, gradient in gradients(small).items():
             torch.testing.assert_close(gradients(large)[name], 1024 * gradient, rtol=1e-6, atol=1e-8)
 
@@ -171,21 +169,28 @@ def test_a_parameter_that_no_task_reaches(over: str) -> None:
     bundle = model()
     idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
     losses = bundle.losses(ALL)
-    last = [idle, *bundle.last.parameters()]
-    found = torch.stack(losses)[:3].detach()
-    heads = list(bundle.heads.parameters())
-    balanced_backward(losses[:3], losses[3], [idle, *bundle.shared], last, heads, make("mgda", over), [0, 1, 2], found)
+    balanced_backward(split(losses, losses[3]), groups(bundle, [idle]), make("mgda", over))
     assert idle.grad is None or not idle.grad.any()
-    assert not jacobian(bundle.losses(ALL), last)[:, :3].any()
+    assert not jacobian(bundle.losses(ALL), [idle, *bundle.last.parameters()])[:, :3].any()
+
+
+@pytest.mark.parametrize("over", ["last_layer", "encoder"])
+def test_frozen_heads_are_left_out(over: str) -> None:
+    """Bug: a model whose heads are all frozen cannot be balanced."""
+    bundle, expected = model(), model()
+    bundle.heads.requires_grad_(False)
+    losses = bundle.losses(ALL)
+    parameters = ParameterGroups(bundle.shared, list(bundle.last.parameters()), [])
+    balanced_backward(split(losses, 0.7 * losses[3]), parameters, make("mgda", over))
+    run(expected, make("mgda", over))
+    torch.testing.assert_close(flat(bundle.shared), flat(expected.shared))
 
 
 def test_without_balanced_tasks_the_rest_is_trained() -> None:
     """Bug: once all tasks have converged, or in a batch of distilled ones alone, nothing is left to stack."""
     bundle, plain = model(), model()
     other = bundle.losses(ALL)[3]
-    heads = list(bundle.heads.parameters())
-    last = list(bundle.last.parameters())
-    balanced_backward([], other, bundle.shared, last, heads, make("mgda"), [], torch.zeros(0))
+    balanced_backward(LossSplit([], [], torch.zeros(0), other, torch.zeros(())), groups(bundle), make("mgda"))
     plain.losses(ALL)[3].backward()
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(gradients(bundle)[name], gradient)
@@ -205,16 +210,7 @@ def test_the_model_is_left_as_it_was() -> None:
     bundle = model()
     before = copy.deepcopy(bundle.state_dict())
     losses = bundle.losses(ALL)
-    balanced_backward(
-        losses[:3],
-        losses[3],
-        bundle.shared,
-        list(bundle.last.parameters()),
-        list(bundle.heads.parameters()),
-        make("pcgrad"),
-        [0, 1, 2],
-        torch.stack(losses)[:3].detach(),
-    )
+    balanced_backward(split(losses, losses[3]), groups(bundle), make("pcgrad"))
     assert all(torch.equal(before[name], tensor) for name, tensor in bundle.state_dict().items())
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         losses[0].backward()

@@ -120,10 +120,10 @@ def test_a_wrong_parameter_is_refused_before_training(method: str, parameters: d
             "parameter and gives no weights that could be used for other layers; found 'last_layer'. Set "
             "`balancing.over: encoder`.",
         ),
-        ({"parameters": [1]}, "`balancing.parameters` must be a dictionary; found [1]."),
-        ({"weights": 2}, "`balancing.weights` must be a dictionary; found 2."),
-        ({"weights": {"rte": -1}}, "`weight of task rte` must be a number above 0; found -1."),
-        ({"weights": {"rte": float("nan")}}, "`weight of task rte` must be a number above 0; found nan."),
+        ({"parameters": [1]}, "`balancing.parameters` must be a mapping; found [1]."),
+        ({"weights": 2}, "`balancing.weights` must be a mapping; found 2."),
+        ({"weights": {"rte": -1}}, "`tasks.rte.weight` must be a number above 0; found -1."),
+        ({"weights": {"rte": float("nan")}}, "`tasks.rte.weight` must be a number above 0; found nan."),
     ],
 )
 def test_a_wrong_setting_is_refused_in_words(section: dict[str, Any], message: str) -> None:

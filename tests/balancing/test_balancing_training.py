@@ -249,7 +249,9 @@ def test_two_processes_balance_as_one(method: str, over: str, tmp_path: Path) ->
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH")])
+        ),
         "ACCELERATE_USE_CPU": "1",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]

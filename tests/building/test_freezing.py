@@ -13,7 +13,7 @@ from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoModel
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel
-from hf_async_mtl.modeling.freezing import encoder_layers
+from hf_async_mtl.building.freezing import encoder_layers
 
 TASKS = ("polarity", "overlap", "colors")
 
@@ -137,7 +137,7 @@ def test_what_is_frozen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
     model = MultiTaskModel.from_encoder(tiny_encoder(tmp_path / "encoder"), chosen, max_length=32)
     model.heads["overlap"].requires_grad_(False)
     trainer(model, tmp_path / "a")
-    assert "heads of overlap are frozen and listen to an encoder that moves" in caplog.text
+    assert "heads of overlap are frozen, and the encoder is trained" in caplog.text
     caplog.clear()
     model.freeze_encoder()
     trainer(model, tmp_path / "b")

@@ -91,10 +91,10 @@ def test_a_head_may_begin_anew(trained: Path) -> None:
         (
             TaskConfig("classification", ["text"], label_names=["pos", "neg"]),
             {},
-            "found pos, neg. Name the task otherwise",
+            "found pos, neg. Rename the task",
         ),
         (TaskConfig("regression", ["text"], target_mean=0.0, target_std=1.0), {}, "is of type classification; found"),
-        (task_configs()["polarity"], {"pooling": "cls"}, "`pooling` must be mean, which the heads of"),
+        (task_configs()["polarity"], {"pooling": "cls"}, "`pooling` must be mean, with which the heads of"),
         (task_configs()["polarity"], {"new_heads": ["polarty"]}, "must name tasks (polarity); found 'polarty'"),
         (task_configs()["polarity"], {"max_length": 500}, "`max_length` must be at most 64"),
     ],

@@ -16,7 +16,7 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel
-from hf_async_mtl.modeling.adapters import add_lora, is_adapter
+from hf_async_mtl.building.lora import add_lora, is_adapter
 
 TASKS = ("polarity", "overlap", "colors")
 LORA = {"r": 4, "lora_alpha": 8}

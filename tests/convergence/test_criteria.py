@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from hf_async_mtl.convergence.actions import ACTIONS
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion, Plateau
+from hf_async_mtl.convergence.config import CRITERION_NAMES, ConvergenceConfig
+from hf_async_mtl.convergence.criteria import CRITERIA, Criterion, Plateau
+from hf_async_mtl.validation import ConfigurationError
 
 
 def converged_at(scores: Sequence[float | None], **settings: Any) -> int | None:
@@ -257,57 +259,62 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"criterion": "platau"}, "convergence.criterion must be one of plateau, decline, significant, not 'platau'."),
+        (
+            {"criterion": "platau"},
+            "`convergence.criterion` must be one of plateau, decline, significant; found 'platau'. The nearest is "
+            "'plateau'.",
+        ),
         (
             {"criterion": ["plateau"]},
-            "convergence.criterion must be one of plateau, decline, significant, not ['plateau'].",
+            "`convergence.criterion` must be one of plateau, decline, significant; found ['plateau'].",
         ),
         (
             {"on_convergence": "freeze"},
-            "convergence.on_convergence must be one of distill, stop, continue, rollback, stop_and_go, not 'freeze'.",
+            "`convergence.on_convergence` must be one of distill, stop, continue, rollback, stop_and_go; found "
+            "'freeze'. The nearest is 'rollback'.",
         ),
-        ({"patience": 0}, "convergence.patience must be a whole number of at least 1, such as 3, not 0."),
-        ({"patience": 2.0}, "convergence.patience must be a whole number of at least 1, such as 3, not 2.0."),
-        ({"patience": True}, "convergence.patience must be a whole number of at least 1, such as 3, not True."),
-        ({"min_steps": -1}, "convergence.min_steps must be a whole number of at least 0, such as 500, not -1."),
-        ({"min_epochs": -1}, "convergence.min_epochs must be a finite number of at least 0, such as 1.5, not -1."),
-        ({"z": -1}, "convergence.z must be a finite number of at least 0, such as 1.0, not -1."),
-        ({"z": math.inf}, "convergence.z must be a finite number of at least 0, such as 1.0, not inf."),
-        ({"watch": "losses"}, "convergence.watch must be one of either, metric, loss, not 'losses'."),
-        ({"renew_teacher": 1}, "convergence.renew_teacher must be true or false, not 1."),
+        *(
+            ({"patience": value}, f"`convergence.patience` must be a whole number of at least 1; found {value!r}.")
+            for value in (0, 2.0, True)
+        ),
+        ({"min_steps": -1}, "`convergence.min_steps` must be a whole number of at least 0; found -1."),
+        ({"min_epochs": -1}, "`convergence.min_epochs` must be a number of at least 0; found -1."),
+        ({"z": -1}, "`convergence.z` must be a number of at least 0; found -1."),
+        ({"z": math.inf}, "`convergence.z` must be a number of at least 0; found inf."),
+        (
+            {"watch": "losses"},
+            "`convergence.watch` must be one of either, metric, loss; found 'losses'. The nearest is 'loss'.",
+        ),
+        ({"renew_teacher": 1}, "`convergence.renew_teacher` must be true or false; found 1."),
         *(
             (
                 {"return_below": share},
-                "convergence.return_below must be a number between 0 and 1, both excluded, such as 0.99, or null, "
-                f"not {share!r}.",
+                "`convergence.return_below` must be a number between 0 and 1, both excluded, or null; found "
+                f"{share!r}.",
             )
             for share in (0, 1, 1.5, -0.1, math.nan, True, "0.9")
         ),
         (
             {"return_below": 0.9, "on_convergence": "continue"},
-            "convergence.return_below must be null with on_convergence continue, which never leaves the true labels, "
-            "not 0.9; remove it, or choose another action.",
-        ),
-        ({"min_delta": -0.1}, "convergence.min_delta must be a finite number of at least 0, such as 0.001, not -0.1."),
-        (
-            {"min_delta": math.nan},
-            "convergence.min_delta must be a finite number of at least 0, such as 0.001, not nan.",
-        ),
-        (
-            {"min_delta": math.inf},
-            "convergence.min_delta must be a finite number of at least 0, such as 0.001, not inf.",
+            "`convergence.return_below` must be null with `on_convergence: continue`, which never leaves the labels; "
+            "found 0.9. Remove it, or choose another action.",
         ),
         # YAML reads 1e-3, which has no point, as a string.
-        (
-            {"min_delta": "1e-3"},
-            "convergence.min_delta must be a finite number of at least 0, such as 0.001, not '1e-3'.",
+        *(
+            ({"min_delta": value}, f"`convergence.min_delta` must be a number of at least 0; found {value!r}.")
+            for value in (-0.1, math.nan, math.inf, "1e-3")
         ),
     ],
 )
 def test_a_wrong_setting_is_refused_in_words(settings: dict[str, Any], message: str) -> None:
     """A wrong setting was found hours later, at the first evaluation, or never."""
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         ConvergenceConfig(**settings)
+
+
+def test_every_criterion_has_a_name_in_the_settings() -> None:
+    """The settings, which know the names only, accepted a criterion that is not there, or refused a new one."""
+    assert tuple(CRITERIA) == CRITERION_NAMES
 
 
 def test_what_an_action_needs() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hf_async_mtl.convergence.actions import ACTIONS
-from hf_async_mtl.convergence.criteria import CRITERIA, ConvergenceConfig, Criterion
+from hf_async_mtl.convergence.config import ConvergenceConfig
+from hf_async_mtl.convergence.criteria import CRITERIA, Criterion
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 
 TASKS = {
@@ -137,8 +138,8 @@ def test_no_teacher_no_convergence_whatever_the_criterion_says(monkeypatch: pyte
         def load_state_dict(self, state: Mapping[str, Any]) -> None:
             pass
 
-    monkeypatch.setitem(CRITERIA, "at_once", AtOnce)
-    schedule = one_task(criterion="at_once")
+    monkeypatch.setitem(CRITERIA, "plateau", AtOnce)
+    schedule = one_task(criterion="plateau")
     assert feed(schedule, math.nan) == []
     assert feed(schedule, 0.2) == [Event(step=200, task="match", teacher_step=200)]
 

@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict
 from fake_hub import serving
 
 from hf_async_mtl import TaskConfig
-from hf_async_mtl.data.loading import DataSource, expand_path, load_splits
+from hf_async_mtl.data.config import DataSource, expand_path
+from hf_async_mtl.data.loading import load_splits
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 
 TASK = TaskConfig("classification", ["text"])
@@ -433,7 +434,8 @@ LOAD_FROM_HUB = """
 import json, sys
 from pathlib import Path
 from hf_async_mtl import TaskConfig
-from hf_async_mtl.data.loading import DataSource, load_splits
+from hf_async_mtl.data.config import DataSource
+from hf_async_mtl.data.loading import load_splits
 
 results = []
 for section in json.loads(sys.argv[1]):

@@ -124,8 +124,12 @@ def test_draws_add_up_to_the_number_of_examples():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("equal",), "`mixing.strategy` must be one of proportional, temperature, uniform; found 'equal'."),
-        (("temperature", 0.5), "`mixing.temperature` must be at least 1; found 0.5."),
+        (
+            ("equal",),
+            "`mixing.strategy` must be one of proportional, temperature, uniform; found 'equal'. The nearest is "
+            "'temperature'.",
+        ),
+        (("temperature", 0.5), "`mixing.temperature` must be a number of at least 1; found 0.5."),
     ],
 )
 def test_wrong_mixing_is_refused(arguments, message):

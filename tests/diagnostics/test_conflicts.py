@@ -9,9 +9,9 @@ from families import FAMILIES, family_config, packed, random_examples, tiny_mode
 from torch import nn
 from transformers import AutoModel
 
+from hf_async_mtl.building.freezing import last_shared_layer
 from hf_async_mtl.diagnostics.gradient_conflicts import GradientConflicts, cosines
 from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
-from hf_async_mtl.modeling.freezing import last_shared_layer
 
 LAST_LAYER = {
     "bert": "encoder.layer.2.",

@@ -21,7 +21,7 @@ class Listener:
     def __call__(self, task: str, head: Any, logits: Tensor, *args: Any) -> Tensor:
         example_ids, labels, layout, supervised = args
         losses = self._real(task, head, logits, *args)
-        recorded = self._trainer.teachers._opened[task].lookup(example_ids).view(logits.shape)
+        recorded = self._trainer.teachers._loaded[task].lookup(example_ids).view(logits.shape)
         teacher = head.distillation_loss(logits, recorded, labels, layout, 1.0)
         self.calls.append(
             {

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from recording import write_logits
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from torch.utils.data import DataLoader
 
@@ -21,8 +22,8 @@ from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation import logits as recording_module
 from hf_async_mtl.distillation import snapshots as teacher_module
-from hf_async_mtl.distillation.logits import TeacherError, check_room
-from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
+from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, TeacherError, check_disk_space, record_logits
+from hf_async_mtl.distillation.snapshots import TeacherStore
 from hf_async_mtl.utils import link_or_copy
 
 HASH = "a" * 64
@@ -64,8 +65,8 @@ def test_the_hash_of_cached_rows_is_kept_beside_them(tmp_path):
 def test_lookup_gives_each_example_its_own_logits(tmp_path, shape):
     """Logits in the order of the file, and not of the batch, would teach each example another one's answer."""
     logits = random_logits(shape)
-    write_logits(tmp_path / "logits.safetensors", logits, HASH, step=7)
-    recorded = RecordedLogits(tmp_path / "logits.safetensors")
+    write_logits(LogitsFiles.of(tmp_path, "a"), logits, HASH, step=7)
+    recorded = RecordedLogits(LogitsFiles.of(tmp_path, "a"))
     generator = random.Random(0)
     for size in (1, 2, 17, 50):
         ids = generator.choices(range(50), k=size)
@@ -79,40 +80,40 @@ def test_lookup_gives_each_example_its_own_logits(tmp_path, shape):
 def test_logits_are_stored_in_float32(tmp_path, kind):
     """Evaluation may run in half precision; the student's loss is computed in float32."""
     logits = [row.astype(kind) for row in random_logits("classes")]
-    write_logits(tmp_path / "logits.safetensors", logits, HASH, step=7)
-    stored = load_file(tmp_path / "logits.safetensors")["logits"]
-    assert stored.dtype == torch.float32
-    assert np.array_equal(stored.numpy(), np.concatenate(logits).astype(np.float32))
+    write_logits(LogitsFiles.of(tmp_path, "a"), logits, HASH, step=7)
+    stored = np.load(tmp_path / "logits-a.npy", allow_pickle=False)
+    assert stored.dtype == np.float32
+    assert np.array_equal(stored, np.concatenate(logits).astype(np.float32))
 
 
 def test_logits_come_in_any_order_and_some_twice(tmp_path):
     """Several ranks fill up their batches with examples that others have had."""
-    with RecordedLogits.writer(tmp_path / "x.safetensors", np.array([1, 2, 1]), 2, HASH, 1) as writer:
-        writer.put(torch.tensor([2, 0]), torch.tensor([[5.0, 6], [1, 2]]))
-        writer.put(torch.tensor([1, 2]), torch.tensor([[3.0, 4], [7, 8], [5, 6]]))
-    stored = load_file(tmp_path / "x.safetensors")
-    assert stored["logits"].tolist() == [[1, 2], [3, 4], [7, 8], [5, 6]]
-    assert stored["offsets"].tolist() == [0, 1, 3, 4]
+    files = LogitsFiles.of(tmp_path, "a")
+    with record_logits(files, [1, 2, 1], 2, HASH, 1) as writer:
+        writer.write(torch.tensor([2, 0]), torch.tensor([[5.0, 6], [1, 2]]))
+        writer.write(torch.tensor([1, 2]), torch.tensor([[3.0, 4], [7, 8], [5, 6]]))
+    assert np.load(files.logits).tolist() == [[1, 2], [3, 4], [7, 8], [5, 6]]
+    assert np.load(files.offsets).tolist() == [0, 1, 3, 4]
 
 
 def test_a_recording_with_a_gap_is_no_teacher(tmp_path):
     """An example that no rank had would be taught zeros."""
-    path = tmp_path / "logits-a.safetensors"
-    with pytest.raises(TeacherError) as error, RecordedLogits.writer(path, np.ones(3), 2, HASH, 1) as writer:
-        writer.put(torch.tensor([0, 2]), torch.ones(2, 2))
-    expected = "Every example must be recorded; 1 of 3 in logits-a.safetensors were not, the first is 1."
+    files = LogitsFiles.of(tmp_path, "a")
+    with pytest.raises(TeacherError) as error, record_logits(files, [1, 1, 1], 2, HASH, 1) as writer:
+        writer.write(torch.tensor([0, 2]), torch.ones(2, 2))
+    expected = "Every example must be recorded; 1 of 3 in logits-a.npy were not, the first is 1."
     assert str(error.value) == expected
     assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_that_are_not_finite_are_refused(tmp_path):
     """A teacher whose weights went wrong would teach NaN, and the student's would follow some steps later."""
-    path, logits = tmp_path / "logits-a.safetensors", torch.zeros(4, 2)
+    files, logits = LogitsFiles.of(tmp_path, "a"), torch.zeros(4, 2)
     logits[2, 1] = torch.nan
-    with pytest.raises(TeacherError) as error, RecordedLogits.writer(path, np.array([2, 2, 1]), 2, HASH, 1) as writer:
-        writer.put(torch.tensor([1, 0]), logits)
+    with pytest.raises(TeacherError) as error, record_logits(files, [2, 2, 1], 2, HASH, 1) as writer:
+        writer.write(torch.tensor([1, 0]), logits)
     assert str(error.value) == (
-        "A teacher must give finite logits; those of training row 0 in logits-a.safetensors are not. Lower the "
+        "A teacher must give finite logits; those of training row 0 in logits-a.npy are not. Lower the "
         "learning rate or use bf16 in place of fp16, and resume from the last checkpoint."
     )
     assert list(tmp_path.iterdir()) == []
@@ -121,52 +122,81 @@ def test_logits_that_are_not_finite_are_refused(tmp_path):
 def test_a_disk_without_room_is_told_beforehand(tmp_path, monkeypatch):
     """A run of days ends where the first task converges, in a bus error of the memory map."""
     monkeypatch.setattr(recording_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 2**20))
-    path = tmp_path / "run" / "logits-a.safetensors"
-    with pytest.raises(TeacherError) as error:
-        RecordedLogits.writer(path, np.ones(2**20), 10, HASH, 1)
+    folder = tmp_path / "run"
+    recording = record_logits(LogitsFiles.of(folder, "a"), np.ones(2**20), 10, HASH, 1)
+    with pytest.raises(TeacherError) as error, recording:
+        pass
     assert str(error.value) == (
-        f"Recording the logits logits-a.safetensors needs 48.0 MiB in {path.parent}; its disk has 3.0 MiB left. Free "
+        f"Recording the logits logits-a.npy needs 48.0 MiB in {folder}; its disk has 3.0 MiB left. Free "
         "some, choose another output folder, or train on fewer examples (`max_samples: {train: ...}`)."
     )
-    check_room(path.parent, 3 * 2**20, "This")
+    check_disk_space(folder, 3 * 2**20, "This")
 
 
 def test_logits_name_their_step_and_examples(tmp_path):
     """Without them, a report cannot say which weights taught."""
-    write_logits(tmp_path / "x.safetensors", random_logits("classes"), HASH, step=7)
-    assert RecordedLogits(tmp_path / "x.safetensors").metadata == {"examples": HASH, "step": "7"}
+    files = LogitsFiles.of(tmp_path, "a")
+    write_logits(files, random_logits("classes"), HASH, step=7)
+    recorded = RecordedLogits(files)
+    assert (recorded.example_hash, recorded.step) == (HASH, 7)
 
 
 def test_missing_logits_are_named(tmp_path):
     """A `FileNotFoundError` does not say what to do."""
-    path = tmp_path / "logits-a.safetensors"
+    files = LogitsFiles.of(tmp_path, "a")
     with pytest.raises(TeacherError) as error:
-        RecordedLogits(path)
-    expected = f"The recorded logits {path} are missing. Resume from a checkpoint that holds them, or start afresh."
+        RecordedLogits(files)
+    expected = (
+        f"The recorded logits {files.info} are missing. Resume from a checkpoint that holds them, or start afresh."
+    )
     assert str(error.value) == expected
 
 
+DAMAGED = "The file {} is damaged (.*). Was its checkpoint copied in part\\? Copy it again, or resume from another"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_file_cut_short_is_no_teacher(tmp_path, share):
+@pytest.mark.parametrize("file", LogitsFiles._fields)
+def test_files_cut_short_are_no_teacher(tmp_path, file, share):
     """A checkpoint copied in part would teach zeros, or fail with a message of the file's format."""
-    whole, cut = tmp_path / "whole.safetensors", tmp_path / "snapshot-1.safetensors"
-    write_logits(whole, random_logits("tokens"), HASH, step=1)
-    content = whole.read_bytes()
+    files = LogitsFiles.of(tmp_path, "a")
+    write_logits(files, random_logits("tokens"), HASH, step=1)
+    cut = getattr(files, file)
+    content = cut.read_bytes()
     cut.write_bytes(content[: int(share * len(content))])
-    expected = (
-        f"The file {cut} is damaged (.*). Was its checkpoint copied in part\\? Copy it again, or resume from another"
-    )
-    with pytest.raises(TeacherError, match=expected):
-        RecordedLogits(cut)
-    with pytest.raises(TeacherError, match=expected):
-        TeacherStore(tmp_path).load_snapshot(1)
+    with pytest.raises(TeacherError, match=DAMAGED.format(cut)):
+        RecordedLogits(files)
+
+
+@pytest.mark.parametrize("file", ["logits", "offsets"])
+def test_pickled_arrays_are_refused(tmp_path, file):
+    """A checkpoint from somebody else would run code where its teachers are read."""
+    files = LogitsFiles.of(tmp_path, "a")
+    write_logits(files, random_logits("tokens"), HASH, step=1)
+    np.save(getattr(files, file), np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(TeacherError, match=DAMAGED.format(getattr(files, file))):
+        RecordedLogits(files)
+    np.save(getattr(files, file), np.ones(51, dtype=np.int8))
+    with pytest.raises(TeacherError, match="it holds int8"):
+        RecordedLogits(files)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_snapshot_cut_short_is_no_teacher(tmp_path, share):
+    """Weights copied in part would fail with a message of the file's format."""
+    store = TeacherStore(tmp_path)
+    store.save_snapshot(1, {"w": torch.ones(300)})
+    content = store.snapshot_path(1).read_bytes()
+    store.snapshot_path(1).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(TeacherError, match=DAMAGED.format(store.snapshot_path(1))):
+        store.load_snapshot(1)
 
 
 def test_logits_of_other_examples_are_refused(tmp_path):
     """A resumed run on other data would teach each example another one's answer, without a word."""
     rows = encoded("polarity")
-    write_logits(tmp_path / "x.safetensors", random_logits("classes", 30), fingerprint(rows), step=7)
-    recorded = RecordedLogits(tmp_path / "x.safetensors")
+    write_logits(LogitsFiles.of(tmp_path, "polarity"), random_logits("classes", 30), fingerprint(rows), step=7)
+    recorded = RecordedLogits(LogitsFiles.of(tmp_path, "polarity"))
     recorded.check(fingerprint(encoded("polarity")), "polarity", 30, 3)
     other = fingerprint(encoded("polarity", seed=1))
     with pytest.raises(TeacherError) as error:
@@ -199,9 +229,9 @@ def test_recorded_logits_are_the_teachers_own(tmp_path):
                     logits += [part.numpy() for part in rows.split(counts)]
                 else:
                     logits += [row[None].numpy() for row in rows]
-            path = tmp_path / f"{task.name}.safetensors"
-            write_logits(path, logits, fingerprint(task.rows), step=1)
-            recorded[task.name] = RecordedLogits(path)
+            files = LogitsFiles.of(tmp_path, task.name)
+            write_logits(files, logits, fingerprint(task.rows), step=1)
+            recorded[task.name] = RecordedLogits(files)
         sampler = MixingSampler([len(task) for task in tasks], seed=1)
         loader = DataLoader(TaskMixture(tasks), 13, sampler=sampler, collate_fn=collator, num_workers=2)
         seen = 0
@@ -337,13 +367,13 @@ def test_killed_write_leaves_the_old_file_or_none(store, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             store.save_snapshot(2, {"w": torch.zeros(3)})
     # Killed in the midst of a recording: the block never ends.
-    unfinished = RecordedLogits.writer(store.logits_path("a"), np.ones(2, dtype=np.int64), 3, HASH, 1)
-    unfinished.put(torch.tensor([1]), torch.ones(1, 3))
+    unfinished = record_logits(store.logits_files("a"), [1, 1], 3, HASH, 1)
+    unfinished.__enter__().write(torch.tensor([1]), torch.ones(1, 3))
     assert torch.equal(store.load_snapshot(1)["w"], torch.ones(3))
     with pytest.raises(TeacherError, match="is missing"):
         store.load_snapshot(2)
     with pytest.raises(TeacherError, match="are missing"):
-        RecordedLogits(store.logits_path("a"))
+        RecordedLogits(store.logits_files("a"))
     # What is left is no file of a checkpoint, and is written over the next time.
     other = store.folder.parent / "checkpoint-1" / "_teachers"
     store.link_into(other)
@@ -356,15 +386,15 @@ def test_snapshots_not_needed_are_deleted(store):
     """One snapshot an evaluation fills the disk; recorded logits must stay."""
     for step in (100, 200, 300):
         store.save_snapshot(step, {"w": torch.ones(3)})
-    write_logits(store.logits_path("a"), random_logits("classes"), HASH, 1)
+    write_logits(store.logits_files("a"), random_logits("classes"), HASH, 1)
     store.keep_snapshots({200, 400})
-    assert names(store.folder) == ["logits-a.safetensors", "snapshot-200.safetensors"]
+    assert names(store.folder) == ["logits-a.json", "logits-a.npy", "offsets-a.npy", "snapshot-200.safetensors"]
 
 
 def test_link_costs_nothing(store):
     """A copy of each snapshot and of all logits in each checkpoint fills the disk."""
     store.save_snapshot(1, {"w": torch.ones(3)})
-    write_logits(store.logits_path("a"), random_logits("classes"), HASH, 1)
+    write_logits(store.logits_files("a"), random_logits("classes"), HASH, 1)
     checkpoint = store.folder.parent / "checkpoint-1" / "_teachers"
     for _ in range(2):  # a checkpoint may be written again after resuming
         store.link_into(checkpoint)
@@ -411,7 +441,7 @@ def test_killed_copy_is_not_seen_as_whole(tmp_path, monkeypatch):
     save_file({"w": torch.ones(3)}, source)
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", no_hard_links)
-        patch.setattr(teacher_module.shutil, "copy2", killed)
+        patch.setattr(shutil, "copy2", killed)
         with pytest.raises(KeyboardInterrupt):
             link_or_copy(source, target)
     assert not target.exists()

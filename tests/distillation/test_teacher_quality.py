@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from recording import write_logits
 
-from hf_async_mtl.distillation.snapshots import RecordedLogits
+from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits
 from hf_async_mtl.distillation.teacher_quality import near_one_hot_warning, normalized_entropy
 
 
@@ -31,10 +31,11 @@ def test_classes_by_hand(task_type):
 def test_words_without_a_label_do_not_count(tmp_path):
     """Bug: what the disk and the data set hold must be turned into something else first, or padding counts."""
     logits = [np.log([[0.99, 0.01], [0.8, 0.2], [0.8, 0.2]]), np.log([[0.8, 0.2]])]
-    write_logits(tmp_path / "logits.safetensors", logits, "a" * 64, step=1)
-    recorded = RecordedLogits(tmp_path / "logits.safetensors")
+    files = LogitsFiles.of(tmp_path, "colors")
+    write_logits(files, logits, "a" * 64, step=1)
+    recorded = RecordedLogits(files).lookup(torch.arange(2))
     rows = Dataset.from_dict({"labels": [[-100, 0, 1], [1]]})
-    found = normalized_entropy("token_classification", recorded.logits, rows["labels"])
+    found = normalized_entropy("token_classification", recorded, rows["labels"])
     assert found == pytest.approx(entropy_of(0.8, 0.2) / math.log(2), abs=1e-6)
     assert normalized_entropy("token_classification", torch.zeros(2, 3), [[-100], [-100]]) is None
 

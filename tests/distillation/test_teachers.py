@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recording import put_all
+from recording import write_all
 from runs import (
     ALL,
     some_rows,
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import encode, unit_counts
-from hf_async_mtl.distillation.logits import TeacherError
-from hf_async_mtl.distillation.snapshots import RecordedLogits, TeacherStore
+from hf_async_mtl.distillation.config import DistillationConfig
+from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, TeacherError
+from hf_async_mtl.distillation.snapshots import TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES
-from hf_async_mtl.training.arguments import DistillationConfig
 from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 GROWING = [i / 100 for i in range(1, 100)]
@@ -57,10 +57,10 @@ def some_weights(seed: int) -> dict[str, Tensor]:
 # -- recorded logits --------------------------------------------------------------------------------------------------
 
 
-def check_softness(teachers: Teachers, name: str, logits: list[np.ndarray]) -> None:
-    put_all(teachers.writer(name, step=3), logits)
-    teachers.open([name])
-    teachers.check_softness(name)
+def assess(teachers: Teachers, name: str, logits: list[np.ndarray]) -> None:
+    write_all(teachers.writer(name, step=3), logits)
+    teachers.load([name])
+    teachers.assess(name)
 
 
 def by_heart(task: EncodedTask, size: float) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ def test_a_teacher_that_knows_its_rows_by_heart_is_told(
 ) -> None:
     """Bug: distillation saves its task from nothing, and nobody says so; or every teacher is warned of."""
     teachers = teachers_of(tmp_path, "polarity", temperature=temperature)
-    check_softness(teachers, "polarity", by_heart(teachers.train["polarity"], size))
+    assess(teachers, "polarity", by_heart(teachers.train["polarity"], size))
     assert ["nearly one-hot" in record.message for record in caplog.records] == [True] * warns
 
 
@@ -94,24 +94,24 @@ def test_every_type_is_looked_at(tmp_path: Path, name: str, caplog: pytest.LogCa
     generator = np.random.default_rng(0)
     columns = {"overlap": (), "choice": (2,)}.get(name, (task.task.num_labels,))
     sizes = unit_counts(task.task, task.rows)
-    check_softness(teachers, name, [generator.normal(size=(count, *columns)) for count in sizes])
+    assess(teachers, name, [generator.normal(size=(count, *columns)) for count in sizes])
     assert not caplog.records
 
 
 def test_other_examples_are_refused(tmp_path: Path) -> None:
     """Bug: logits of other rows teach each example another one's answer."""
     teachers = teachers_of(tmp_path, "polarity")
-    put_all(teachers.writer("polarity", step=3), by_heart(teachers.train["polarity"], 1.0))
+    write_all(teachers.writer("polarity", step=3), by_heart(teachers.train["polarity"], 1.0))
     other = Teachers(tmp_path / "_teachers", DistillationConfig(), {"polarity": encoded("polarity", seed=1)})
     other.begin()
     with pytest.raises(TeacherError, match="belong to other training examples"):
-        other.open(["polarity"])
+        other.load(["polarity"])
 
 
 def test_a_new_run_knows_nothing_of_the_last(tmp_path: Path) -> None:
     """Bug: a second call of `train` teaches from the first one's logits."""
     teachers = teachers_of(tmp_path, "polarity")
-    check_softness(teachers, "polarity", by_heart(teachers.train["polarity"], 1.0))
+    assess(teachers, "polarity", by_heart(teachers.train["polarity"], 1.0))
     teachers.begin()
     with pytest.raises(KeyError):
         teachers.losses("polarity", *[None] * 6)  # type: ignore[arg-type]
@@ -138,8 +138,8 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
     kind = TASK_TYPES[data.task.type]
     answers = kind.predictions(data.task, generator.normal(size=shape).astype(np.float32), data.rows)
     store = TeacherStore(tmp_path / "_teachers")
-    store.save_answers(name, 40, answers)
-    found = store.load_answers(name, 40)
+    store.save_predictions(name, 40, answers)
+    found = store.load_predictions(name, 40)
     assert found == answers
     assert list(map(type, found)) == list(map(type, answers))
     assert data.task.metrics is not None
@@ -154,18 +154,18 @@ def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
         for x in (answers, found)
     ]
     assert scores[0] == scores[1]
-    assert [path.name for path in store.folder.iterdir()] == [f"answers-{name}.json"]
+    assert [path.name for path in store.folder.iterdir()] == [f"predictions-{name}.json"]
 
 
 def test_later_predictions_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
     """Bug: an evaluation is compared with predictions of a step that no longer matters."""
     store = TeacherStore(tmp_path)
-    store.save_answers("polarity", 40, [0, 1])
-    store.save_answers("polarity", 80, [1, 1])
-    assert store.load_answers("polarity", 80) == [1, 1]
-    path = tmp_path / "answers-polarity.json"
+    store.save_predictions("polarity", 40, [0, 1])
+    store.save_predictions("polarity", 80, [1, 1])
+    assert store.load_predictions("polarity", 80) == [1, 1]
+    path = tmp_path / "predictions-polarity.json"
     with pytest.raises(TeacherError) as error:
-        store.load_answers("polarity", 40)
+        store.load_predictions("polarity", 40)
     assert str(error.value) == (
         f"The validation predictions {path} must be those of step 40, which the next evaluation is compared with; "
         "found those of step 80. Resume from a checkpoint that was written with this criterion, or start afresh."
@@ -174,34 +174,36 @@ def test_later_predictions_take_the_place_of_earlier_ones(tmp_path: Path) -> Non
 
 def test_missing_predictions_are_told(tmp_path: Path) -> None:
     """Bug: a criterion that is new on resuming ends in a `FileNotFoundError`."""
-    with pytest.raises(TeacherError, match=r"answers-polarity\.json must be those of step 40, .* found no such file"):
-        TeacherStore(tmp_path / "nowhere").load_answers("polarity", 40)
+    with pytest.raises(
+        TeacherError, match=r"predictions-polarity\.json must be those of step 40, .* found no such file"
+    ):
+        TeacherStore(tmp_path / "nowhere").load_predictions("polarity", 40)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"step": 40, "answers": [0', b"\x00" * 20, b"\xff\xfe\x00rubbish"])
+@pytest.mark.parametrize("content", [b"", b'{"step": 40, "predictions": [0', b"\x00" * 20, b"\xff\xfe\x00rubbish"])
 def test_damaged_predictions_are_told(tmp_path: Path, content: bytes) -> None:
     """Bug: a checkpoint that was copied in part ends in a message of a file format."""
-    (tmp_path / "answers-polarity.json").write_bytes(content)
-    with pytest.raises(TeacherError, match=r"answers-polarity\.json is damaged \(.*\)\. Was its checkpoint copied"):
-        TeacherStore(tmp_path).load_answers("polarity", 40)
+    (tmp_path / "predictions-polarity.json").write_bytes(content)
+    with pytest.raises(TeacherError, match=r"predictions-polarity\.json is damaged \(.*\)\. Was its checkpoint copied"):
+        TeacherStore(tmp_path).load_predictions("polarity", 40)
 
 
 def test_predictions_travel_with_their_checkpoint(tmp_path: Path) -> None:
     """Bug: a checkpoint that is copied alone lacks what its next evaluation is compared with."""
     store = TeacherStore(tmp_path / "_teachers")
-    store.save_answers("polarity", 40, [0, 1])
+    store.save_predictions("polarity", 40, [0, 1])
     store.save_snapshot(40, some_weights(1))
     store.keep_snapshots([])
-    assert store.load_answers("polarity", 40) == [0, 1]
+    assert store.load_predictions("polarity", 40) == [0, 1]
     store.link_into(tmp_path / "checkpoint-40" / "_teachers")
     # The run goes on, in the same file.
-    store.save_answers("polarity", 80, [1, 1])
+    store.save_predictions("polarity", 80, [1, 1])
     shutil.copytree(tmp_path / "checkpoint-40", tmp_path / "elsewhere")
     other = TeacherStore(tmp_path / "run" / "_teachers")
-    other.save_answers("overlap", 20, [0.5])
+    other.save_predictions("overlap", 20, [0.5])
     other.replace_with(tmp_path / "elsewhere" / "_teachers")
-    assert other.load_answers("polarity", 40) == [0, 1]
-    assert [path.name for path in other.folder.iterdir()] == ["answers-polarity.json"]
+    assert other.load_predictions("polarity", 40) == [0, 1]
+    assert [path.name for path in other.folder.iterdir()] == ["predictions-polarity.json"]
 
 
 def test_a_run_keeps_the_predictions_that_its_checkpoints_need(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_run_keeps_the_predictions_that_its_checkpoints_need(tmp_path: Path) -
             if schedule["tasks"][name]["phase"] != "learning":
                 continue
             reference = schedule["tasks"][name]["criterion"]["state"]["reference_step"]
-            assert len(store.load_answers(name, reference)) == 6
+            assert len(store.load_predictions(name, reference)) == 6
 
 
 def test_logits_of_a_checkpoint_are_those_of_its_run(tmp_path: Path) -> None:
@@ -238,9 +240,7 @@ def test_logits_of_a_checkpoint_are_those_of_its_run(tmp_path: Path) -> None:
     trainer.train()
     assert [event.event for event in trainer.schedule.events] == ["converged", "teacher_renewed"]
     steps = {
-        step: RecordedLogits(tmp_path / f"checkpoint-{step}" / "_teachers" / "logits-polarity.safetensors").metadata[
-            "step"
-        ]
+        step: RecordedLogits(LogitsFiles.of(tmp_path / f"checkpoint-{step}" / "_teachers", "polarity")).step
         for step in (4, 6, 8)
     }
-    assert steps == {4: "2", 6: "6", 8: "6"}
+    assert steps == {4: 2, 6: 6, 8: 6}

@@ -23,6 +23,7 @@ from hf_async_mtl.inference.predict import predict_rows
 from hf_async_mtl.inference.single_task import SequenceView, TaskViewConfig, TokenView
 
 TEXTS = ["the red sofa is good", "a cat", "not the big blue hat very bad dog red shoe"]
+SEQUENCES = ["polarity", "overlap", "topics"]
 PAIR = {"text": "the red sofa", "text_pair": "a small cat is big"}
 
 
@@ -143,42 +144,39 @@ def test_a_view_is_not_saved_alone(model: MultiTaskModel, tmp_path: Path) -> Non
 # -- all tasks at once ------------------------------------------------------------------------------------------------
 
 
-def test_the_answers_are_those_of_the_stock_pipelines(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
-    """Bug: one of the tasks answers for another, or its own way."""
+def test_the_predictions_are_those_of_the_stock_pipelines(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: a task gets the logits of another, a score is computed in another way, or a word gets a sub-word's label."""
     stock: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "device": "cpu"}
+    alone = {name: TextClassificationPipeline(model=model.as_sequence_classifier(name), **stock) for name in SEQUENCES}
+    tokens = pipeline("token-classification", model=model.as_token_classifier("colors"), **stock)
     for text in TEXTS:
-        found = pipe(text, top_k=None)
+        found = pipe(text)
         assert list(found) == ["polarity", "colors", "topics"]
-        for name in ("polarity", "topics"):
-            alone = TextClassificationPipeline(model=model.as_sequence_classifier(name), **stock)
-            close(found[name], alone(text, top_k=None))
-        tokens = pipeline("token-classification", model=model.as_token_classifier("colors"), **stock)
-        close(found["colors"], tokens(text, aggregation_strategy="first"))
-        close(pipe(text, aggregation_strategy="none")["colors"], tokens(text))
+        close([found["polarity"]], alone["polarity"](text, top_k=1))
+        scores = {answer["label"]: answer["score"] for answer in alone["topics"](text, top_k=None)}
+        close(found["topics"]["scores"], {label: scores[label] for label in found["topics"]["scores"]})
+        assert found["topics"]["labels"] == [label for label in found["topics"]["scores"] if scores[label] > 0.5]
+        close(found["colors"], {"entities": tokens(text, aggregation_strategy="first")})
+    close([{"label": "overlap", "score": pipe(PAIR)["overlap"]["value"]}], alone["overlap"](PAIR, top_k=1))
 
 
-def test_the_answers_are_those_of_predict(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
-    """Bug: the pipeline pads and `predict` packs, or one of them cuts or joins texts another way."""
+def test_the_predictions_are_those_of_predict(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
+    """Bug: the pipeline and `predict` answer in two formats, pad and pack differently, or cut texts in another way."""
     rows = Dataset.from_list([{"text": text, "left": PAIR["text"], "right": PAIR["text_pair"]} for text in TEXTS])
-    told = list(predict_rows(model, tiny_tokenizer(), rows, ["polarity", "overlap"]))
-    for text, answers in zip(TEXTS, told, strict=True):
-        close(pipe(text, tasks="polarity")["polarity"], [answers["polarity"]])
-        close(pipe(PAIR)["overlap"], [{"label": "overlap", "score": answers["overlap"]["value"]}])
+    for text, expected in zip(TEXTS, predict_rows(model, tiny_tokenizer(), rows, SEQUENCES), strict=True):
+        close({**pipe(text, tasks=["polarity", "topics"]), **pipe(PAIR)}, expected)
 
 
 def test_entities_are_those_of_predict(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
     """Bug: the label of a word is read at a sub-word that was never trained."""
     rows = raw_sets(20)["colors"]
-    told = list(predict_rows(model, tiny_tokenizer(), rows, ["colors"]))
-    for row, answers in zip(rows, told, strict=True):
+    for row, expected in zip(rows, predict_rows(model, tiny_tokenizer(), rows, ["colors"]), strict=True):
         text, ends = " ".join(row["tokens"]), np.cumsum([len(word) + 1 for word in row["tokens"]]) - 1
         marked = set()
-        for entity in pipe(text, tasks="colors")["colors"]:
+        for entity in pipe(text, tasks="colors")["colors"]["entities"]:
             marked |= {end for end in ends.tolist() if entity["start"] < end <= entity["end"]}
-        expected = {
-            end for end, label in zip(ends.tolist(), answers["colors"]["labels"], strict=True) if label == "B-color"
-        }
-        assert marked == expected
+        labels = expected["colors"]["labels"]
+        assert marked == {end for end, label in zip(ends.tolist(), labels, strict=True) if label == "B-color"}
 
 
 def test_all_tasks_cost_one_pass(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
@@ -206,10 +204,8 @@ def test_a_batch_answers_as_each_alone(pipe: MultiTaskPipeline) -> None:
 def test_tasks_may_be_chosen(pipe: MultiTaskPipeline, model: MultiTaskModel) -> None:
     """Bug: heads that nobody asked for answer all the same; or a choice holds for one call only."""
     assert pipe(TEXTS[0], tasks=["topics"]).keys() == {"topics"}
-    assert len(pipe(TEXTS[0], top_k=2)["topics"]) == 2
-    some = MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu", tasks="polarity", top_k=None)
+    some = MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu", tasks="polarity")
     assert some(TEXTS[0]).keys() == {"polarity"}
-    assert len(some(TEXTS[0])["polarity"]) == 2
 
 
 def test_a_long_text_is_cut(pipe: MultiTaskPipeline) -> None:
@@ -243,11 +239,10 @@ def test_long_texts_are_read_to_their_limit(pipe: MultiTaskPipeline, monkeypatch
         (TEXTS[0], {"tasks": "overlap"}, "Task 'overlap' reads a pair of texts; found a text. A pair is"),
         (PAIR, {"tasks": "polarity"}, "Task 'polarity' reads a text; found a pair of texts"),
         (TEXTS[0], {"tasks": "colour"}, "`tasks` must be among polarity, overlap, colors, topics; found 'colour'"),
-        (TEXTS[0], {"tasks": "answer"}, "`hf-async-mtl predict` answers tasks of all types"),
+        (TEXTS[0], {"tasks": "answer"}, "`hf-async-mtl predict` predicts tasks of all types"),
         (3, {}, "An input must be a text or .* found 3"),
         ({"text": "a", "text_pair": 3}, {}, "An input must be a text or .* both of them strings"),
         ({"sentence": "a"}, {}, "An input must be a text or"),
-        (TEXTS[0], {"aggregation_strategy": "best"}, "must be one of none, simple, first, average, max; found 'best'"),
     ],
 )
 def test_what_cannot_be_answered_is_told(
@@ -267,8 +262,8 @@ def test_a_model_without_pairs_says_so(tmp_path: Path) -> None:
 
 def test_an_unknown_option_is_told(pipe: MultiTaskPipeline) -> None:
     """Bug: a typing error goes unnoticed, as the option is swallowed."""
-    with pytest.raises(TypeError, match="takes `tasks`, `top_k` and `aggregation_strategy`; found topk"):
-        pipe(TEXTS[0], topk=3)
+    with pytest.raises(TypeError, match="takes `tasks`; found top_k"):
+        pipe(TEXTS[0], top_k=3)
 
 
 def test_the_name_of_the_pipeline(folder: Path, pipe: MultiTaskPipeline) -> None:

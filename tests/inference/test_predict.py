@@ -13,7 +13,7 @@ from datasets import Dataset
 from tiny import raw_sets, save_model, task_configs, tiny_tokenizer
 
 from hf_async_mtl import MultiTaskModel
-from hf_async_mtl.inference.predict import predict_rows
+from hf_async_mtl.inference.predict import predict_rows, tasks_by_input
 
 TEXTS = ["the red sofa", 'a, "big" cat', "not good"]
 
@@ -78,6 +78,25 @@ def test_answers_come_as_rows_are_read(model: Path) -> None:
     assert len(list(islice(answers, 25))) == 25
     # Beside the three batches there is the probe for packing, at most three passes.
     assert len(calls) <= 6
+
+
+def test_tasks_with_the_same_inputs_share_a_pass(model: Path) -> None:
+    """Bug: each task tokenizes the rows and runs the encoder again; or tasks share rows that differ."""
+    loaded = MultiTaskModel.from_pretrained(model).eval()
+    names = ["topics", "overlap", "polarity"]
+    assert tasks_by_input(loaded.config, names) == [["topics", "polarity"], ["overlap"]]
+    rows = Dataset.from_dict({"text": TEXTS, "left": TEXTS, "right": TEXTS[::-1]})
+    calls: list[int] = []
+    loaded.probe_packing()
+    loaded.encoder.register_forward_hook(lambda *args: calls.append(1))
+    together = list(predict_rows(loaded, tiny_tokenizer(), rows, names))
+    assert len(calls) == 2
+    assert [list(predictions) for predictions in together] == [names] * 3
+    for name in names:
+        alone = list(predict_rows(loaded, tiny_tokenizer(), rows, [name]))
+        assert [predictions[name] for predictions in together] == [predictions[name] for predictions in alone]
+    loaded.config.tasks["topics"]["max_length"] = 16
+    assert len(tasks_by_input(loaded.config, names)) == 3
 
 
 def test_what_answers_are_written_to(model: Path, tmp_path: Path) -> None:

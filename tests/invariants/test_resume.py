@@ -24,6 +24,7 @@ from runs import (
 from torch import Tensor
 
 from hf_async_mtl import ConfigurationError
+from hf_async_mtl.distillation.logits import LogitsFiles
 from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 SIZES = {"polarity": 14, "overlap": 14, "colors": 14}
@@ -266,14 +267,14 @@ def test_checkpoints_have_what_they_need(whole: Whole) -> None:
 
     best = {"_best/model.safetensors"}
     snapshots = {step: f"_teachers/snapshot-{step}.safetensors" for step in range(3, LAST + 1, 3)}
-    logits = {name: f"_teachers/logits-{name}.safetensors" for name in SIZES}
+    logits = {name: {f"_teachers/{file.name}" for file in LogitsFiles.of(whole.folder, name)} for name in SIZES}
     assert files(3) == {snapshots[3]}
     assert files(6) == {snapshots[3], snapshots[6]} | (files(6) & best)
-    assert files(9) == {snapshots[9], logits["polarity"]} | (files(9) & best)
-    assert files(12) == {snapshots[9], snapshots[12], logits["polarity"]} | (files(12) & best)
-    assert files(15) == {snapshots[15], logits["polarity"], logits["overlap"]}
-    assert files(18) == {*logits.values()} | best
-    assert files(21) == {*logits.values()} | best
+    assert files(9) == {snapshots[9], *logits["polarity"]} | (files(9) & best)
+    assert files(12) == {snapshots[9], snapshots[12], *logits["polarity"]} | (files(12) & best)
+    assert files(15) == {snapshots[15], *logits["polarity"], *logits["overlap"]}
+    assert files(18) == set().union(*logits.values()) | best
+    assert files(21) == set().union(*logits.values()) | best
     # Hard links: they cost nothing.
     assert (whole.folder / "checkpoint-21" / "_best" / "model.safetensors").samefile(
         whole.folder / "checkpoint-15" / "model.safetensors"

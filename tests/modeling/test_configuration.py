@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hf_async_mtl.modeling.configuration_multitask import (
     check_task_names,
 )
 from hf_async_mtl.modeling.heads import HEADS
+from hf_async_mtl.tasks.labels import label_encoder
 from hf_async_mtl.tasks.presets import PRESETS
 
 
@@ -297,7 +300,7 @@ def test_an_empty_split_is_refused(task_type: str) -> None:
 def test_label_encoder_reads_the_schema() -> None:
     """Integers of a named column were taken in the order of the task's labels, not of the schema's."""
     task = TaskConfig("classification", ["t"], "named", label_names=["two", "one", "zero"])
-    encode = task.label_encoder(DATA)
+    encode = label_encoder(task, DATA)
     assert [encode(value) for value in (0, 1, 2)] == [2, 1, 0]
 
 
@@ -396,3 +399,17 @@ def test_configuration_survives_its_file(tmp_path: Path) -> None:
 def test_an_empty_configuration_can_be_made() -> None:
     """transformers makes one to see which fields differ from their defaults."""
     assert MultiTaskConfig().task_configs == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("presets", lambda: TaskConfig.from_preset("glue/rte")),
+        ("registry", lambda: TaskConfig("classification", ["text"]).resolve(Dataset.from_dict({"label": [0, 1]}))),
+    ],
+)
+def test_what_needs_the_package_says_so(module: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: with a pushed model's code alone, a preset or labels to be found end in a ModuleNotFoundError."""
+    monkeypatch.setitem(sys.modules, f"hf_async_mtl.tasks.{module}", None)
+    with pytest.raises(ConfigurationError, match="need the package"):
+        call()

@@ -9,7 +9,6 @@ from families import TASKS
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_async_mtl.metrics import METRICS
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
 from hf_async_mtl.modeling.heads import HEADS, Head, pool
 from hf_async_mtl.modeling.packing import Layout, Ragged
@@ -258,4 +257,3 @@ def test_dropout_is_in_training_alone() -> None:
 def test_every_table_of_types_knows_every_head() -> None:
     """A new head trained for a day, and failed with a KeyError when its card was written."""
     assert TASK_TYPES.keys() == HEADS.keys()
-    assert {task_type for metric in METRICS.values() for task_type in metric.functions} == HEADS.keys()

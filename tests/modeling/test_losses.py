@@ -14,10 +14,10 @@ from hf_async_mtl.modeling.losses import (
     categorical_kl,
     cross_entropy,
     multilabel_cross_entropy,
-    owners,
     ragged_cross_entropy,
     ragged_kl,
     ragged_mean,
+    segment_index,
     squared_error,
 )
 
@@ -201,7 +201,7 @@ def test_ragged_mean_does_not_touch_what_is_masked() -> None:
 
 def test_owners_of_empty_groups() -> None:
     """A group without a unit shifted all groups behind it."""
-    assert owners(OFFSETS, 9).tolist() == [0, 0, 0, 1, 3, 3, 3, 3, 3]
+    assert segment_index(OFFSETS, 9).tolist() == [0, 0, 0, 1, 3, 3, 3, 3, 3]
 
 
 def test_cross_entropy_is_the_formula() -> None:

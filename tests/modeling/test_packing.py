@@ -6,13 +6,12 @@ import random
 import pytest
 import torch
 
+from hf_async_mtl.data.collator import pack, pack_rows
 from hf_async_mtl.modeling.packing import (
     Layout,
     block_mask,
     length_groups,
     offsets_of,
-    pack,
-    pack_rows,
     ragged_from_mask,
     ragged_from_rows,
     segment_tokens,

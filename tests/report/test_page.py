@@ -80,7 +80,7 @@ def test_a_run_that_goes_on() -> None:
     """Bug: a page cannot be made before the end."""
     report = {key: content for key, content in fake_report().items() if key != "final"}
     page = Reader(make_page(report, "run"))
-    assert "The run goes on." in page.texts
+    assert "The run is not finished." in page.texts
     assert "Retention of each task" not in page.images
     assert "retention" not in page.texts
 

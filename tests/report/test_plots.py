@@ -238,7 +238,7 @@ def test_retention_bars_are_the_values_in_order(tmp_path: Path, figures: list[Fi
 
 def test_retention_of_a_running_run_says_what_to_do(tmp_path: Path) -> None:
     """Bug: `report` on a running run dies with a bare KeyError: 'final', or leaves an empty picture."""
-    with pytest.raises(ValueError, match=r"needs a run that has ended"):
+    with pytest.raises(ValueError, match=r"needs a finished run"):
         plots.plot_retention(fake_report(ended=False), tmp_path / "retention.png")
     assert not list(tmp_path.iterdir())
 

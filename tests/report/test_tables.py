@@ -128,5 +128,5 @@ def test_final_table_shows_the_saved_checkpoint() -> None:
 
 def test_final_table_of_a_running_run_says_what_to_use() -> None:
     """Bug: `report` on a running run dies with a bare KeyError: 'final'."""
-    with pytest.raises(ValueError, match=r"has no 'final': use progress_table"):
+    with pytest.raises(ValueError, match=r"Use progress_table"):
         final_table(fake_report(ended=False))

@@ -1,4 +1,4 @@
-"""The benchmark of growth: its plans are configurations, and the README has the table of its figures."""
+"""The benchmark of growth: its plans are configurations, and the page has the table of its figures."""
 
 import doctest
 import json
@@ -20,10 +20,10 @@ def test_docstrings() -> None:
     assert doctest.testmod(growth) == (0, 2)
 
 
-def test_the_readme_has_the_committed_figures() -> None:
-    """A figure in the README is not what was measured."""
+def test_the_page_has_the_committed_figures() -> None:
+    """A figure on the page is not what was measured."""
     seeds = json.loads((ROOT / "model_cards" / "growth-glue.json").read_text(encoding="utf-8"))
-    assert growth.table(seeds) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert growth.table(seeds) in (ROOT / "docs" / "growing.md").read_text(encoding="utf-8")
 
 
 def test_a_run_of_another_plan_is_not_taken(tmp_path: Path) -> None:

@@ -132,16 +132,16 @@ def test_interval_leaves_undefined_resamples_out() -> None:
 
 def test_identical_methods_do_not_differ() -> None:
     """Two methods with the same answers differ by exactly 0, and no more or less than that."""
-    bundle = rq.make_bundle("b", [cell(method, seed) for method in ("sum", "uw") for seed in (0, 1)])
-    assert cells_of(rq.results_table(bundle), "`sum`")[2:4] == ["-", "-"]
-    assert cells_of(rq.results_table(bundle), "`uw`")[2:4] == ["+0.00 [+0.00, +0.00]", "+0.0"]
+    task_set = rq.make_task_set("b", [cell(method, seed) for method in ("sum", "uw") for seed in (0, 1)])
+    assert cells_of(rq.results_table(task_set), "`sum`")[2:4] == ["-", "-"]
+    assert cells_of(rq.results_table(task_set), "`uw`")[2:4] == ["+0.00 [+0.00, +0.00]", "+0.0"]
 
 
 def test_a_constant_shift_is_its_own_interval() -> None:
     """The difference to the best baseline, in points and in percent of it; that one is not the first, and not `sum`."""
     methods = {"sum": 0.40, "uw": 0.50, "distill": 0.55}
     made = [cell(m, seed, x + 0.01 * seed) for m, x in methods.items() for seed in (0, 1, 2)]
-    table = rq.results_table(rq.make_bundle("b", made))
+    table = rq.results_table(rq.make_task_set("b", made))
     assert cells_of(table, "`uw`")[2:4] == ["-", "-"]
     assert cells_of(table, "`distill`")[2:4] == ["+5.00 [+5.00, +5.00]", "+9.8"]  # 0.56 over 0.51
     assert cells_of(table, "`sum`")[2:4] == ["-10.00 [-10.00, -10.00]", "-19.6"]
@@ -156,7 +156,7 @@ def test_all_columns_of_a_row() -> None:
         one["test"]["last"] = {"cola": 0.0, "sst2": 0.5}
         one["validation"]["best_average"] = {"cola": 0.9, "sst2": 0.3}
         one["validation"]["oracle"] = {"cola": 0.9, "sst2": 0.4}
-    table = rq.results_table(rq.make_bundle("b", [first, second, third]))
+    table = rq.results_table(rq.make_task_set("b", [first, second, third]))
     heads, row = table.splitlines()[0], cells_of(table, "`sum`")
     assert "cola MCC | sst2 acc" in heads
     assert row[1].startswith("50.00 [")
@@ -166,13 +166,13 @@ def test_all_columns_of_a_row() -> None:
 def test_one_seed_is_marked() -> None:
     """An interval over the examples alone looked like one over seeds; and where two methods share one seed alone."""
     made = [cell("sum", 0), cell("sum", 1), cell("uw", 0, 0.4), cell("distill", 1, 0.6), cell("distill", 2, 0.6)]
-    table = rq.summary_table(rq.make_bundle("b", made))
+    table = rq.summary_table(rq.make_task_set("b", made))
     assert r"\*" not in cells_of(table, "`sum`")[1]
     assert cells_of(table, "`uw`")[1].endswith(r"\*")
     assert r"\*" not in cells_of(table, "`distill`")[1]
     assert cells_of(table, "`distill`")[2].endswith(r"\*")
     assert table.endswith(rq.ONE_SEED)
-    assert rq.ONE_SEED not in rq.summary_table(rq.make_bundle("b", made[:2]))
+    assert rq.ONE_SEED not in rq.summary_table(rq.make_task_set("b", made[:2]))
 
 
 def test_controls_and_yardsticks_come_last_and_are_no_baselines() -> None:
@@ -182,7 +182,7 @@ def test_controls_and_yardsticks_come_last_and_are_no_baselines() -> None:
     for kind in rq.CONTROLS:
         made[5]["test"][kind] = made[5]["validation"][kind] = {"cola": 0.99, "sst2": 0.99}
         made[5]["replicates"][kind] = [0.99] * 4
-    table = rq.results_table(rq.make_bundle("b", made))
+    table = rq.results_table(rq.make_task_set("b", made))
     labels = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]]
     assert labels[:5] == ["`sum`", "`alpha`", "`zeta`", "`distill_a`", "`distill_b`"]
     assert labels[5:9] == ["*controls*", *(f"`sum`, {name}" for name in rq.CONTROLS.values())]
@@ -198,16 +198,16 @@ def test_controls_and_yardsticks_come_last_and_are_no_baselines() -> None:
 
 def test_single_task_models_of_some_tasks_have_no_mean() -> None:
     """A mean over some of the tasks stood beside means over all; tasks of different seeds are not put together."""
-    bundle = rq.make_bundle("b", [cell("sum"), cell("single-cola", 0, 0.9)])
-    assert cells_of(rq.results_table(bundle), "single-task models")[1:7] == ["n/a", "n/a", "n/a", "", "90.0", "n/a"]
-    bundle = rq.make_bundle("b", [cell("sum"), cell("single-cola", 0), cell("single-sst2", 1)])
-    assert "single-task models" not in rq.results_table(bundle)
+    task_set = rq.make_task_set("b", [cell("sum"), cell("single-cola", 0, 0.9)])
+    assert cells_of(rq.results_table(task_set), "single-task models")[1:7] == ["n/a", "n/a", "n/a", "", "90.0", "n/a"]
+    task_set = rq.make_task_set("b", [cell("sum"), cell("single-cola", 0), cell("single-sst2", 1)])
+    assert "single-task models" not in rq.results_table(task_set)
 
 
 def test_tasks_below_their_single_task_model_are_marked() -> None:
     """More than 1 % below is bold, 1 % or less is not; only the best baseline and what distills is shown."""
     made = [cell("single-cola", 0, 0.5), cell("single-sst2", 0, 0.8), cell("distill", 0, {"cola": 0.49, "sst2": 0.796})]
-    table = rq.single_task_table(rq.make_bundle("b", [*made, cell("sum", 0, 0.6), cell("uw", 0, 0.3)]))
+    table = rq.single_task_table(rq.make_task_set("b", [*made, cell("sum", 0, 0.6), cell("uw", 0, 0.3)]))
     assert table is not None
     assert cells_of(table, "`distill`")[1:] == ["**-2.0**", "-0.5"]
     assert cells_of(table, "`sum`")[1:] == ["+20.0", "**-25.0**"]
@@ -217,15 +217,15 @@ def test_tasks_below_their_single_task_model_are_marked() -> None:
 def test_only_what_was_chosen_is_on_test() -> None:
     """A choice that lost on validation entered the mean over seeds."""
     made = [cell("sum", 0, 0.5), cell("sum", 1, 0.6), cell("sum", 0, 0.9, choice="high-linear")]
-    bundle = rq.make_bundle("b", made, {"sum": "low-linear"})
-    assert cells_of(rq.results_table(bundle), "`sum`")[1].startswith("55.00")
+    task_set = rq.make_task_set("b", made, {"sum": "low-linear"})
+    assert cells_of(rq.results_table(task_set), "`sum`")[1].startswith("55.00")
 
 
 def test_values_that_are_not_defined() -> None:
     """An undefined metric on test (a constant prediction has no correlation) broke the report, or went unseen."""
     broken = cell("uw", 0, {"cola": math.nan, "sst2": 0.9})
     broken["replicates"] = {kind: [math.nan] * 4 for kind in broken["replicates"]}
-    table = rq.results_table(rq.make_bundle("b", [cell("sum"), cell("distill", 0, 0.6), broken, cell("uw", 1, 0.9)]))
+    table = rq.results_table(rq.make_task_set("b", [cell("sum"), cell("distill", 0, 0.6), broken, cell("uw", 1, 0.9)]))
     row = cells_of(table, "`uw`")
     assert row[1:7] == ["n/a", "n/a", "n/a", "n/a", "n/a", "90.0"]
     assert cells_of(table, "`sum`")[2] == "-"
@@ -239,18 +239,20 @@ def test_nothing_scored() -> None:
     made = [cell("sum", 0, 0.5, scored=False), cell("sum", 0, 0.6, choice="high-linear", scored=False)]
     made[0]["events"] = [{"step": 20, "task": "cola", "event": "converged", "teacher_step": 10}]
     made[0]["events"] += [{"step": 20, "task": "cola", "event": "rolled_back", "teacher_step": 10}]
-    bundle = rq.make_bundle("b", made)
-    text = rq.report([bundle], "name")
-    assert "Nothing of b has been scored on test yet." in text
+    task_set = rq.make_task_set("b", made)
+    text = rq.report([task_set], "name")
+    assert "No run of b has been scored on test yet." in text
     assert "95 %]" not in text
     assert "`sum` | low-linear | 0 | 50.00 | 50.00 | 20 | cola 20 |" in text
     assert "`sum` | **high-linear** | 0 | 60.00 | 60.00 | 20 | none |" in text
-    assert rq.summary_table(bundle) == "Nothing of b has been scored on test yet."
+    assert rq.summary_table(task_set) == "No run of b has been scored on test yet."
 
 
 def test_part_is_scored() -> None:
     """Methods that wait for their score are named, and in the table of all runs."""
-    text = rq.report([rq.make_bundle("b", [cell("sum"), cell("uw", scored=False), cell("distill", scored=False)])], "n")
+    text = rq.report(
+        [rq.make_task_set("b", [cell("sum"), cell("uw", scored=False), cell("distill", scored=False)])], "n"
+    )
     assert "Not scored yet: `uw`, `distill`." in text
     assert "| `uw` | **low-linear** | 0 | 50.00 |" in text
     assert "on validation (3)" in text
@@ -265,36 +267,36 @@ def test_the_order_of_files_and_seeds_does_not_matter(tmp_path: Path) -> None:
             one = cell(method, seed, float(rng.uniform()))
             one["replicates"] = {kind: rng.uniform(size=50).tolist() for kind in one["replicates"]}
             made.append(one)
-    expected = rq.report([rq.make_bundle("b", made)], "n")
+    expected = rq.report([rq.make_task_set("b", made)], "n")
     for attempt in range(3):
         shuffled = random.Random(attempt).sample(made, len(made))
-        assert rq.report([rq.make_bundle("b", shuffled)], "n") == expected
+        assert rq.report([rq.make_task_set("b", shuffled)], "n") == expected
     choices = {one["method"]: one["choice"] for one in made}
-    from_files = rq.report(rq.read_bundles(write(tmp_path, reversed(made), choices)), "n")
-    assert from_files == rq.report([rq.make_bundle("b", made, choices)], "n")
+    from_files = rq.report(rq.read_task_sets(write(tmp_path, reversed(made), choices)), "n")
+    assert from_files == rq.report([rq.make_task_set("b", made, choices)], "n")
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables and plots beside the cells, and the short table in a README, as often as one likes."""
+    """Bug: a second call changes the tables again, or a task set without markers is passed over in silence."""
     made = [cell(method, seed) for method in ("sum", "distill_a", "distill_b") for seed in (0, 1)]
     made += [cell("sum", bundle="other", scored=False)]
     folder = write(tmp_path / "quality", made, {"sum": "low-linear"})
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quality:b -->\nold\n<!-- /quality:b -->\nafter\n", encoding="utf-8")
-    run(monkeypatch, folder, "--readme", readme)
+    page = tmp_path / "results.md"
+    page.write_text("before\n<!-- quality:b -->\nold\n<!-- /quality:b -->\nafter\n", encoding="utf-8")
+    run(monkeypatch, folder, "--page", page)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# quality\n")
     assert "curves of distill_a beside sum](curves-b.png)" in text
     assert (folder / "curves-b.png").read_bytes().startswith(b"\x89PNG")
     assert not (folder / "curves-other.png").exists(), "there is nothing beside sum"
-    assert "other" in capsys.readouterr().out, "a bundle without a place in the README was passed over in silence"
-    renewed = readme.read_text(encoding="utf-8")
+    assert "other" in capsys.readouterr().out
+    renewed = page.read_text(encoding="utf-8")
     assert "old" not in renewed
     assert renewed.startswith("before\n<!-- quality:b -->\n\n| b, test |")
     assert renewed.endswith("\n\n<!-- /quality:b -->\nafter\n")
 
-    run(monkeypatch, folder, "--readme", readme, "--output-dir", tmp_path / "out", "--method", "distill_b")
-    assert readme.read_text(encoding="utf-8") == renewed
+    run(monkeypatch, folder, "--page", page, "--output-dir", tmp_path / "out", "--method", "distill_b")
+    assert page.read_text(encoding="utf-8") == renewed
     assert "curves of distill_b beside" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
     with pytest.raises(SystemExit, match="has no cells"):
@@ -306,7 +308,7 @@ def test_plot_without_sum_values_or_seeds_in_common(tmp_path: Path) -> None:
     lonely = cell("distill", 1, curves={"cola": [[10, None], [20, None]], "sst2": [[10, 0.5], [20, 0.6]]})
     lonely["events"] = [{"step": 15, "task": "cola", "event": "converged", "teacher_step": 10}]
     for number, made in enumerate([[lonely], [lonely, cell("sum", 0)]]):
-        rq.plot_curves(rq.make_bundle("b", made), "distill", tmp_path / f"{number}.png")
+        rq.plot_curves(rq.make_task_set("b", made), "distill", tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 0
 
 
@@ -331,14 +333,36 @@ def test_mean_curve() -> None:
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_the_committed_tables_are_those_of_the_committed_cells(folder: Path) -> None:
-    """A figure on a page, or in the README, is not what its cells say."""
-    bundles = rq.read_bundles(folder)
-    assert bundles
+    """Bug: a figure on a page is not that of its cells."""
+    task_sets = rq.read_task_sets(folder)
+    assert task_sets
     # Which method was drawn is read back: it may have been asked for.
     text = (folder / "README.md").read_text(encoding="utf-8")
-    plots = {b.name: m for b in bundles for m in b.methods if f"{m} beside sum](curves-{b.name}.png)" in text}
-    assert text == rq.report(bundles, folder.name, plots)
+    plots = {b.name: m for b in task_sets for m in b.methods if f"{m} beside sum](curves-{b.name}.png)" in text}
+    assert text == rq.report(task_sets, folder.name, plots)
     if folder.name == "quality_cpu":
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert all(f"<!-- quality:{bundle.name} -->" in readme for bundle in bundles)
-        assert readme == rq.renew(readme, bundles)
+        page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+        assert all(f"<!-- quality:{task_set.name} -->" in page for task_set in task_sets)
+        assert page == rq.renew(page, task_sets)
+
+
+def test_the_readme_has_the_figures_of_the_cells() -> None:
+    """Bug: the short table in the README is not renewed with the cells."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = {
+        task_set.name: rq.results(task_set) for task_set in rq.read_task_sets(ROOT / "model_cards" / "quality_cpu")
+    }
+    names = {
+        "plain multi-task training": "`sum`",
+        "distilling, criterion `decline`": "`distill_decline`",
+        "distilling, criterion `plateau`": "`distill_plateau`",
+        "one model per task": "single-task models",
+    }
+    rows = {
+        title: [next(row for row in tables[name] if row.label == label) for name in ("glue5", "ecommerce5")]
+        for title, label in names.items()
+    }
+    best = [rq.best_baseline(tables[name]) for name in ("glue5", "ecommerce5")]
+    rows["best baseline ({}; {})".format(*(row.label for row in best))] = best
+    for title, (glue, ecommerce) in rows.items():
+        assert f"| {title} | {rq.number(glue.mean)} | {rq.number(ecommerce.mean)} |" in readme

@@ -488,11 +488,11 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"hub_strategy": "checkpoint"}, "would upload the teachers"),
         ({"hub_strategy": "all_checkpoints"}, "would upload the teachers"),
         ({"eval_strategy": "no"}, "must be steps or epoch: convergence is decided on evaluations; found 'no'"),
-        ({"head_learning_rate": 0}, "head_learning_rate` must be a number above 0; found 0"),
+        ({"head_learning_rate": 0}, "head_learning_rate` must be a number above 0, or null; found 0"),
         ({"convergence": {"patiance": 2}}, "Unknown key `convergence.patiance`. The nearest known key is `patience`"),
-        ({"convergence": {"patience": 0}}, "convergence.patience must be a whole number of at least 1"),
-        ({"convergence": {"tasks": ["polarity"]}}, "`convergence.tasks` must be a dictionary"),
-        ({"convergence": [1]}, "`convergence` must be a dictionary"),
+        ({"convergence": {"patience": 0}}, "`convergence.patience` must be a whole number of at least 1"),
+        ({"convergence": {"tasks": ["polarity"]}}, "`convergence.tasks` must be a mapping"),
+        ({"convergence": [1]}, "`convergence` must be a mapping"),
         ({"distillation": {"temperature": 0}}, "`distillation.temperature` must be a number above 0; found 0"),
         (
             {"distillation": {"hard_label_weight": 1.1}},
@@ -502,9 +502,9 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         ({"mixing": {"strategy": "random"}}, "`mixing.strategy` must be one of proportional, temperature, uniform"),
         ({"mixing": {"temperature": "2"}}, "`mixing.temperature` must be a number of at least 1; found '2'"),
         ({"balancing": {"method": "pcgrd"}}, "The nearest is 'pcgrad'."),
-        ({"balancing": {"weights": {"polarity": -1}}}, "weight of task polarity` must be a number above 0; found -1"),
-        ({"balancing": {"weights": 2}}, "`balancing.weights` must be a dictionary; found 2"),
-        ({"schedule": {"mode": "parallel"}}, "`schedule.mode` must be joint or sequential; found 'parallel'"),
+        ({"balancing": {"weights": {"polarity": -1}}}, "`tasks.polarity.weight` must be a number above 0; found -1"),
+        ({"balancing": {"weights": 2}}, "`balancing.weights` must be a mapping; found 2"),
+        ({"schedule": {"mode": "parallel"}}, "`schedule.mode` must be one of joint, sequential; found 'parallel'"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -608,9 +608,12 @@ def test_what_does_not_fit_is_refused_before_training(changes: dict[str, Any], m
     [
         ({"convergence": {"tasks": {"colors": {}}}}, "`convergence.tasks` must name tasks of the model"),
         ({"balancing": {"weights": {"colors": 2}}}, "`balancing.weights` must name tasks of the model"),
-        ({"convergence": {"tasks": {"polarity": {"patience": 0}}}}, "patience must be a whole number of at least 1"),
+        (
+            {"convergence": {"tasks": {"polarity": {"patience": 0}}}},
+            "`tasks.polarity.convergence.patience` must be a whole number of at least 1; found 0.",
+        ),
         ({"convergence": {"tasks": {"polarity": {"patienc": 1}}}}, "`tasks.polarity.convergence.patienc`"),
-        ({"convergence": {"tasks": {"polarity": 3}}}, "`tasks.polarity.convergence` must be a dictionary; found 3"),
+        ({"convergence": {"tasks": {"polarity": 3}}}, "`tasks.polarity.convergence` must be a mapping; found 3"),
         (
             {"metric_for_best_model": "averge"},
             "must be one of average, polarity_accuracy, polarity_loss, overlap_pearson, overlap_loss; found 'averge'",
@@ -622,9 +625,8 @@ def test_settings_of_tasks_are_checked_against_the_model(
 ) -> None:
     """Bug: a task's name or a metric's is misspelt, and its settings are never used."""
     folder = tmp_path / "run"
-    args = AsyncMTLTrainingArguments(str(folder), use_cpu=True, report_to="none", **settings)
     with pytest.raises(ConfigurationError) as caught:
-        build(args=args)
+        build(args=AsyncMTLTrainingArguments(str(folder), use_cpu=True, report_to="none", **settings))
     assert message in str(caught.value)
     assert not folder.exists()
 

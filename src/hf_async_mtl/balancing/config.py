@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import MAPPING, ConfigurationError, check, check_fields, number, one_of, setting
 
 __all__ = ["METHODS", "SCOPES", "BalancingConfig", "Method"]
 
@@ -93,18 +91,15 @@ class BalancingConfig:
         ConfigurationError: A name is not known, or a value is out of range or has no effect.
     """
 
-    method: str = "sum"
-    weights: Mapping[str, float] = field(default_factory=dict)
-    over: str = "last_layer"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    method: str = setting("sum", one_of(*METHODS))
+    weights: Mapping[str, float] = setting({}, MAPPING)
+    over: str = setting("last_layer", one_of(*SCOPES))
+    parameters: Mapping[str, Any] = setting({}, MAPPING)
 
     def __post_init__(self) -> None:
-        _check_choice("balancing.method", self.method, METHODS)
-        _check("balancing.weights", isinstance(self.weights, Mapping), "a dictionary", self.weights)
+        check_fields("balancing", self)
         for task, weight in self.weights.items():
-            _check(f"weight of task {task}", _is_number(weight) and weight > 0, "a number above 0", weight)
-        _check_choice("balancing.over", self.over, SCOPES)
-        _check("balancing.parameters", isinstance(self.parameters, Mapping), "a dictionary", self.parameters)
+            check(f"tasks.{task}.weight", weight, number(0, exclusive=True))
         self._check_scope()
 
     @property
@@ -125,20 +120,3 @@ class BalancingConfig:
                 "an update per parameter and gives no weights that could be used for other layers; found "
                 f"{self.over!r}. Set `balancing.over: {scopes[0]}`."
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check(name: str, ok: bool, requirement: str, found: Any) -> None:
-    if not ok:
-        raise ConfigurationError(f"`{name}` must be {requirement}; found {found!r}.")
-
-
-def _check_choice(name: str, found: Any, choices: Collection[str]) -> None:
-    if found not in list(choices):  # A list, as the value may be unhashable.
-        nearest = difflib.get_close_matches(str(found), list(choices), n=1, cutoff=0.0)[0]
-        raise ConfigurationError(
-            f"`{name}` must be one of {', '.join(choices)}; found {found!r}. The nearest is {nearest!r}."
-        )

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 from transformers.integrations import get_available_reporting_integrations
 
-from ..data.loading import DataSource, expand_path
-from ..modeling.adapters import check_lora
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
+from ..building.lora import check_lora
+from ..data.config import DataSource, expand_path
+from ..modeling.configuration_multitask import TaskConfig, check_task_names
 from ..tasks.presets import PRESETS
-from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_keys
+from ..training.arguments import REFUSED, AsyncMTLTrainingArguments
+from ..validation import ConfigurationError, check_keys
 
 __all__ = ["RunConfig", "load_config"]
 

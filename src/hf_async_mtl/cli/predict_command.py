@@ -1,20 +1,18 @@
-"""`hf-async-mtl predict`: the answers to a file's rows, in constant memory."""
+"""`hf-async-mtl predict`: predictions for the rows of a file."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ..data.loading import READERS, read_file
-from ..inference.predict import answerable, predict_rows
+from ..data.config import READERS
+from ..data.loading import read_file
+from ..inference.predict import predict_rows, readable_tasks
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.modeling_multitask import MultiTaskModel
 from ..run import load_model
 from .prediction_files import to_csv, to_json_lines, writing
 
@@ -23,15 +21,12 @@ __all__ = ["add_predict"]
 
 def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
-    predict = commands.add_parser("predict", help="answer for the rows of a file")
+    predict = commands.add_parser("predict", help="write predictions for the rows of a file")
     predict.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
+    predict.add_argument("--input", required=True, metavar="FILE", help="JSON lines, CSV or Parquet")
     predict.add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="JSON lines, CSV or Parquet",
+        "--task", action="append", metavar="NAME", nargs="+", help="default: all tasks whose columns the rows have"
     )
-    predict.add_argument("--task", action="append", metavar="NAME", nargs="+", help="default: all that the rows fit")
     predict.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
     predict.add_argument("--format", default="jsonl", choices=["jsonl", "csv"])
     predict.set_defaults(command=_predict)
@@ -46,18 +41,9 @@ def _predict(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"`--input` must be a file of type {', '.join(READERS)}; found {path.name}.")
     model, tokenizer = load_model(args.model)
     rows, tasks = read_file(path, "`--input`"), model.config.task_configs
-    names = answerable(tasks, rows, chosen or None)
-    answers = predict_rows(_on_device(model), tokenizer, rows, names)
-    answers = _with_bar(answers, len(rows), "rows")
+    names = readable_tasks(tasks, rows, chosen)
+    predictions = predict_rows(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, names)
+    # On a terminal only: in a log each step of the bar is a line.
+    predictions = tqdm(predictions, desc="rows", total=len(rows), file=sys.stderr, disable=None)
     with writing(args.output) as file:
-        file.writelines(to_csv(answers, tasks, names) if args.format == "csv" else to_json_lines(answers))
-
-
-def _on_device(model: MultiTaskModel) -> MultiTaskModel:
-    moved: MultiTaskModel = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return moved
-
-
-def _with_bar(answers: Iterator[dict[str, Any]], total: int, what: str) -> Iterator[dict[str, Any]]:
-    # On a terminal alone: in a log each of its steps is a line.
-    yield from tqdm(answers, desc=what, total=total, file=sys.stderr, disable=None)
+        file.writelines(to_csv(predictions, tasks, names) if args.format == "csv" else to_json_lines(predictions))

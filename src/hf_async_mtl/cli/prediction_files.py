@@ -1,4 +1,4 @@
-"""Answers on their way to a file: one line a row, as they come."""
+"""Write predictions to a file, one line per row, as they come."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .output_dir import removed_where_nothing_is_written
 
 __all__ = ["to_csv", "to_json_lines", "writing"]
 
-Answers = Mapping[str, Mapping[str, Any]]
+Predictions = Mapping[str, Mapping[str, Any]]
 
 
 @contextmanager
 def writing(path: Path | None) -> Iterator[TextIO]:
-    """A file to write lines to, or stdout. The file has its name once it is whole: a failure costs no older one."""
+    """Yield a file to write lines to, or stdout. A file is renamed at the end, so that a failure keeps the old one."""
     if path is None:
         yield sys.stdout
         return
@@ -43,18 +43,18 @@ def writing(path: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def to_json_lines(rows: Iterable[Answers]) -> Iterator[str]:
-    """A JSON object a row: task -> answer."""
-    for answers in rows:
-        yield json.dumps(answers, ensure_ascii=False) + "\n"
+def to_json_lines(rows: Iterable[Predictions]) -> Iterator[str]:
+    """Yield one JSON object per row: task -> prediction."""
+    for predictions in rows:
+        yield json.dumps(predictions, ensure_ascii=False) + "\n"
 
 
-def to_csv(rows: Iterable[Answers], tasks: Mapping[str, TaskConfig], names: Sequence[str]) -> Iterator[str]:
-    """A line a row, with a header ``<task>.label``, ``<task>.score``, ...; lists and dictionaries are JSON."""
+def to_csv(rows: Iterable[Predictions], tasks: Mapping[str, TaskConfig], names: Sequence[str]) -> Iterator[str]:
+    """Yield a header ``<task>.label``, ``<task>.score``, ... and one line per row; lists and dictionaries are JSON."""
     columns = [(name, field) for name in names for field in TASK_TYPES[tasks[name].type].prediction_fields]
     yield _csv_line([f"{name}.{field}" for name, field in columns])
-    for answers in rows:
-        yield _csv_line([_csv_value(answers[name][field]) for name, field in columns])
+    for predictions in rows:
+        yield _csv_line([_csv_value(predictions[name][field]) for name, field in columns])
 
 
 def _csv_value(value: Any) -> Any:

@@ -6,9 +6,9 @@ Standard library only, so that importing this package is cheap. Teachers are in 
 from __future__ import annotations
 
 from .actions import ACTIONS, Action, Phase
+from .config import ConvergenceConfig
 from .criteria import (
     CRITERIA,
-    ConvergenceConfig,
     Criterion,
     Decline,
     Plateau,

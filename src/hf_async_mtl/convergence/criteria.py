@@ -1,4 +1,4 @@
-"""Has a task converged? One small class for each way to tell, and the settings they share.
+"""Has a task converged? One small class for each way to tell.
 
 A new criterion is a subclass of `Criterion` and its entry in `CRITERIA`.
 """
@@ -6,97 +6,18 @@ A new criterion is a subclass of `Criterion` and its entry in `CRITERIA`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
-from hf_async_mtl.convergence.actions import ACTIONS
+from .config import ConvergenceConfig
 
 __all__ = [
     "CRITERIA",
-    "ConvergenceConfig",
     "Criterion",
     "Decline",
     "Plateau",
     "Significant",
-    "Watch",
     "check_keys",
 ]
-
-Watch = Literal["either", "metric", "loss"]
-
-
-@dataclass(frozen=True)
-class ConvergenceConfig:
-    """When a task counts as converged, and what happens to it then.
-
-    Args:
-        criterion: A name in `CRITERIA`: `plateau` (no improvement), `significant` (no improvement that stands out from
-            the noise of the validation set), `decline` (the score falls, or the validation loss rises).
-        patience: So many evaluations in a row without improvement make a plateau, so many in a row with a fall a
-            decline. Counted in evaluations, not steps. With 1, the first noisy evaluation ends a task.
-        min_delta: An improvement, or a fall, must exceed this, in the units of the metric. On small validation sets a
-            value below the metric's granularity (one example right or wrong) is the same as 0.
-        min_steps: No convergence before so many optimizer steps with the task, counted from the step at which it joins.
-            Earlier evaluations do count towards the patience.
-        min_epochs: No convergence before so many epochs, fractions allowed, in the same way.
-        on_convergence: A name in `ACTIONS`. `distill` trains on from the recorded teacher, `stop` takes the task out of
-            the loss, `continue` records the convergence and goes on with the true labels, `rollback` stops the task and
-            returns all weights to its best, `stop_and_go` stops it for three steps of four until it has lost 0.5 % of
-            its best.
-        watch: What `decline` goes by: the `metric`, the validation `loss`, or whichever comes first. A loss often rises
-            while the metric still improves (the model grows overconfident). No effect with other criteria.
-        z: `significant` and `decline` demand a difference of more than so many standard errors, too; 0: none. Above 2
-            or so, few gains on a small validation set count, and a task converges while it still learns.
-        return_below: A converged task whose score falls below this share of its best goes back to its labels, and may
-            converge again; between 0 and 1. None: as the action has it, 0.995 with `stop_and_go`, and never with the
-            others. Its snapshots are kept to the end of the run. No effect where the best score is 0 or less. (That is
-            the best of those that counted: see `constant` in `ConvergenceSchedule.observe`.) Near 1, noise sends a task
-            to and fro. Not with `continue`.
-        renew_teacher: A distilling task whose score beats its teacher's by more than `min_delta` has its teacher
-            recorded anew, from the present weights. No effect on tasks that do not distill.
-
-    Raises:
-        ValueError: A value is out of its range, with the range in the message.
-    """
-
-    criterion: str = "plateau"
-    patience: int = 3
-    min_delta: float = 0.0
-    min_steps: int = 0
-    min_epochs: float = 0
-    on_convergence: str = "distill"
-    watch: Watch = "either"
-    z: float = 1.0
-    return_below: float | None = None
-    renew_teacher: bool = False
-
-    def __post_init__(self) -> None:
-        _check_choice("criterion", self.criterion, CRITERIA)
-        _check_choice("on_convergence", self.on_convergence, ACTIONS)
-        _check_choice("watch", self.watch, get_args(Watch))
-        _check_number("patience", self.patience, minimum=1, example="3", whole=True)
-        _check_number("min_steps", self.min_steps, minimum=0, example="500", whole=True)
-        _check_number("min_epochs", self.min_epochs, minimum=0, example="1.5", whole=False)
-        _check_number("min_delta", self.min_delta, minimum=0, example="0.001", whole=False)
-        _check_number("z", self.z, minimum=0, example="1.0", whole=False)
-        if not isinstance(self.renew_teacher, bool):
-            raise ValueError(f"convergence.renew_teacher must be true or false, not {self.renew_teacher!r}.")
-        self._check_return_below()
-
-    def _check_return_below(self) -> None:
-        share = self.return_below
-        if share is None:
-            return
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise ValueError(
-                "convergence.return_below must be a number between 0 and 1, both excluded, such as 0.99, or null, "
-                f"not {share!r}."
-            )
-        if ACTIONS[self.on_convergence].phase == "learning":
-            raise ValueError(
-                f"convergence.return_below must be null with on_convergence {self.on_convergence}, which never leaves "
-                f"the true labels, not {share!r}; remove it, or choose another action."
-            )
 
 
 class Criterion(ABC):
@@ -310,15 +231,3 @@ def check_keys(found: Collection[str], required: Collection[str], what: str, way
     ]
     if faults:
         raise ValueError(f"{what} must have exactly the keys {', '.join(required)} ({', '.join(faults)}); {way_out}")
-
-
-def _check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    if value not in list(choices):  # A list, as the value may be unhashable.
-        raise ValueError(f"convergence.{name} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def _check_number(name: str, value: object, minimum: int, example: str, *, whole: bool) -> None:
-    number = value if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) else math.nan
-    if not minimum <= number < math.inf:
-        noun = "a whole number" if whole else "a finite number"
-        raise ValueError(f"convergence.{name} must be {noun} of at least {minimum}, such as {example}, not {value!r}.")

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from .actions import ACTIONS, Action, Phase
-from .criteria import CRITERIA, ConvergenceConfig, Criterion, check_keys
+from .config import ConvergenceConfig
+from .criteria import CRITERIA, Criterion, check_keys
 from .evaluation import Evaluation
 
 __all__ = ["Event", "TaskSpec", "TaskState", "TaskTracker"]

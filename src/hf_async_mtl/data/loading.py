@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,12 @@ from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.labels import is_missing
 from ..utils import nearest_key
+from .config import READERS, DataSource
 
-__all__ = ["READERS", "DataSource", "expand_path", "load_split", "load_splits", "read_file", "sample"]
+__all__ = ["load_split", "load_splits", "read_file", "sample"]
 
-SPLITS = ("train", "validation", "test")
 # Rows of one batch of a raw file. The head of each batch is read when the file is opened, with 64 KiB around it.
 _BATCH = 20_000
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Ending of a file -> the reader of `datasets` for it."""
 # Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes. The first cell
 # of a line that has one too many is no name of the row, with all others under the wrong heading.
 _READER_SETTINGS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False, "na_values": [""], "index_col": False}}
@@ -39,132 +34,6 @@ _FORMS = {
 }
 # What the readers say of nothing: any of them, and Parquet's.
 _SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Where the splits of a task are.
-
-    Args:
-        splits: Split -> a file, a ``save_to_disk`` folder, the name of a split of the Hub's dataset, or
-            ``{"from_train": share}``. ``train``, ``validation``, ``test``, and further evaluation sets
-            ``validation_<suffix>``.
-        hub: Hub id of a dataset.
-        name: Its configuration.
-        revision: Its revision.
-        max_samples: Split -> at most so many rows.
-    """
-
-    splits: Mapping[str, Any]
-    hub: str | None = None
-    name: str | None = None
-    revision: str | None = None
-    max_samples: Mapping[str, int] = field(default_factory=dict)
-
-    def to_section(self) -> dict[str, Any]:
-        """The section as a card publishes it: of the Hub's data all, of files nothing but what is carved."""
-        if self.hub is None or Path(self.hub).exists():
-            return {split: value for split, value in self.splits.items() if isinstance(value, Mapping)}
-        return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
-
-    @classmethod
-    def from_section(cls, task: str, section: Any, max_samples: Any, folder: Path) -> DataSource:
-        """Check a ``data`` section and its ``max_samples``.
-
-        Args:
-            task: The task's name, for messages.
-            section: The section, a dictionary.
-            max_samples: The task's ``max_samples``, a dictionary or None.
-            folder: What files are relative to.
-
-        Raises:
-            ConfigurationError: A key is not known, a split is missing, or a file does not exist.
-        """
-        if not isinstance(section, Mapping):
-            raise ConfigurationError(f"`tasks.{task}.data` must name the splits of the task; found {section!r}.")
-        hub_keys = {key: section[key] for key in ("hub", "name", "revision") if key in section}
-        if "stream" in section:
-            raise ConfigurationError(
-                f"`tasks.{task}.data.stream` has been removed. Write the rows to keep to disk as "
-                "`scripts/examples/streaming.py` does, and name their folder as the split."
-            )
-        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
-        for split in splits:
-            if split not in SPLITS and not re.fullmatch("validation_[a-z0-9_]+", str(split)):
-                known = [*SPLITS, "validation_<suffix>", "hub", "name", "revision"]
-                nearest = nearest_key(split, known)
-                raise ConfigurationError(
-                    f"Unknown key `tasks.{task}.data.{split}`. The nearest known key is `{nearest}`."
-                )
-        for split in ("train", "validation"):
-            if split not in splits:
-                way_out = " Name one, or carve it: {from_train: 0.1}." if split == "validation" else ""
-                raise ConfigurationError(f"`tasks.{task}.data` must have a {split} split; found none.{way_out}")
-        for key, value in hub_keys.items():
-            if not isinstance(value, str):
-                raise ConfigurationError(f"`tasks.{task}.data.{key}` must be a string; found {value!r}.")
-        if hub_keys and "hub" not in hub_keys:
-            raise ConfigurationError(
-                f"`tasks.{task}.data` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id."
-            )
-        located = {split: _locate(task, split, value, bool(hub_keys), folder) for split, value in splits.items()}
-        return cls(located, max_samples=_check_max_samples(task, max_samples, located), **hub_keys)
-
-
-def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -> dict[str, int]:
-    if max_samples is None:
-        return {}
-    if not isinstance(max_samples, Mapping):
-        raise ConfigurationError(
-            f"`tasks.{task}.max_samples` must be a dictionary such as {{train: 2000}}; found {max_samples!r}."
-        )
-    for split, rows in max_samples.items():
-        if split not in splits:
-            raise ConfigurationError(
-                f"`tasks.{task}.max_samples` must name splits of the task ({', '.join(splits)}); found {split!r}."
-            )
-        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-            raise ConfigurationError(
-                f"`tasks.{task}.max_samples.{split}` must be a whole number above 0; found {rows!r}."
-            )
-    return dict(max_samples)
-
-
-def _locate(task: str, split: str, value: Any, on_hub: bool, folder: Path) -> Any:
-    key = f"tasks.{task}.data.{split}"
-    if isinstance(value, Mapping):
-        share = value.get("from_train")
-        if set(value) != {"from_train"} or split == "train" or not isinstance(share, float) or not 0 < share < 1:
-            raise ConfigurationError(
-                f"`{key}` must be a name or {{from_train: share}}, with a share between 0 and 1; found {dict(value)!r}."
-            )
-        return dict(value)
-    if not isinstance(value, str):
-        raise ConfigurationError(f"`{key}` must be a name or {{from_train: 0.1}}; found {value!r}.")
-    if on_hub:
-        return value
-    path = folder / expand_path(key, value)
-    if not path.exists():
-        raise ConfigurationError(f"`{key}`: there is no file or folder {path}.")
-    if path.is_file() and path.suffix not in READERS:
-        raise ConfigurationError(
-            f"`{key}` must be a file of type {', '.join(READERS)}, or a folder of `save_to_disk`; found {path.name}."
-        )
-    return path
-
-
-def expand_path(key: str, value: str) -> Path:
-    """A configured path with its environment variables filled in, so that one file serves many machines.
-
-    Raises:
-        ConfigurationError: A variable is not set.
-    """
-    expanded = os.path.expandvars(value)
-    if unset := re.search(r"\$\{?\w+\}?", expanded):
-        raise ConfigurationError(
-            f"`{key}` names the environment variable {unset[0]}, which is not set. Set it to a folder."
-        )
-    return Path(expanded).expanduser()
 
 
 def sample(rows: Dataset, count: int, seed: int, split: str) -> Dataset:

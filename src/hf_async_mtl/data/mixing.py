@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
+from .config import MixingConfig
 
 __all__ = ["EncodedTask", "MixingSampler", "TaskMixture", "draws_per_task", "example_places"]
-
-STRATEGIES = ("proportional", "temperature", "uniform")
 
 # Examples that `EncodedTask.read` holds in memory at a time.
 _READ = 32
@@ -117,10 +116,7 @@ def draws_per_task(sizes: Sequence[int], strategy: str = "proportional", tempera
         >>> draws_per_task([90, 10], "uniform")
         [50, 50]
     """
-    if strategy not in STRATEGIES:
-        raise ConfigurationError(f"`mixing.strategy` must be one of {', '.join(STRATEGIES)}; found {strategy!r}.")
-    if temperature < 1:
-        raise ConfigurationError(f"`mixing.temperature` must be at least 1; found {temperature!r}.")
+    MixingConfig(strategy, temperature)
     exponent = {"proportional": 1.0, "temperature": 1.0 / temperature, "uniform": 0.0}[strategy]
     weights = np.array(sizes, dtype=float) ** exponent
     exact = weights / weights.sum() * sum(sizes)

@@ -1,7 +1,7 @@
-"""The grammar behind the demo bundle: an invented shop, its product titles, queries and reviews.
+"""The grammar of the demo: an invented shop with product titles, queries and reviews.
 
 Each task has one function that draws a row from a ``random.Random``. All word lists are tuples, so that a row depends
-on the seed alone and on no hash order. Brands are invented.
+only on the seed. Brands are invented.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ Tokens = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Product:
-    """One thing that the invented shop sells; colors and materials are (in full, abbreviated)."""
+    """A product of the shop; colors and materials are pairs (in full, abbreviated)."""
 
     category: str
     group: int
@@ -116,7 +116,7 @@ class Product:
 
 
 def draw_product(rng: Random, category: str | None = None, group: int | None = None) -> Product:
-    """Draw a product, of one category and group where they are given."""
+    """Draw a product, of a given category and group if they are not None."""
     category = category or rng.choice(tuple(CATALOGUE))
     group = rng.randrange(2) if group is None else group
     return Product(
@@ -131,7 +131,7 @@ def draw_product(rng: Random, category: str | None = None, group: int | None = N
 
 
 def change(rng: Random, product: Product, field: str) -> Product:
-    """The same product with another value of one field; another kind is of the same group."""
+    """Return the product with another value of one field; another kind is from the same group."""
     values: tuple[Any, ...] = {
         "kind": CATALOGUE[product.category][product.group],
         "brand": BRANDS,
@@ -144,7 +144,7 @@ def change(rng: Random, product: Product, field: str) -> Product:
 
 
 def tagged(text: str, tag: str) -> Tokens:
-    """Split a text into words and tag them with BIO; the tag ``O`` marks all of them as outside."""
+    """Split a text into words and tag them with BIO; with the tag ``O``, all words are outside."""
     return [
         (word, "O" if tag == "O" else f"{'B' if position == 0 else 'I'}-{tag}")
         for position, word in enumerate(words(text))
@@ -152,7 +152,7 @@ def tagged(text: str, tag: str) -> Tokens:
 
 
 def title(rng: Random, product: Product, short: bool = False, optional: float = 0.7) -> Tokens:
-    """A title as (word, tag) pairs; ``short`` abbreviates, ``optional`` is the chance of each attribute to be there."""
+    """Return a title as (word, tag) pairs; ``short`` abbreviates, ``optional`` is the probability of each attribute."""
     form = int(short)
     unit = UNITS[product.category]
     brand = tagged(product.brand, "brand")
@@ -176,7 +176,7 @@ def text_of(tokens: Tokens) -> str:
 
 
 def category_row(rng: Random, noisy: bool) -> Row:
-    """The category of the thing sold, not of the one that it is said to go with."""
+    """Draw a title with the category of the product that is sold, not of the one that it goes with."""
     product = draw_product(rng)
     text = text_of(title(rng, product))
     if rng.random() < 0.4:
@@ -187,7 +187,7 @@ def category_row(rng: Random, noisy: bool) -> Row:
 
 
 def attributes_row(rng: Random, noisy: bool) -> Row:
-    """Tags for brand, color, material and size; a noisy row has lost one of its spans."""
+    """Draw a title with tags for brand, color, material and size; a noisy row lacks one of its spans."""
     tokens = title(rng, draw_product(rng))
     if rng.random() < 0.4:
         tokens += tagged(rng.choice(EXTRAS), "O")
@@ -198,7 +198,7 @@ def attributes_row(rng: Random, noisy: bool) -> Row:
 
 
 def relevance_row(rng: Random, noisy: bool) -> Row:
-    """A search query against a title; the label says how the two kinds of thing relate."""
+    """Draw a search query and a title; the label is the relation of the two products."""
     wanted = draw_product(rng)
     query = [wanted.kind[int(rng.random() < 0.25)]]
     fields = rng.sample(("brand", "color", "material"), rng.randint(0, 2))
@@ -222,7 +222,7 @@ def relevance_row(rng: Random, noisy: bool) -> Row:
 
 
 def match_row(rng: Random, noisy: bool) -> Row:
-    """Two offers: of one product in other words and another order (1), or of two products that are near (0)."""
+    """Draw two offers: of one product in other words and another order (1), or of two similar products (0)."""
     left = draw_product(rng)
     label = rng.randrange(2)
     right = left
@@ -237,7 +237,7 @@ def match_row(rng: Random, noisy: bool) -> Row:
 
 
 def rating_row(rng: Random, noisy: bool) -> Row:
-    """A review of a few clauses; the stars are three plus the mean of what the clauses say."""
+    """Draw a review of a few clauses; the stars are three plus the mean score of the clauses."""
     scores: list[float] = []
     sentences: list[str] = []
     mood = rng.choice((-1, -1, 1, 1, 0))
@@ -261,7 +261,7 @@ def rating_row(rng: Random, noisy: bool) -> Row:
 
 @dataclass(frozen=True)
 class TaskGrammar:
-    """How to draw a task's rows, and what share of its training labels is drawn at random."""
+    """How to draw the rows of a task, and the share of its training labels that is random."""
 
     draw: Callable[[Random, bool], Row]
     label: str
@@ -269,10 +269,10 @@ class TaskGrammar:
     noise: float
 
     def splits(self, seed: str, held_out_rows: int) -> dict[str, list[Row]]:
-        """Draw the three splits; no input occurs twice, not even with its words in another case.
+        """Draw the three splits; no input occurs twice, also when case is ignored.
 
         Args:
-            seed: Seed of the whole task.
+            seed: Seed of the task.
             held_out_rows: Rows of the validation split, and of the test split.
 
         Returns:
@@ -292,12 +292,12 @@ class TaskGrammar:
         return splits
 
     def texts(self, row: Row) -> list[str]:
-        """The inputs of a row; a list of words is joined."""
+        """Return the inputs of a row; a list of words is joined."""
         inputs = (value for name, value in row.items() if name != self.label)
         return [" ".join(value) if isinstance(value, list) else value for value in inputs]
 
     def key(self, row: Row) -> tuple[str, ...]:
-        """The inputs of a row without case, marks and, for a pair, order."""
+        """Return the inputs of a row without case, punctuation and, for a pair, order."""
         return tuple(sorted(" ".join(re.findall(r"\w+", text.lower())) for text in self.texts(row)))
 
 

@@ -1,7 +1,7 @@
-"""The embedded default: a five-task e-commerce bundle, a tiny encoder and a configuration, all generated.
+"""The demo: a generated set of five e-commerce tasks, with a tiny encoder and a configuration.
 
-It exists so that one command shows the whole road on a fresh machine without a network. It is a demo: the text comes
-from a small grammar (:mod:`hf_async_mtl.demo.grammar`), so figures on it are evidence of nothing.
+One command shows a complete run on a new machine without a network. The text comes from a small grammar
+(`hf_async_mtl.demo.grammar`), so the figures are not evidence of quality.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["write_demo"]
 HELD_OUT_ROWS = 250
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY_SIZE = 2000
-# Standard deviations of some weights, in units of ``initializer_range``: what a word is outweighs where it stands.
+# Standard deviations of some weights, in units of ``initializer_range``: words have more weight than positions.
 SCALES = {"position_embeddings": 0.3, "token_type_embeddings": 0.3, "query": 2.0}
 
 CONFIGURATION = """\
 # The demo of hf_async_mtl: five tasks of an invented shop, generated from seed {seed}.
-# A few minutes on two cores. The text comes from a small grammar: its figures are evidence of nothing.
-encoder: encoder                # a tiny BERT, not pretrained: everything is learned here
+# A few minutes on two cores. The text comes from a small grammar: its figures are not evidence of quality.
+encoder: encoder                # a tiny BERT that is not pretrained
 seed: {seed}
 max_length: 64
 pooling: mean
@@ -39,7 +39,7 @@ tasks:
     label_column: label
     label_names: [exact, substitute, complement, irrelevant]
     metrics: [accuracy, macro_f1]
-    # The hardest of the five: it begins late, and then gains a little at every evaluation until the learning rate is 0.
+    # The hardest task: it starts late and then improves a little at every evaluation until the learning rate is 0.
     convergence: {{patience: 2, min_delta: 0.02, min_steps: 1500}}
   category:                     # the department that sells a product
     type: classification
@@ -47,13 +47,13 @@ tasks:
     text_columns: [title]
     label_column: label
     metrics: [accuracy, macro_f1]
-  match:                        # do two offers sell the same product
+  match:                        # whether two offers sell the same product
     type: classification
     data: {{train: match/train.jsonl, validation: match/validation.jsonl, test: match/test.jsonl}}
     text_columns: [left, right]
     label_column: label
     metrics: [f1, accuracy]
-  rating:                       # the stars that belong to a review, 1 to 5
+  rating:                       # the stars of a review, 1 to 5
     type: regression
     data: {{train: rating/train.jsonl, validation: rating/validation.jsonl, test: rating/test.jsonl}}
     text_columns: [review]
@@ -79,19 +79,19 @@ training:
 
 
 def write_demo(folder: Path, seed: int = 0) -> Path:
-    """Write the demo bundle: rows as JSON lines, an encoder folder and ``demo.yaml``.
+    """Write the demo: rows as JSON lines, an encoder folder and ``demo.yaml``.
 
-    The rows, the tokenizer and the weights are a pure function of the seed: no clock, no hash order, no global random
-    state (which is left as it was found). Files of an earlier demo in the folder are overwritten.
+    The rows, the tokenizer and the weights are a pure function of the seed. They do not depend on the clock, on hash
+    order or on the global random state, which is not changed. Files of an earlier demo in the folder are overwritten.
 
     Args:
-        folder: Where to write; made if it is missing.
-        seed: Seed of rows, weights and, through ``demo.yaml``, of the training.
+        folder: The folder to write to; created if it is missing.
+        seed: Seed of the rows, the weights and, in ``demo.yaml``, the training.
 
     Returns:
         The path of ``demo.yaml``.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_demo(Path(folder)).name
@@ -138,12 +138,12 @@ def write_encoder(folder: Path, texts: list[str], seed: int) -> None:
 
 
 def train_vocabulary(texts: list[str]) -> dict[str, int]:
-    """Train WordPiece on the texts and return its vocabulary, the same in every process."""
+    """Train WordPiece on the texts and return its vocabulary, which is the same in every process."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The trainer numbers the characters inside words in the order of a hash map that is seeded per process, and merges
-    # of equal count go by number. Naming all of them as special tokens fixes their numbers beforehand.
+    # The trainer numbers characters in the order of a hash map that is seeded per process, and the numbers decide
+    # between merges of equal count. Special tokens have fixed numbers.
     characters = sorted(set("".join(texts).lower()) - {" "})
     alphabet = characters + [f"##{character}" for character in characters]
     trainer = trainers.WordPieceTrainer(
@@ -154,12 +154,12 @@ def train_vocabulary(texts: list[str]) -> dict[str, int]:
 
 
 def fill(model: BertModel, seed: int) -> None:
-    """Draw every weight matrix anew, uniformly and around zero, and set the keys of attention equal to the queries.
+    """Draw every weight matrix from a uniform distribution, and set the keys of attention equal to the queries.
 
-    Torch's own normal numbers go through vectorized logarithms whose last bits may differ between processors; these
-    are exact. With equal keys and queries a word attends to its likes from the first step ("Mimetic Initialization of
-    Self-Attention Layers", Trockman and Kolter, ICML 2023). Without that, so small an encoder learns the pair tasks by
-    heart and compares nothing.
+    The normal numbers of torch use vectorized logarithms whose last bits may differ between processors; these numbers
+    are exact. With equal keys and queries, a word attends to similar words from the first step (Trockman and Kolter,
+    "Mimetic Initialization of Self-Attention Layers", ICML 2023). Otherwise, such a small encoder memorizes the pair
+    tasks instead of comparing the texts.
     """
     width = 3**0.5 * model.config.initializer_range  # of a uniform distribution with that standard deviation
     parameters = dict(model.named_parameters())

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from ..building.build import position_limit
 from ..data.collator import PaddedCollator
 from ..data.mixing import EncodedTask
 from ..data.tokenization import encode, token_counts, unit_counts
 from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
-from ..modeling.encoders import position_limit
 from ..modeling.heads import HEADS
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES

@@ -1,33 +1,63 @@
-"""Recording logits to a file, batch by batch and in any order: memory does not grow with the examples."""
+"""Recorded logits: write them batch by batch in any order, look them up by example.
+
+A recording is three files: ``logits-<task>.npy`` ``[U, C]`` (or ``[U]``), ``offsets-<task>.npy`` ``[N + 1]`` and
+``logits-<task>.json``, which names the examples and the step, and is written last. The arrays are memory maps, so that
+memory does not grow with the examples, and are never pickled.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from ..utils import nearest_existing
+from ..modeling.packing import segment_tokens
+from ..utils import atomic_path, nearest_existing, write_atomic
 
-__all__ = ["LogitsWriter", "TeacherError", "check_room"]
+__all__ = ["LogitsFiles", "LogitsWriter", "RecordedLogits", "TeacherError", "check_disk_space", "record_logits"]
 
 
 class TeacherError(RuntimeError):
-    """A teacher's file is missing or damaged, was made for other examples, or has no room on the disk."""
+    """A teacher's file is missing or damaged, was made for other examples, or does not fit on the disk."""
+
+    @classmethod
+    def of_damaged(cls, path: Path, reason: object) -> TeacherError:
+        """Return the error for a file that cannot be read."""
+        return cls(
+            f"The file {path} is damaged ({reason}). Was its checkpoint copied in part? Copy it again, or resume from "
+            "another checkpoint."
+        )
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """Raise a `TeacherError` unless the disk of a folder, which need not exist yet, has so many bytes left.
+class LogitsFiles(NamedTuple):
+    """The files of one recording."""
+
+    logits: Path
+    offsets: Path
+    info: Path
+
+    @classmethod
+    def of(cls, folder: Path, task: str) -> LogitsFiles:
+        """Return the files of a task's recording in a folder."""
+        return cls(folder / f"logits-{task}.npy", folder / f"offsets-{task}.npy", folder / f"logits-{task}.json")
+
+
+def check_disk_space(folder: Path, needed: int, what: str) -> None:
+    """Raise a `TeacherError` if the disk of a folder, which need not exist yet, has less than ``needed`` bytes left.
 
     Args:
-        folder: Where something is to be written.
+        folder: The folder to write to.
         needed: Bytes.
-        what: That something, for the message.
+        what: What needs them, for the message.
     """
     free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
@@ -37,106 +67,165 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-class LogitsWriter:
-    """Writes what `RecordedLogits` reads: a safetensors file with ``logits`` ``[U, C]`` and ``offsets`` ``[N + 1]``.
-
-    A context manager: the file is moved into its place when the block ends with all examples recorded, and is gone
-    when the block raises. Room for all is taken from the disk at the start.
+@contextmanager
+def record_logits(
+    files: LogitsFiles, units: Sequence[int] | np.ndarray, columns: int | None, example_hash: str, step: int
+) -> Iterator[LogitsWriter]:
+    """Record the logits of a teacher. The files exist when the block ends with all examples recorded.
 
     Args:
-        path: Where to.
-        units: ``[N]``, the rows of logits of each example: 1, or its tokens.
-        columns: C; None for one number a row.
-        metadata: Kept in the file's header.
+        files: The files to write.
+        units: ``[N]``, the number of rows of logits of each example: 1, or its tokens.
+        columns: The columns C of the logits; None for one number per row.
+        example_hash: `hf_async_mtl.data.fingerprint.fingerprint` of the examples.
+        step: The optimizer step of the teacher.
+
+    Yields:
+        The writer.
 
     Raises:
-        TeacherError: The disk has no room. At the end of the block: examples are missing.
+        TeacherError: The disk has no space, or at the end of the block examples are missing.
+    """
+    offsets = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
+    shape = (int(offsets[-1]),) if columns is None else (int(offsets[-1]), columns)
+    what = f"Recording the logits {files.logits.name}"
+    check_disk_space(files.logits.parent, 4 * int(np.prod(shape)) + offsets.nbytes, what)
+    with atomic_path(files.logits) as partial:
+        logits = open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # A full disk raises here, and not as a fatal signal when a page of the map is written.
+            with partial.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        writer = LogitsWriter(files.logits.name, offsets, logits)
+        yield writer
+        writer.check_complete()
+        logits.flush()
+    with atomic_path(files.offsets) as partial, partial.open("wb") as file:
+        np.save(file, offsets, allow_pickle=False)
+    write_atomic(files.info, json.dumps({"examples": example_hash, "step": step}))
+
+
+class LogitsWriter:
+    """Write logits, one batch after another.
+
+    Args:
+        name: The name of the file, for messages.
+        offsets: ``[N + 1]``, where the rows of each example begin.
+        logits: The array to fill, ``[U, C]`` or ``[U]``.
     """
 
-    def __init__(self, path: Path, units: np.ndarray, columns: int | None, metadata: Mapping[str, str]) -> None:
-        self.path = path
-        self._partial = path.with_name(path.name + ".partial")
-        self._offsets = np.zeros(len(units) + 1, np.int64)
-        np.cumsum(units, out=self._offsets[1:])
-        self._seen = np.zeros(len(units), dtype=bool)
-        shape = (int(self._offsets[-1]),) if columns is None else (int(self._offsets[-1]), columns)
-        header, start = _header(shape, len(self._offsets), metadata)
-        size = start + 8 * len(self._offsets) + 4 * int(np.prod(shape))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_room(path.parent, size, f"Recording the logits {path.name}")
-        try:
-            with self._partial.open("wb") as file:
-                file.write(header)
-                file.write(self._offsets.data)
-                if hasattr(os, "posix_fallocate"):
-                    # A full disk says so here, and not as a fatal signal where the map is written to.
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
-            self._logits = np.memmap(
-                self._partial, np.float32, "r+", offset=start + 8 * len(self._offsets), shape=shape
-            )
-        except OSError:
-            self._partial.unlink(missing_ok=True)
-            raise
+    def __init__(self, name: str, offsets: np.ndarray, logits: np.ndarray) -> None:
+        self._name, self._offsets, self._logits = name, offsets, logits
+        self._seen = np.zeros(len(offsets) - 1, dtype=bool)
 
-    def put(self, example_ids: Tensor, logits: Tensor) -> None:
-        """Record some examples; one that was recorded before is written again.
+    def write(self, example_ids: Tensor, logits: Tensor) -> None:
+        """Record some examples. An example that was recorded before is overwritten.
 
         Args:
-            example_ids: ``[B]``, places in the task's training set.
-            logits: ``[sum of their units, C]``, or ``[sum of their units]``, one example after the other.
+            example_ids: ``[B]``, indices in the task's training set.
+            logits: ``[sum of their units, C]`` or ``[sum of their units]``, in the same order.
 
         Raises:
             TeacherError: A logit is not finite.
         """
         ids, values = example_ids.cpu().numpy(), logits.detach().float().cpu().numpy()
-        starts, ends = self._offsets[ids], self._offsets[ids + 1]
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
-            owner = ids[np.searchsorted(np.cumsum(ends - starts), np.flatnonzero(~finite)[0], side="right")]
+            example = np.repeat(ids, self._offsets[ids + 1] - self._offsets[ids])[np.flatnonzero(~finite)[0]]
             raise TeacherError(
-                f"A teacher must give finite logits; those of training row {owner} in {self.path.name} are not. Lower "
+                f"A teacher must give finite logits; those of training row {example} in {self._name} are not. Lower "
                 "the learning rate or use bf16 in place of fp16, and resume from the last checkpoint."
             )
-        first = 0
-        for start, end in zip(starts, ends, strict=True):
-            self._logits[start:end] = values[first : first + end - start]
-            first += end - start
+        self._logits[_rows_of(self._offsets, ids)] = values
         self._seen[ids] = True
 
-    def __enter__(self) -> LogitsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._logits.flush()
-        del self._logits
-        if kind is None and self._seen.all():
-            self._partial.replace(self.path)
-            return
-        self._partial.unlink()
-        if kind is None:
-            missing = np.flatnonzero(~self._seen)
+    def check_complete(self) -> None:
+        """Raise a `TeacherError` unless all examples were recorded."""
+        missing = np.flatnonzero(~self._seen)
+        if len(missing):
             raise TeacherError(
-                f"Every example must be recorded; {len(missing)} of {len(self._seen)} in {self.path.name} were not, "
+                f"Every example must be recorded; {len(missing)} of {len(self._seen)} in {self._name} were not, "
                 f"the first is {missing[0]}."
             )
 
 
-def _header(shape: tuple[int, ...], offsets: int, metadata: Mapping[str, str]) -> tuple[bytes, int]:
-    """The head of a safetensors file whose tensors follow one another, and its length.
+class RecordedLogits:
+    """A teacher's logits over a task's training set, looked up by example.
 
-    The library itself writes only what is in memory as a whole. The format: 8 bytes of length, then JSON, padded so
-    that the tensors are aligned.
+    Args:
+        files: What `record_logits` has written.
+
+    Attributes:
+        example_hash: Of the examples that the logits belong to.
+        step: The optimizer step of the teacher.
+
+    Raises:
+        TeacherError: A file is missing or damaged.
     """
-    middle = 8 * offsets
-    entries = {
-        "__metadata__": dict(metadata),
-        "offsets": {"dtype": "I64", "shape": [offsets], "data_offsets": [0, middle]},
-        "logits": {"dtype": "F32", "shape": list(shape), "data_offsets": [middle, middle + 4 * int(np.prod(shape))]},
-    }
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, 8 + len(text)
+
+    def __init__(self, files: LogitsFiles) -> None:
+        self.example_hash, self.step = _read_info(files.info)
+        self.offsets = _read_array(files.offsets, np.int64)
+        self.logits = _read_array(files.logits, np.float32)
+
+    def check(self, example_hash: str, task: str, examples: int, columns: int | None) -> None:
+        """Raise a `TeacherError` unless the logits are those of a task and its examples.
+
+        Args:
+            example_hash: Hash of the examples.
+            task: Name of the task, for the message.
+            examples: Number of examples.
+            columns: Columns of the logits; None for one number per row.
+        """
+        if self.example_hash != example_hash:
+            raise TeacherError(
+                f"The recorded logits of task {task!r} belong to other training examples (hash "
+                f"{self.example_hash[:12]}, now {example_hash[:12]}). Resume with the data, tokenizer and "
+                "`data_seed` of the first run, or start afresh."
+            )
+        wanted = [int(self.offsets[-1]), *([] if columns is None else [columns])]
+        if len(self.offsets) != examples + 1 or list(self.logits.shape) != wanted:
+            raise TeacherError(
+                f"The recorded logits of task {task!r} must be of {examples} examples and of the shape {wanted}; found "
+                f"{len(self.offsets) - 1} and {list(self.logits.shape)}. Was the file made for another task? Resume "
+                "from another checkpoint, or start afresh."
+            )
+
+    def lookup(self, example_ids: Tensor) -> Tensor:
+        """Return the logits of some examples, in their order.
+
+        Args:
+            example_ids: ``[B]``, indices in the task's training set.
+
+        Returns:
+            ``[sum of their units, C]`` or ``[sum of their units]``; float32, on the CPU.
+        """
+        return torch.from_numpy(self.logits[_rows_of(self.offsets, example_ids.cpu().numpy())])
+
+
+def _rows_of(offsets: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the rows of logits of some examples, one example after the other."""
+    starts = torch.from_numpy(offsets[ids])
+    return segment_tokens(starts, torch.from_numpy(offsets[ids + 1]) - starts).numpy()
+
+
+def _read_info(path: Path) -> tuple[str, int]:
+    if not path.is_file():
+        raise TeacherError(
+            f"The recorded logits {path} are missing. Resume from a checkpoint that holds them, or start afresh."
+        )
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        return str(info["examples"]), int(info["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TeacherError.of_damaged(path, error) from error
+
+
+def _read_array(path: Path, dtype: Any) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TeacherError.of_damaged(path, error) from error
+    if array.dtype != dtype:
+        raise TeacherError.of_damaged(path, f"it holds {array.dtype}")
+    return array

@@ -6,7 +6,6 @@ nearly 1, and distilling from it is nearly the same as training on the labels.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.losses import IGNORE
+from ..tasks.registry import TASK_TYPES
 
 __all__ = ["near_one_hot_warning", "normalized_entropy"]
 
@@ -38,19 +37,10 @@ def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) ->
     >>> normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0])
     1.0
     """
-    if task_type in ("regression", "question_answering") or not len(logits):
+    probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None
+    if probabilities is None or len(probabilities) == 0 or probabilities.shape[-1] == 1:
         return None
-    if task_type == "multilabel":
-        # Both outcomes from the logit: 1 - sigmoid(z) loses its digits where z is large.
-        probabilities = torch.stack([-logits.flatten(), logits.flatten()], dim=-1).sigmoid()
-    else:
-        probabilities = logits.softmax(-1)
-    if task_type == "token_classification":
-        probabilities = probabilities[torch.tensor(list(itertools.chain.from_iterable(labels))) != IGNORE]
-    decisions, classes = probabilities.shape
-    if decisions == 0 or classes == 1:
-        return None
-    return float(torch.special.entr(probabilities).sum(-1).mean()) / math.log(classes)
+    return float(torch.special.entr(probabilities).sum(-1).mean()) / math.log(probabilities.shape[-1])
 
 
 def near_one_hot_warning(task: str, entropy: float | None) -> str | None:

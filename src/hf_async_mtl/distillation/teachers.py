@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
-from ..training.arguments import DistillationConfig
-from .logits import LogitsWriter, check_room
-from .snapshots import RecordedLogits, TeacherStore
+from ..tasks.registry import TASK_TYPES
+from .config import DistillationConfig
+from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
+from .loss import distillation_losses
+from .snapshots import TeacherStore
 from .teacher_quality import near_one_hot_warning, normalized_entropy
 
 __all__ = ["Teachers", "logit_columns"]
@@ -31,19 +34,16 @@ _SAMPLE = 10_000
 
 
 def logit_columns(task: TaskConfig) -> int | None:
-    """The columns of a task's logits; None for a regression, whose logits are numbers."""
-    if task.type == "regression":
-        return None
-    if isinstance(task.text_columns, dict):
-        return len(task.text_columns["choices"])
-    return task.num_labels
+    """Return the number of columns of a task's logits; None if they are single numbers."""
+    shape = TASK_TYPES[task.type].logit_shape(task)
+    return shape[0] if shape else None
 
 
 class Teachers:
-    """What a run knows of its teachers, on disk and in memory.
+    """The teachers of a run, on disk and in memory.
 
     Args:
-        folder: Where the files are; see `TeacherStore`.
+        folder: The folder of their files; see `TeacherStore`.
         config: How tasks learn from them.
         train: Task -> its training examples.
 
@@ -56,47 +56,49 @@ class Teachers:
         self.config = config
         self.train = dict(train)
         self.examples: dict[str, str] = {}
-        self._opened: dict[str, RecordedLogits] = {}
+        self._loaded: dict[str, RecordedLogits] = {}
 
     def begin(self) -> None:
-        """Forget what an earlier run left in memory, and look at the training examples."""
-        self._opened.clear()
+        """Forget the teachers of an earlier run, and hash the training examples."""
+        self._loaded.clear()
         self.examples = {name: fingerprint(task.rows) for name, task in self.train.items()}
 
-    def writer(self, task: str, step: int) -> LogitsWriter:
-        """Begin to record a task's teacher, of a step."""
+    def writer(self, task: str, step: int) -> AbstractContextManager[LogitsWriter]:
+        """Return the context in which a task's teacher, of a step, is recorded; see `record_logits`."""
         train = self.train[task]
         units = unit_counts(train.task, train.rows)
-        return RecordedLogits.writer(
-            self.store.logits_path(task), units, logit_columns(train.task), self.examples[task], step
-        )
+        return record_logits(self.store.logits_files(task), units, logit_columns(train.task), self.examples[task], step)
 
-    def check_room(self, tasks: Iterable[str]) -> None:
+    def check_disk_space(self, tasks: Iterable[str]) -> None:
         """Raise a `TeacherError` unless the disk can hold the recorded logits of some tasks."""
         needed = 0
         for task in tasks:
             train = self.train[task]
             needed += 4 * int(unit_counts(train.task, train.rows).sum()) * (logit_columns(train.task) or 1)
-        check_room(self.store.folder, needed, "Recording the teachers' logits")
+        check_disk_space(self.store.folder, needed, "Recording the teachers' logits")
 
     def read(self, task: str, store: TeacherStore) -> RecordedLogits:
-        """A task's recorded logits, which are refused where they are those of other examples or another task."""
-        train, recorded = self.train[task], RecordedLogits(store.logits_path(task))
+        """Return a task's recorded logits in a store.
+
+        Raises:
+            TeacherError: They are missing, damaged, or those of other examples or another task.
+        """
+        train, recorded = self.train[task], RecordedLogits(store.logits_files(task))
         recorded.check(self.examples[task], task, len(train), logit_columns(train.task))
         return recorded
 
-    def open(self, tasks: Iterable[str]) -> None:
-        """Teach some tasks from their recorded logits."""
+    def load(self, tasks: Iterable[str]) -> None:
+        """Load the recorded logits of some tasks, for `losses`."""
         for task in tasks:
-            self._opened[task] = self.read(task, self.store)
+            self._loaded[task] = self.read(task, self.store)
 
-    def check_softness(self, task: str) -> None:
-        """Warn if the distributions of a teacher are nearly one-hot."""
-        train, recorded = self.train[task], self._opened[task]
+    def assess(self, task: str) -> None:
+        """Warn if the distributions of a loaded teacher are nearly one-hot."""
+        train, recorded = self.train[task], self._loaded[task]
         # Evenly spaced: the rows of a file may be sorted.
-        places = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
-        logits = recorded.lookup(torch.from_numpy(places))
-        labels = [example["labels"] for example in train.read(places.tolist())]
+        indices = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
+        logits = recorded.lookup(torch.from_numpy(indices))
+        labels = [example["labels"] for example in train.read(indices.tolist())]
         entropy = normalized_entropy(train.task.type, logits / self.config.temperature, labels)
         if (message := near_one_hot_warning(task, entropy)) is not None:
             logger.warning(message)
@@ -111,25 +113,31 @@ class Teachers:
         layout: Layout,
         supervised: Tensor,
     ) -> Tensor:
-        """The losses of some examples of a distilling task.
+        """Return the losses of some examples of a distilling task; see `distillation_losses`.
 
         Args:
             task: The task.
             head: Its head.
             logits: The student's.
-            example_ids: ``[B]``, places in the training set.
-            labels: Their targets.
-            layout: Of their tokens and segments.
-            supervised: ``[B]``, their supervised losses.
+            example_ids: ``[B]``, indices in the training set.
+            labels: The targets.
+            layout: Tokens and segments of the examples.
+            supervised: ``[B]``, the losses on the labels.
 
         Returns:
             ``[B]``.
         """
-        teacher = self._opened[task].lookup(example_ids).to(logits.device).view(logits.shape)
-        losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
-        share = self.config.hard_label_weight
-        return torch.lerp(losses, supervised, share) if share else losses
+        return distillation_losses(
+            head,
+            logits,
+            self._loaded[task].lookup(example_ids),
+            labels,
+            layout,
+            supervised,
+            temperature=self.config.temperature,
+            hard_label_weight=self.config.hard_label_weight,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the files, as JSON values."""
+        """Return what a checkpoint holds besides the files, as JSON values."""
         return {"examples": dict(self.examples)}

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..building.build import position_limit
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.encoders import position_limit
 from ..modeling.modeling_multitask import MultiTaskModel
 from .onnx_module import DenseBundle
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..modeling.heads import Head
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..modeling.packing import Layout, Ragged
+from ..modeling.packing import Layout, Ragged, forward_arguments
 
 __all__ = ["DenseBundle", "pool_padded"]
 
@@ -56,7 +56,7 @@ class DenseBundle(nn.Module):
         super().__init__()
         self.encoder = model.encoder
         self.pooling: str = model.config.pooling
-        known = set(model._encoder_inputs)
+        known = forward_arguments(type(model.encoder))
         self.inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in known]
         self.tasks = list(model.config.task_order)
         heads: dict[str, nn.Module] = {}

@@ -1,16 +1,16 @@
-"""All tasks on a text in one pass of the encoder, as a pipeline of Transformers."""
+"""A pipeline of Transformers that runs all tasks on a text in one pass of the encoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-from transformers import Pipeline, TextClassificationPipeline, TokenClassificationPipeline
+from transformers import Pipeline, TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.pretruncation import shorten
+from ..tasks.registry import TASK_TYPES
 from .single_task import SequenceView, TokenView
 
 __all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]
@@ -20,24 +20,19 @@ _KINDS = {False: "a text", True: "a pair of texts"}
 
 
 class MultiTaskPipeline(Pipeline):
-    """Texts or pairs of texts -> the answers of all tasks that read such, with one pass of the encoder.
+    """Predict, for texts or pairs of texts, all tasks that read them, with one pass of the encoder.
 
-    Its answers are those of the stock pipelines, which compute them: ``text-classification`` for classes, labels and
-    numbers, ``token-classification`` for entities. ``predict`` has the other types of task.
-
-    ``pipeline("multi-task-text", model="user/model")`` makes one, wherever this package has been imported; device,
-    ``batch_size``, generators and data sets are as with any pipeline.
+    ``pipeline("multi-task-text", model="user/model")`` makes one where this package has been imported; device,
+    ``batch_size``, generators and datasets are as with any pipeline. ``hf-async-mtl predict`` has the other types of
+    task. For the output of a stock pipeline, see `MultiTaskModel.as_sequence_classifier`.
 
     Args:
-        tasks: The tasks to ask; all that can answer, where absent. Here or in a call, as all that follow.
-        top_k: So many of a task's labels, the best first; None: all. The default is 1.
-        aggregation_strategy: How sub-words become entities. ``first`` (the default) reads a word's label where it is
-            trained, at its first sub-word; ``none`` gives each sub-word's.
+        tasks: The tasks to predict; all that read the input, where absent. Here or in a call.
 
     Raises:
-        ConfigurationError: A task is not known, no task reads what is given, or a task that was asked for does not.
+        ConfigurationError: A task is not known, no task reads the input, or a task that was named does not.
 
-    A text is read as far as the longest ``max_length`` of the tasks that are asked.
+    A text is read up to the largest ``max_length`` of these tasks.
     """
 
     _load_processor = False
@@ -49,55 +44,38 @@ class MultiTaskPipeline(Pipeline):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        stock: dict[str, Any] = {"tokenizer": self.tokenizer, "device": self.device}
-        self._of_pair: dict[str, bool] = {}
-        self._stock: dict[str, Pipeline] = {}
+        self._reads_pairs: dict[str, bool] = {}
+        self._entities: dict[str, TokenClassificationPipeline] = {}
         for name, task in self.model.config.task_configs.items():
-            if task.type in SequenceView.types:
-                self._stock[name] = TextClassificationPipeline(model=SequenceView(self.model, name), **stock)
-            elif task.type in TokenView.types:
-                self._stock[name] = TokenClassificationPipeline(model=TokenView(self.model, name), **stock)
-            else:
+            hub_name = TASK_TYPES[task.type].hub_name
+            if hub_name == TokenView.hub_name:
+                view = TokenView(self.model, name)
+                self._entities[name] = TokenClassificationPipeline(
+                    model=view, tokenizer=self.tokenizer, device=self.device
+                )
+            elif hub_name != SequenceView.hub_name:
                 continue
-            self._of_pair[name] = len(task.input_columns) == 2
+            self._reads_pairs[name] = len(task.input_columns) == 2
 
     def _sanitize_parameters(
-        self,
-        tasks: str | list[str] | None = None,
-        top_k: int | str | None = "",
-        aggregation_strategy: str | None = None,
-        **unknown: Any,
+        self, tasks: str | list[str] | None = None, **unknown: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
-            raise TypeError(
-                f"MultiTaskPipeline takes `tasks`, `top_k` and `aggregation_strategy`; found {', '.join(unknown)}."
-            )
-        asked: dict[str, Any] = {}
-        if tasks is not None:
-            asked["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
-        answers: dict[str, Any] = {}
-        # None stands for all labels, so that the default cannot be None.
-        if top_k != "":
-            answers["top_k"] = top_k
-        if aggregation_strategy is not None:
-            known = [strategy.value for strategy in AggregationStrategy]
-            if aggregation_strategy not in known:
-                raise ConfigurationError(
-                    f"`aggregation_strategy` must be one of {', '.join(known)}; found {aggregation_strategy!r}."
-                )
-            answers["strategy"] = AggregationStrategy(aggregation_strategy)
-        return asked, {}, answers
+            raise TypeError(f"MultiTaskPipeline takes `tasks`; found {', '.join(unknown)}.")
+        names = [tasks] if isinstance(tasks, str) else tasks
+        return {} if names is None else {"tasks": list(names)}, {}, {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Answer.
+        """Predict.
 
         Args:
             inputs: A text, a pair ``{"text": ..., "text_pair": ...}``, or any number of them.
-            **kwargs: ``tasks``, ``top_k``, ``aggregation_strategy``, and those of any pipeline, as ``batch_size``.
+            **kwargs: ``tasks``, and the arguments of any pipeline, such as ``batch_size``.
 
         Returns:
-            For each input, task -> ``[{"label": ..., "score": ...}]``, of a regression the task's name and the value;
-            entities for a task on tokens.
+            For each input, task -> prediction in the format of `predict_rows`. A token classification task, which
+            here reads a text and no list of words, has ``entities``: those of the stock pipeline with
+            ``aggregation_strategy="first"``.
         """
         return super().__call__(inputs, **kwargs)
 
@@ -107,19 +85,19 @@ class MultiTaskPipeline(Pipeline):
         assert self.tokenizer is not None
         self.tokenizer.save_pretrained(save_directory, **kwargs)
 
-    def _asked(self, is_pair: bool, tasks: list[str] | None) -> list[str]:
+    def _tasks_for(self, is_pair: bool, tasks: list[str] | None) -> list[str]:
         for name in tasks or ():
-            if name not in self._stock:
+            if name not in self._reads_pairs:
                 raise ConfigurationError(
-                    f"`tasks` must be among {', '.join(self._stock) or 'none'}; found {name!r}. `hf-async-mtl predict` "
-                    "answers tasks of all types."
+                    f"`tasks` must be among {', '.join(self._reads_pairs) or 'none'}; found {name!r}. `hf-async-mtl "
+                    "predict` predicts tasks of all types."
                 )
-            if self._of_pair[name] != is_pair:
+            if self._reads_pairs[name] != is_pair:
                 raise ConfigurationError(
                     f"Task {name!r} reads {_KINDS[not is_pair]}; found {_KINDS[is_pair]}. A pair is "
                     '{"text": ..., "text_pair": ...}.'
                 )
-        found = [name for name in tasks or self._stock if self._of_pair[name] == is_pair]
+        found = [name for name in tasks or self._reads_pairs if self._reads_pairs[name] == is_pair]
         if not found:
             raise ConfigurationError(
                 f"No task of this model reads {_KINDS[is_pair]}; they read {_KINDS[not is_pair]}. A pair is "
@@ -135,8 +113,7 @@ class MultiTaskPipeline(Pipeline):
             raise ConfigurationError(
                 f'An input must be a text or {{"text": ..., "text_pair": ...}}, both of them strings; found {input_!r}.'
             )
-        names = self._asked(pair is not None, tasks)
-        config = self.model.config
+        names, config = self._tasks_for(pair is not None, tasks), self.model.config
         assert self.tokenizer is not None
         max_length = max(config.task_configs[name].max_length or config.max_length for name in names)
         encoded = self.tokenizer(
@@ -151,27 +128,26 @@ class MultiTaskPipeline(Pipeline):
         return {**encoded, "names": names, "sentence": text}
 
     def _forward(self, input_tensors: dict[str, Any]) -> dict[str, Any]:
-        names, inputs = input_tensors["names"], dict(input_tensors)
+        inputs = dict(input_tensors)
         kept = {key: inputs.pop(key) for key in ("names", "sentence", "special_tokens_mask", "offset_mapping")}
-        # One input's, or one list an input of a batch.
-        lists = [names] if isinstance(names[0], str) else names
-        asked = [name for name in self._stock if any(name in of_input for of_input in lists)]
-        output = self.model(**inputs, tasks=asked)
-        logits: dict[str, Tensor] = output.logits
-        return {**kept, "input_ids": inputs["input_ids"], **{f"logits.{name}": logits[name] for name in asked}}
+        # The names of one input, or a list of names for each input of a batch.
+        lists = [kept["names"]] if isinstance(kept["names"][0], str) else kept["names"]
+        names = [name for name in self._reads_pairs if any(name in of_input for of_input in lists)]
+        logits = self.model(**inputs, tasks=names).logits
+        return {**kept, "input_ids": inputs["input_ids"], **{f"logits.{name}": logits[name] for name in names}}
 
-    def postprocess(
-        self,
-        model_outputs: dict[str, Any],
-        top_k: int | None = 1,
-        strategy: AggregationStrategy = AggregationStrategy.FIRST,
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Let the stock pipelines read the logits."""
-        answers = {}
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the prediction of each task."""
+        predictions = {}
         for name in model_outputs["names"]:
-            stock, logits = self._stock[name], model_outputs[f"logits.{name}"]
-            if isinstance(stock, TokenClassificationPipeline):
-                answers[name] = stock.postprocess([{**model_outputs, "logits": logits}], aggregation_strategy=strategy)
+            logits, task = model_outputs[f"logits.{name}"], self.model.config.task_configs[name]
+            if name in self._entities:
+                entities = self._entities[name].postprocess(
+                    [{**model_outputs, "logits": logits}], aggregation_strategy=AggregationStrategy.FIRST
+                )
+                predictions[name] = {"entities": entities}
             else:
-                answers[name] = stock.postprocess({"logits": logits.view(1, -1)}, top_k=top_k, _legacy=False)
-        return answers
+                task_type, values = TASK_TYPES[task.type], logits.float().numpy()
+                (prediction,) = task_type.predictions(task, values, None)
+                predictions[name] = task_type.format_prediction(task, prediction, values[0], {}, {})
+        return predictions

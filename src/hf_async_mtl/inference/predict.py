@@ -1,32 +1,33 @@
-"""Answers for new rows: every task whose columns a row has, packed, in the rows' own order."""
+"""Raw rows to predictions: tasks that read the same inputs share one pass of the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers.utils import logging
 
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask
-from ..data.tokenization import encode, truncation_warning, unit_counts
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..data.tokenization import encode, token_counts, truncation_warning
+from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
+from .logits import IndexBatches, iterate_logits, split_by_example
 
-__all__ = ["answerable", "predict_rows"]
+__all__ = ["predict_rows", "readable_tasks", "tasks_by_input"]
 
 logger = logging.get_logger(__name__)
 
 
-def answerable(tasks: dict[str, TaskConfig], rows: Dataset, chosen: Sequence[str] | None) -> list[str]:
-    """The tasks to answer: those that were chosen, or all whose columns the rows have.
+def readable_tasks(tasks: Mapping[str, TaskConfig], rows: Dataset, chosen: Sequence[str] | None = None) -> list[str]:
+    """Return the chosen tasks, or all tasks whose columns the rows have.
 
     Raises:
-        ConfigurationError: A task is not known, its columns are missing, or no task can read the rows.
+        ConfigurationError: A chosen task is not known, its columns are missing, or no task can read the rows.
     """
     for name in chosen or ():
         if name not in tasks:
@@ -47,62 +48,84 @@ def answerable(tasks: dict[str, TaskConfig], rows: Dataset, chosen: Sequence[str
     return found
 
 
+def tasks_by_input(config: MultiTaskConfig, names: Sequence[str]) -> list[list[str]]:
+    """Group tasks whose encoded rows are equal: the same columns, tokenized in the same way to the same length.
+
+    Args:
+        config: The configuration of the model.
+        names: Some of its tasks.
+
+    Returns:
+        Groups of names, in the order of their first tasks.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        task = config.task_configs[name]
+        tokenize = type(TASK_TYPES[task.type]).tokenize
+        key = (tokenize, repr(task.text_columns), task.max_length or config.max_length, task.doc_stride)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
 def predict_rows(
     model: MultiTaskModel, tokenizer: Any, rows: Dataset, names: Sequence[str], batch_size: int = 32
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Answer for each row.
+    """Predict some tasks for each row.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         rows: Raw rows with the columns of the tasks.
-        names: The tasks to answer.
-        batch_size: Rows of the input that are encoded together.
+        names: The tasks.
+        batch_size: Rows that are encoded together.
 
     Yields:
-        For each row, task -> answer: ``label`` and ``score`` (its probability); ``labels`` and ``scores``; ``value``;
-        one of ``labels`` a word (None for words beyond the longest sequence, and for those that have no token);
-        ``choice`` (from 0) and ``score``; ``answer``.
+        For each row, task -> prediction, in the format of `TaskType.format_prediction`: ``label`` and ``score`` (its
+        probability) for classification; ``labels`` and ``scores`` for multilabel; ``value`` for regression;
+        ``labels``, one per word, for token classification (None for words beyond the maximum length and for words
+        without a token); ``choice`` (from 0) and ``score`` for multiple choice; ``answer`` for question answering.
     """
-    answers = {name: _predict_task(model, tokenizer, rows, name, batch_size) for name in names}
-    for _ in range(len(rows)):
-        yield {name: next(iterator) for name, iterator in answers.items()}
+    groups = [
+        _predict_group(model, tokenizer, rows, group, batch_size) for group in tasks_by_input(model.config, names)
+    ]
+    for parts in zip(*groups, strict=True):
+        found = {name: prediction for part in parts for name, prediction in part.items()}
+        yield {name: found[name] for name in names}
 
 
-@torch.no_grad()
-def _predict_task(
-    model: MultiTaskModel, tokenizer: Any, rows: Dataset, name: str, batch_size: int
-) -> Iterator[dict[str, Any]]:
-    config = model.config
-    task, task_id = config.task_configs[name], config.task_order.index(name)
+def _predict_group(
+    model: MultiTaskModel, tokenizer: Any, rows: Dataset, names: Sequence[str], batch_size: int
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield the predictions of tasks of one group; see `tasks_by_input`."""
+    config, first = model.config, names[0]
+    task = config.task_configs[first]
     max_length = task.max_length or config.max_length
-    encoded = encode(rows, name, task, tokenizer, max_length, with_labels=False)
-    words = truncation_warning(name, task, max_length, {"input": encoded})
-    if words is not None:
-        logger.warning(words)
-    # Words get their own index for a target, which says where they begin; no loss is to be computed on it.
-    inputs = EncodedTask(name, task_id, task, encoded)
-    collate = MultiTaskCollator(
-        {key: other.type for key, other in config.task_configs.items()}, max_length, tokenizer.pad_token_id
+    encoded = encode(rows, first, task, tokenizer, max_length, with_labels=False)
+    for name in names:
+        message = truncation_warning(name, config.task_configs[name], max_length, {"input": encoded})
+        if message is not None:
+            logger.warning(message)
+    types = {name: other.type for name, other in config.task_configs.items()}
+    batches = iterate_logits(
+        lambda batch: model(**batch, tasks=names).logits,
+        EncodedTask(first, config.task_order.index(first), task, encoded),
+        MultiTaskCollator(types, max_length, tokenizer.pad_token_id),
+        IndexBatches(len(encoded), batch_size),
+        model.device,
     )
-    counts = unit_counts(task, encoded)
-    for start in range(0, len(encoded), batch_size):
-        places = range(start, min(start + batch_size, len(encoded)))
-        batch = collate(inputs.__getitems__(places))
-        batch.pop("example_ids")
-        batch.pop("labels", None)
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        logits = model(**batch).logits[name].float().cpu().numpy()
-        if model.heads[name].unit == "token":
-            ends = np.cumsum([counts[i] for i in places])[:-1]
-            per_row: list[Any] = np.split(logits, ends)
-        else:
-            per_row = list(logits)
-        for i, scores in zip(places, per_row, strict=True):
-            yield _answer(task, scores, encoded.select([i]), rows[i])
+    units = token_counts(encoded) if model.heads[first].unit == "token" else None
+    for ids, logits in batches:
+        indices = ids.tolist()
+        inputs, raw = encoded.select(indices), list(rows.select(indices))
+        by_task = [_predict_batch(config.task_configs[name], ids, logits[name], units, inputs, raw) for name in names]
+        for predictions in zip(*by_task, strict=True):
+            yield dict(zip(names, predictions, strict=True))
 
 
-def _answer(task: TaskConfig, logits: np.ndarray, encoded: Dataset, row: dict[str, Any]) -> dict[str, Any]:
-    kind = TASK_TYPES[task.type]
-    (prediction,) = kind.predictions(task, [logits], encoded)
-    return kind.format_prediction(task, prediction, logits, encoded[0], row)
+def _predict_batch(
+    task: TaskConfig, ids: Tensor, logits: Tensor, units: np.ndarray | None, inputs: Dataset, raw: Sequence[Any]
+) -> list[dict[str, Any]]:
+    task_type = TASK_TYPES[task.type]
+    examples = [own for _, own in split_by_example(ids, logits, units)]
+    found = task_type.predictions(task, examples, inputs)
+    return [task_type.format_prediction(task, *parts) for parts in zip(found, examples, inputs, raw, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import (
@@ -14,15 +14,9 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..tasks.registry import TASK_TYPES
 
 __all__ = ["SequenceView", "TaskView", "TaskViewConfig", "TokenView"]
-
-# Task type -> what Transformers calls the same.
-_PROBLEMS = {
-    "classification": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
 
 
 class TaskViewConfig(PreTrainedConfig):
@@ -39,12 +33,12 @@ class TaskViewConfig(PreTrainedConfig):
             name: The task.
         """
         task: TaskConfig = model.config.task_configs[name]
-        # A regression has one output, which is called as the task is.
-        labels = [name] if task.type == "regression" else [str(label) for label in task.label_names or ()]
+        # A single output without a name, as that of a regression, is called as the task is.
+        labels = task.label_names or [name]
         return cls(
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
-            problem_type=_PROBLEMS.get(task.type),
+            problem_type=TASK_TYPES[task.type].problem_type,
             hidden_size=model.config.encoder_config.hidden_size,
             pad_token_id=model.config.encoder_config.pad_token_id,
         )
@@ -63,16 +57,17 @@ class TaskView(PreTrainedModel):
 
     config_class = TaskViewConfig
     main_input_name = "input_ids"
-    types: tuple[str, ...]
-    """The types of task that there is such a view of."""
+    hub_name: ClassVar[str]
+    """The Hub's name of the types of task that the view can show."""
 
     def __init__(self, model: Any, name: str) -> None:
         tasks = {key: task.type for key, task in model.config.task_configs.items()}
-        if tasks.get(name) not in self.types:
+        types = [key for key, kind in TASK_TYPES.items() if kind.hub_name == self.hub_name]
+        if tasks.get(name) not in types:
             found = f"is of type {tasks[name]}" if name in tasks else "is unknown"
-            fitting = ", ".join(key for key, kind in tasks.items() if kind in self.types) or "none"
+            fitting = ", ".join(key for key, kind in tasks.items() if kind in types) or "none"
             raise ConfigurationError(
-                f"A {type(self).__name__} shows a task of type {' or '.join(self.types)}; {name!r} {found}. The model "
+                f"A {type(self).__name__} shows a task of type {' or '.join(types)}; {name!r} {found}. The model "
                 f"has: {fitting}."
             )
         super().__init__(TaskViewConfig.of(model, name))
@@ -117,7 +112,7 @@ class SequenceView(TaskView):
     Its logits are ``[B, C]``; of a regression ``[B, 1]``, in the units of its data.
     """
 
-    types = ("classification", "multilabel", "regression")
+    hub_name = "text-classification"
 
     def _output(self, logits: Tensor) -> SequenceClassifierOutput:
         return SequenceClassifierOutput(logits=logits.view(len(logits), -1))
@@ -129,7 +124,7 @@ class TokenView(TaskView):
     Its logits are ``[B, L, C]``. Those of a word are at its first sub-word; the rest were never trained.
     """
 
-    types = ("token_classification",)
+    hub_name = "token-classification"
 
     def _output(self, logits: Tensor) -> TokenClassifierOutput:
         return TokenClassifierOutput(logits=logits)

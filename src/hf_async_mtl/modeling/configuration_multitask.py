@@ -14,6 +14,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .heads import HEADS
 
+try:
+    from hf_async_mtl.validation import ConfigurationError
+except ImportError:  # The code was loaded from the Hub, and the package is not installed.
+
+    class ConfigurationError(ValueError):  # type: ignore[no-redef]
+        """The user's input is wrong. The message gives the requirement, the value found and the way out."""
+
+
 __all__ = [
     "RENAMED",
     "ConfigurationError",
@@ -32,10 +40,6 @@ PACKINGS = ("auto", "off")
 _RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
 _NOT_INSTALLED = "Presets, and labels found in data, need the package: `pip install hf_async_mtl`."
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-class ConfigurationError(ValueError):
-    """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
 def truncated_repr(value: Any) -> str:
@@ -325,7 +329,7 @@ class MultiTaskConfig(PreTrainedConfig):
         max_length: The longest sequence, in tokens, where a task does not say.
         task_order: The names of the tasks in the order of their ids; found from ``tasks``. It is a field of its own
             because ``config.json`` is written with sorted keys.
-        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.modeling.adapters.add_lora`.
+        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.building.lora.add_lora`.
     """
 
     model_type = "hf_async_mtl"

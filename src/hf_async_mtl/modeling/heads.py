@@ -17,10 +17,10 @@ from .losses import (
     categorical_kl,
     cross_entropy,
     multilabel_cross_entropy,
-    owners,
     ragged_cross_entropy,
     ragged_kl,
     ragged_mean,
+    segment_index,
     squared_error,
 )
 from .packing import Layout, Ragged
@@ -41,7 +41,7 @@ def pool(ragged: Ragged, pooling: str) -> Tensor:
     states, tokens = ragged.states, ragged.layout.tokens
     if pooling == "cls":
         return states[tokens[:-1]]
-    segment = owners(tokens, len(states))
+    segment = segment_index(tokens, len(states))
     empty = states.new_zeros(len(tokens) - 1, states.shape[-1])
     if pooling == "mean":
         # A sum of many half-precision numbers would lose their digits.

@@ -1,13 +1,13 @@
-r"""Losses as pure functions: logits and targets in, one loss an example out.
+r"""Losses as pure functions: logits and targets in, one loss per example out.
 
-Every function returns a vector with the loss of each example, so that the caller decides how examples are weighed.
-Units that belong to one example (its tokens, its windows) are given flat, with ``offsets`` of shape ``[B + 1]``: the
-units of example ``i`` are ``offsets[i]:offsets[i + 1]``. All arithmetic is in float32, whatever the logits' type.
+Every function returns a vector, so that the caller decides how examples are weighted. Units that belong to one example
+(its tokens, its windows) are flat, with ``offsets`` of shape ``[B + 1]``: the units of example ``i`` are
+``offsets[i]:offsets[i + 1]``. All arithmetic is in float32, whatever the dtype of the logits.
 
 The distillation losses are those of Hinton et al., "Distilling the Knowledge in a Neural Network" (2015): with a
 temperature :math:`T`, :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T))`. The
-factor :math:`T^2` keeps the size of the gradient. They are true divergences (teacher's entropy included): 0, with a
-gradient of 0, where student and teacher agree.
+factor :math:`T^2` keeps the size of the gradient. They are divergences (the teacher's entropy is subtracted): 0, with a
+gradient of 0, if student and teacher are equal.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ __all__ = [
     "categorical_kl",
     "cross_entropy",
     "multilabel_cross_entropy",
-    "owners",
     "ragged_cross_entropy",
     "ragged_kl",
     "ragged_mean",
+    "segment_index",
     "squared_error",
 ]
 
 IGNORE = -100
-"""A target that is not scored: a sub-word that does not begin its word."""
+"""Target of a sub-word that has no loss: all but the first of a word."""
 
 
-def owners(offsets: Tensor, units: int) -> Tensor:
-    """The example (or group) that each unit belongs to: ``[units]`` from ``offsets`` of shape ``[B + 1]``."""
+def segment_index(offsets: Tensor, units: int) -> Tensor:
+    """Return the index of the example (or segment) of each unit: ``[units]`` from ``offsets`` of shape ``[B + 1]``."""
     index = torch.arange(len(offsets) - 1, device=offsets.device)
     return torch.repeat_interleave(index, offsets.diff(), output_size=units)
 
 
 def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over each example's units.
+    """Return the mean over the units of each example.
 
     Args:
-        values: ``[U]``, one value a unit.
+        values: ``[U]``, one value per unit.
         offsets: ``[B + 1]``.
-        mask: ``[U]``, the units that count; all, where absent.
+        mask: ``[U]``, the units to average; default: all.
 
     Returns:
-        ``[B]``; 0 for an example without a unit that counts.
+        ``[B]``; 0 for an example without a unit.
 
     Examples:
         >>> ragged_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 2, 3, 3]))
         tensor([2., 5., 0.])
     """
-    owner = owners(offsets, len(values))
+    index = segment_index(offsets, len(values))
     weight = torch.ones_like(values) if mask is None else mask.to(values.dtype)
     zeros = values.new_zeros(len(offsets) - 1)
-    total = zeros.index_add(0, owner, torch.where(weight > 0, values, values.new_zeros(())))
-    return total / zeros.index_add(0, owner, weight).clamp(min=1)
+    total = zeros.index_add(0, index, torch.where(weight > 0, values, values.new_zeros(())))
+    return total / zeros.index_add(0, index, weight).clamp(min=1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class indices.
+    """Return the cross-entropy of class indices.
 
     Args:
         logits: ``[U, C]``.
@@ -75,40 +75,34 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def multilabel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over the labels.
+    """Return the binary cross-entropy, averaged over the labels: ``[B]``, in nats.
 
     Args:
         logits: ``[B, C]``.
         labels: ``[B, C]``, 0 or 1.
-
-    Returns:
-        ``[B]``, in nats.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(-1)
 
 
 def squared_error(predictions: Tensor, targets: Tensor, std: float) -> Tensor:
-    """Squared error in units of the training targets' standard deviation.
+    """Return the squared error in units of the standard deviation of the training targets: ``[B]``, dimensionless.
 
     Args:
-        predictions: ``[B]``, in the data's own units.
+        predictions: ``[B]``, in the units of the data.
         targets: ``[B]``, labels or a teacher's predictions, in the same units.
-        std: Standard deviation of the training targets, > 0. A tiny one blows the loss up.
-
-    Returns:
-        ``[B]``, without unit.
+        std: Standard deviation of the training targets, > 0. The loss explodes if it is tiny.
     """
     return ((predictions.float() - targets.float()) / std).square()
 
 
 def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence from a teacher's distribution over classes, times the temperature squared (Hinton et al., 2015).
+    """Return the KL divergence from a teacher's distribution over classes, times the squared temperature.
 
     Args:
         student: Logits ``[U, C]``.
         teacher: Logits ``[U, C]``; no gradient flows to them.
         temperature: > 0. Far below 1 both distributions become one-hot and the gradient vanishes; far above 1 the loss
-            turns into a squared error between the centred logits.
+            turns into a squared error between the centered logits.
 
     Returns:
         ``[U]``, in nats, >= 0.
@@ -124,71 +118,67 @@ def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence between independent Bernoulli distributions, mean over the labels, times the temperature squared.
+    """Return the KL divergence between independent Bernoulli distributions, averaged over the labels.
 
     Args:
         student: Logits ``[B, C]``.
         teacher: Logits ``[B, C]``; no gradient flows to them.
-        temperature: > 0; see `categorical_kl`.
+        temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
 
     Returns:
         ``[B]``, in nats, >= 0.
     """
     s, t = student.float() / temperature, teacher.detach().float() / temperature
-    # Both outcomes as log-probabilities: 1 - sigmoid(z) loses all digits where z is large, sigmoid(-z) loses none.
+    # Log-probabilities of both outcomes: 1 - sigmoid(z) loses all digits where z is large, sigmoid(-z) loses none.
     log_student = torch.stack([F.logsigmoid(s), F.logsigmoid(-s)])
     log_teacher = torch.stack([F.logsigmoid(t), F.logsigmoid(-t)])
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(0).mean(-1) * temperature**2
 
 
-def _ragged_log_softmax(logits: Tensor, owner: Tensor, groups: int) -> Tensor:
-    # The largest logit of each group is taken off first, as in any stable softmax; it is a constant of the gradient.
-    index = owner if logits.dim() == 1 else owner[:, None].expand_as(logits)
-    shape = (groups, *logits.shape[1:])
+def _ragged_log_softmax(logits: Tensor, segment: Tensor, segments: int) -> Tensor:
+    # The largest logit of each segment is subtracted first, as in any stable softmax; it has no gradient.
+    index = segment if logits.dim() == 1 else segment[:, None].expand_as(logits)
+    shape = (segments, *logits.shape[1:])
     top = logits.new_zeros(shape).scatter_reduce(0, index, logits.detach(), "amax", include_self=False)
-    shifted = logits - top.index_select(0, owner)
-    total = logits.new_zeros(shape).index_add(0, owner, shifted.exp())
-    return shifted - total.log().index_select(0, owner)
+    shifted = logits - top.index_select(0, segment)
+    total = logits.new_zeros(shape).index_add(0, segment, shifted.exp())
+    return shifted - total.log().index_select(0, segment)
 
 
 def ragged_kl(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence between distributions over the units of each group: choices of a question, tokens of a window.
+    """Return the KL divergence between distributions over the units of each segment, such as the tokens of a window.
 
     Args:
         student: Logits ``[U]``, or ``[U, K]`` for K distributions over the same units (start and end).
         teacher: Logits of the same shape; no gradient flows to them.
-        offsets: ``[G + 1]``, the units of each group.
-        temperature: > 0; see `categorical_kl`.
+        offsets: ``[S + 1]``, the units of each segment.
+        temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
 
     Returns:
-        ``[G]`` or ``[G, K]``, in nats, >= 0.
+        ``[S]`` or ``[S, K]``, in nats, >= 0.
 
     Examples:
         >>> scores = torch.tensor([1.0, 2.0, 0.5])
         >>> ragged_kl(scores, scores, torch.tensor([0, 2, 3]))
         tensor([0., 0.])
     """
-    groups = len(offsets) - 1
-    owner = owners(offsets, len(student))
-    log_student = _ragged_log_softmax(student.float() / temperature, owner, groups)
-    log_teacher = _ragged_log_softmax(teacher.detach().float() / temperature, owner, groups)
+    segments = len(offsets) - 1
+    segment = segment_index(offsets, len(student))
+    log_student = _ragged_log_softmax(student.float() / temperature, segment, segments)
+    log_teacher = _ragged_log_softmax(teacher.detach().float() / temperature, segment, segments)
     pointwise = log_teacher.exp() * (log_teacher - log_student)
-    return pointwise.new_zeros((groups, *student.shape[1:])).index_add(0, owner, pointwise) * temperature**2
+    return pointwise.new_zeros((segments, *student.shape[1:])).index_add(0, segment, pointwise) * temperature**2
 
 
 def ragged_cross_entropy(logits: Tensor, targets: Tensor, offsets: Tensor) -> Tensor:
-    """Cross-entropy of one unit among the units of each group.
+    """Return the cross-entropy of one unit among the units of each segment: ``[S]`` or ``[S, K]``, in nats.
 
     Args:
         logits: ``[U]``, or ``[U, K]`` for K distributions over the same units.
-        targets: ``[G]`` or ``[G, K]``: the position of the right unit inside its group.
-        offsets: ``[G + 1]``, the units of each group.
-
-    Returns:
-        ``[G]`` or ``[G, K]``, in nats.
+        targets: ``[S]`` or ``[S, K]``: the position of the true unit in its segment.
+        offsets: ``[S + 1]``, the units of each segment.
     """
-    groups = len(offsets) - 1
-    owner = owners(offsets, len(logits))
-    log_probabilities = _ragged_log_softmax(logits.float(), owner, groups)
+    segment = segment_index(offsets, len(logits))
+    log_probabilities = _ragged_log_softmax(logits.float(), segment, len(offsets) - 1)
     first = offsets[:-1] if targets.dim() == 1 else offsets[:-1, None]
     return -log_probabilities.gather(0, first + targets)

@@ -1,8 +1,8 @@
-"""One encoder, many heads: `MultiTaskModel` reads a mixed batch in a single forward of its encoder."""
+"""An encoder with one head per task. A batch of mixed tasks takes one forward of the encoder."""
 
 from __future__ import annotations
 
-import copy
+import importlib
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -11,59 +11,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .adapters import add_lora, merge_lora
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
-from .encoders import (
-    build_encoder,
-    check_whole,
-    head_dropout,
-    is_text_encoder,
-    position_limit,
-    public_name,
-    without_pooler,
-)
-from .freezing import freeze
-from .growing import adopt, kept_tasks
 from .heads import HEADS, Head
 from .packing import (
     Layout,
+    PackedRows,
     Ragged,
-    block_mask,
-    length_groups,
-    offsets_of,
-    pack,
+    encode,
+    encode_length_groups,
+    encode_rows,
+    probe_packing,
     ragged_from_mask,
-    ragged_from_rows,
-    segment_tokens,
-    sliding_block_mask,
 )
 
-__all__ = ["MultiTaskModel", "MultiTaskOutput"]
-
-# Arguments of `from_pretrained` that also apply to the configuration.
-_HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code")
-
-# What an encoder raises that was not written for a 4-D mask: a shape that does not fit, or a refusal.
-_UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
+__all__ = ["MultiTaskModel", "MultiTaskOutput", "without_pooler"]
 
 
-_NEEDS_PACKAGE = "`{}` needs the package hf_async_mtl: pip install hf-async-mtl."
+def _package(module: str) -> Any:
+    """Import a module of the package, which stays at home: only the files beside this one travel with a model."""
+    try:
+        return importlib.import_module(f"hf_async_mtl.{module}")
+    except ImportError as error:
+        raise ImportError("This needs the package hf_async_mtl. Run `pip install hf-async-mtl`.") from error
 
 
 @dataclass
 class MultiTaskOutput(ModelOutput):
-    """What a `MultiTaskModel` returns.
+    """Output of a `MultiTaskModel`.
 
     Args:
-        loss: The mean over the examples of the batch of their supervised losses, where labels were given.
+        loss: Mean over the examples of the batch of their supervised losses, if labels were given.
         logits: Task -> logits. ``[B, C]`` for sequences, ``[B]`` for regression, ``[B, n]`` for choices. Tokens:
             ``[T, C]`` over the task's tokens in a packed batch, ``[B, L, C]`` in a padded call (0 where
-            ``attention_mask`` is 0). In a packed batch a task without an example is left out.
-        losses: Task -> supervised loss of each of its examples, ``[b]``, where labels were given. In a packed batch
-            every task is there: one without an example has an empty vector that is still part of the graph.
+            ``attention_mask`` is 0). A task without an example in a packed batch is left out.
+        losses: Task -> supervised loss of each of its examples, ``[b]``, if labels were given. In a packed batch all
+            tasks are present; one without an example has an empty vector that is part of the graph.
         layouts: Task -> the layout of its tokens and segments; packed batches only.
     """
 
@@ -73,17 +58,30 @@ class MultiTaskOutput(ModelOutput):
     layouts: dict[str, Layout] | None = None
 
 
-class MultiTaskModel(PreTrainedModel):
-    """A text encoder with one head a task.
+def without_pooler(encoder_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """Return arguments that leave out the pooler: it would get no gradient, for which DDP waits."""
+    has_pooler = "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters
+    return {"add_pooling_layer": False} if has_pooler else {}
 
-    Call it as any encoder, and every head answers for every row; name ``tasks`` to ask some of them. The trainer calls
-    it with packed batches of mixed tasks, for which the encoder runs once.
+
+def _head_dropout(config: Any) -> float:
+    """Return the dropout that an encoder's configuration has for heads, or else for its layers."""
+    names = ("classifier_dropout", "classifier_dropout_prob", "hidden_dropout_prob", "seq_classif_dropout", "dropout")
+    return next((float(p) for p in (getattr(config, name, None) for name in names) if p is not None), 0.1)
+
+
+class MultiTaskModel(PreTrainedModel):
+    """A text encoder with one head per task.
+
+    A plain call runs every head on every row; ``tasks`` selects heads. The trainer calls the model with packed batches
+    of mixed tasks, for which the encoder runs once.
 
     Args:
         config: With an ``encoder_config`` and resolved ``tasks``.
 
     Raises:
-        ConfigurationError: The configuration has no encoder or no tasks, or a task's labels are not known.
+        ConfigurationError: The configuration has no encoder or no tasks, the labels of a task are not known, or the
+            model has low-rank layers and peft is not installed.
     """
 
     config_class = MultiTaskConfig
@@ -102,18 +100,29 @@ class MultiTaskModel(PreTrainedModel):
                 f"{'no encoder' if config.encoder_config is None else 'no tasks'}. Start from a plain encoder with "
                 "`MultiTaskModel.from_encoder(name, tasks)`."
             )
-        self.encoder = build_encoder(config.encoder_config)
-        width, dropout = config.encoder_config.hidden_size, head_dropout(config.encoder_config)
+        encoder_class = AutoModel._model_mapping[type(config.encoder_config)]
+        self.encoder = AutoModel.from_config(config.encoder_config, **without_pooler(encoder_class))
+        width, dropout = config.encoder_config.hidden_size, _head_dropout(config.encoder_config)
         self.heads = nn.ModuleDict(
             {name: HEADS[task.type](width, task, dropout, config.pooling) for name, task in config.task_configs.items()}
         )
         self._position_offset: int | None = None
-        self._packs: bool | None = None
-        self._encoder_inputs = set(inspect.signature(self.encoder.forward).parameters)
+        self._is_probed = False
         self.post_init()
         if config.lora is not None:
-            # Afterwards: they are drawn as peft draws them, so that an encoder answers as before.
-            config.lora = add_lora(self.encoder, config.lora)
+            # After the initialization of weights: peft initializes its own.
+            self._add_lora(config.lora)
+
+    def _add_lora(self, settings: Mapping[str, Any]) -> None:
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ConfigurationError(
+                "This model has low-rank layers, which need peft. Run `pip install peft`, or load the merged model."
+            ) from error
+        self.encoder.add_adapter(LoraConfig(**settings))
+
+    # -- for training: needs the package, which does not travel with a model -------------------------------------------
 
     @classmethod
     def from_encoder(
@@ -128,135 +137,54 @@ class MultiTaskModel(PreTrainedModel):
         lora: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> MultiTaskModel:
-        """Put new heads on a pretrained encoder, or on that of a trained bundle, which keeps those that it has.
+        """Return a model with new heads on a pretrained encoder. From a trained model, it keeps the heads it has.
 
         Args:
             encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``; or of a
-                `MultiTaskModel`. The heads of its tasks that are among ``tasks``, by their names, are taken over with
-                their labels or the scale of their targets; the others are dropped.
+                `MultiTaskModel`, whose heads are kept for the tasks of the same names, with their label names or the
+                scale of their targets. The other heads are dropped.
             tasks: Name -> resolved task.
-            pooling: ``cls`` (the default), ``mean`` or ``max``. A trained bundle's heads know its own alone.
+            pooling: ``cls`` (the default), ``mean`` or ``max``. Heads of a trained model need the pooling they have.
             packing: ``auto`` or ``off``.
-            max_length: The longest sequence, in tokens, where a task does not say: 128, or a trained bundle's own.
-            new_heads: Tasks that begin anew, though the trained bundle has them.
-            lora: Fields of `peft.LoraConfig`: the encoder learns through low-rank layers beside its own, which are
-                frozen; see `hf_async_mtl.modeling.adapters.add_lora`. Those that a trained bundle has are merged first.
-            **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise:
-                half-precision master weights lose small updates; train in ``bf16`` through the training arguments.
+            max_length: Maximum length of a sequence in tokens, for tasks without their own. Default: 128, or that of
+                the trained model.
+            new_heads: Tasks that get a new head although the trained model has one.
+            lora: Fields of `peft.LoraConfig`: low-rank layers are trained in place of the encoder's own weights. Those
+                of a trained model are merged first.
+            **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise: small
+                updates are lost in half precision; use ``bf16`` in the training arguments instead.
 
         Raises:
-            ConfigurationError: The encoder is no encoder, its checkpoint lacks weights, it has fewer positions than
-                the longest sequence, or a task does not fit the head of a trained bundle.
+            ConfigurationError: ``encoder`` is not a text encoder, its checkpoint lacks weights, it has fewer positions
+                than the longest sequence, or a task does not fit its head in the trained model.
         """
-        # Left open, Transformers asks the terminal whether to run the code of a stranger.
-        kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
-        if not isinstance(encoder, str | os.PathLike):
-            raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {encoder!r}.")
-        source = str(encoder)
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-        encoder_config = AutoConfig.from_pretrained(source, **hub)
-        trained = encoder_config if isinstance(encoder_config, MultiTaskConfig) else None
-        kept: list[str] = []
-        tasks = dict(tasks)
-        if trained is not None:
-            known = trained.task_configs
-            kept = kept_tasks(known, tasks, new_heads)
-            tasks |= {name: adopt(name, tasks[name], known[name]) for name in kept}
-            if kept and pooling not in (None, trained.pooling):
-                raise ConfigurationError(
-                    f"`pooling` must be {trained.pooling}, which the heads of {encoder!r} have learnt to read; found "
-                    f"{pooling!r}."
-                )
-            pooling, max_length = pooling or trained.pooling, max_length or trained.max_length
-            encoder_config = trained.encoder_config
-        if not is_text_encoder(encoder_config):
-            raise ConfigurationError(
-                "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
-                f"{encoder!r} is of type {encoder_config.model_type!r}. Choose a model such as BERT or ModernBERT."
-            )
-        config = MultiTaskConfig(
-            encoder_config=encoder_config,
-            tasks=tasks,
-            pooling=pooling or "cls",
-            packing=packing,
-            max_length=max_length or 128,
-        )
-        model = cls(config)
-        limit = position_limit(model.encoder)
-        longest = max([config.max_length, *(task.max_length or 0 for task in tasks.values())])
-        if limit is not None and longest > limit:
-            raise ConfigurationError(
-                f"`max_length` must be at most {limit}, the number of positions of {encoder!r}; found {longest}. Lower "
-                "it, or choose an encoder for longer texts."
-            )
-        if trained is None:
-            encoder_class: Any = type(model.encoder)
-            loaded, info = encoder_class.from_pretrained(
-                source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
-            )
-            check_whole(source, info)
-        else:
-            loaded, heads = cls._load_trained(source, kwargs)
-            model.heads.update({name: heads[name] for name in kept})
-        # One configuration, not two: what changes the encoder's must stand in `config.json`.
-        model.encoder, config.encoder_config = loaded, loaded.config
-        loaded.config._name_or_path = public_name(source)
-        if lora is not None:
-            config.lora = add_lora(loaded, lora)
-        model.heads.to(loaded.dtype)
-        # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
-        return model.eval()
-
-    @classmethod
-    def _load_trained(cls, source: str, kwargs: Mapping[str, Any]) -> tuple[PreTrainedModel, nn.ModuleDict]:
-        """Return the encoder of a trained model, low-rank layers merged, and its heads."""
-        model, info = cls.from_pretrained(source, output_loading_info=True, **kwargs)
-        check_whole(source, info)
-        if model.config.lora is not None:
-            model.merge_adapter()
-        return model.encoder, model.heads
+        settings = {"pooling": pooling, "packing": packing, "max_length": max_length}
+        build = _package("building.build")
+        return build.from_encoder(cls, encoder, tasks, settings=settings, new_heads=new_heads, lora=lora, **kwargs)
 
     def merge_adapter(self) -> None:
         """Add the low-rank updates to the encoder's own weights, in place, and remove the layers.
 
-        A run's final model is saved merged; see `merged`. To save the adapter alone, in peft's format, call
-        ``model.encoder.save_pretrained(folder)`` before merging, on a model from a checkpoint of the run.
+        A run saves its final model merged; its checkpoints have the layers. To save the adapter alone, in peft's
+        format, call ``model.encoder.save_pretrained(folder)`` on a model loaded from a checkpoint.
 
         Raises:
-            ConfigurationError: The model has no low-rank layers.
+            ConfigurationError: The model has no low-rank layers, or a merged weight is not finite.
         """
-        if self.config.lora is None:
-            raise ConfigurationError(
-                "A model that is merged must have low-rank layers; this one has none. Use it as is."
-            )
-        merge_lora(self.encoder)
-        self.config.lora = None
-
-    def merged(self, state_dict: Mapping[str, Tensor] | None = None) -> MultiTaskModel:
-        """Return a copy on the CPU with its low-rank layers merged.
-
-        Args:
-            state_dict: The weights of this model; its own, where absent. (A sharded model's are gathered first.)
-        """
-        config = copy.deepcopy(self.config)
-        model = type(self)(config)
-        model.load_state_dict(self.state_dict() if state_dict is None else state_dict)
-        # The sum is taken in float32, whatever the type of the weights.
-        model.merge_adapter()
-        return model.to(self.dtype).eval()
+        _package("building.lora").merge_lora(self)
 
     def freeze_encoder(self, layers: int | None = None) -> None:
-        """Let the encoder stay as it is in training, or its embeddings and first layers.
+        """Freeze the encoder for training, or its embeddings and first layers.
 
-        Dropout goes on in what is frozen. A model that is saved and loaded is not frozen.
+        Dropout stays active in frozen layers. A model that is saved and loaded is not frozen.
 
         Args:
-            layers: So many of its first layers; None: the whole encoder.
+            layers: Number of first layers; None: the encoder.
 
         Raises:
-            ConfigurationError: The encoder does not have so many layers.
+            ConfigurationError: The encoder has fewer layers.
         """
-        freeze(self.encoder, layers)
+        _package("building.freezing").freeze(self.encoder, layers)
 
     def as_sequence_classifier(self, task: str) -> PreTrainedModel:
         """Return one task as a stock model, for code such as ``transformers.pipeline("text-classification", ...)``.
@@ -270,13 +198,8 @@ class MultiTaskModel(PreTrainedModel):
 
         Raises:
             ConfigurationError: The task is not known, or is of another type.
-            ImportError: The package ``hf_async_mtl`` is not installed.
         """
-        try:
-            from hf_async_mtl.inference.single_task import SequenceView
-        except ImportError as error:
-            raise ImportError(_NEEDS_PACKAGE.format("as_sequence_classifier")) from error
-        return SequenceView(self, task)
+        return _package("inference.single_task").SequenceView(self, task)
 
     def as_token_classifier(self, task: str) -> PreTrainedModel:
         """Return a token classification task as a stock model, for ``transformers.pipeline("token-classification")``.
@@ -284,11 +207,9 @@ class MultiTaskModel(PreTrainedModel):
         The label of a word is that of its first sub-word: ask the pipeline for ``aggregation_strategy="first"``. See
         `as_sequence_classifier`.
         """
-        try:
-            from hf_async_mtl.inference.single_task import TokenView
-        except ImportError as error:
-            raise ImportError(_NEEDS_PACKAGE.format("as_token_classifier")) from error
-        return TokenView(self, task)
+        return _package("inference.single_task").TokenView(self, task)
+
+    # -- inputs to logits ----------------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -299,114 +220,15 @@ class MultiTaskModel(PreTrainedModel):
     @property
     def packs(self) -> bool:
         """Whether several segments share a row. Found once, by a probe; see `probe_packing`."""
-        if self._packs is None:
+        if not self._is_probed:
             self.probe_packing()
-        return bool(self._packs)
+        return self._position_offset is not None
 
     def probe_packing(self) -> bool:
-        """Run the encoder on a few random tokens, padded and packed, and see whether it says the same.
-
-        The probe also finds from where positions are counted (RoBERTa and its kin: from ``pad_token_id + 1``). It takes
-        segments longer than the window of local attention, where the encoder has one, and draws from a generator of its
-        own, so that it does not move the global random state. The trainer calls it before the model is wrapped.
-        """
-        self._packs, self._position_offset = False, 0
-        if self.config.packing == "off" or "position_ids" not in self._encoder_inputs:
-            return False
-        if self.encoder.config._attn_implementation not in ("sdpa", "eager"):
-            return False
-        encoder = self.encoder
-        # Layer by layer: some may be frozen in evaluation mode while the rest trains.
-        modes = [(module, module.training) for module in encoder.modules()]
-        encoder.eval()
-        try:
-            for offset in sorted({0, (encoder.config.pad_token_id or 0) + 1}):
-                self._position_offset = offset
-                if self._packed_equals_padded():
-                    self._packs = True
-                    return True
-        finally:
-            for module, training in modes:
-                module.training = training
-        self._position_offset = 0
-        return False
-
-    @torch.no_grad()
-    def _packed_equals_padded(self) -> bool:
-        config, device = self.encoder.config, self.encoder.device
-        window = getattr(config, "sliding_window", None) or 0
-        longest = min(window + 8, config.max_position_embeddings // 2)
-        generator = torch.Generator().manual_seed(0)
-        pad = config.pad_token_id or 0
-        # Any token but padding, which may be the first of the vocabulary or the last.
-        others = torch.arange(config.vocab_size)
-        others = others[others != pad]
-        segments = [
-            others[torch.randint(len(others), (length,), generator=generator)].tolist() for length in (longest, 5, 7)
-        ]
-        rows = pack(segments, None, sum(map(len, segments)), pad)
-        ids, places, blocks, starts, lengths = (tensor.to(device) for tensor in rows[:5])
-        counts = torch.ones(len(segments), dtype=torch.long, device=device)
-        try:
-            with torch.autocast(device.type, enabled=False):
-                packed = ragged_from_rows(self._run_packed(ids, places, blocks, None), starts, lengths, counts).states
-        except _UNPACKABLE:
-            return False
-        with torch.autocast(device.type, enabled=False):
-            padded = self._run_length_groups(ids, None, starts, lengths, counts, groups=1).states
-        # Far above the rounding of the encoder's type, far below what a neighbour or a wrong position changes.
-        tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
-        return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
-
-    def _run_packed(self, ids: Tensor, places: Tensor, blocks: Tensor, token_types: Tensor | None) -> Tensor:
-        config = self.encoder.config
-        mask: Any = self._attention_bias(block_mask(blocks))
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            # The encoder takes a mask for each kind of layer; a single one would do away with local attention.
-            local = self._attention_bias(sliding_block_mask(block_mask(blocks), config.sliding_window))
-            mask = {"full_attention": mask, "sliding_attention": local}
-        return self._encode(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=places + (self._position_offset or 0),
-            token_type_ids=token_types,
-        )
-
-    def _attention_bias(self, mask: Tensor) -> Tensor:
-        if self.encoder.config._attn_implementation != "eager":
-            return mask
-        # Eager attention adds its mask to the scores.
-        dtype = (
-            torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else self.dtype
-        )
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-    def _encode(self, **inputs: Tensor | None) -> Tensor:
-        given = {name: x for name, x in inputs.items() if x is not None and name in self._encoder_inputs}
-        return self.encoder(**given).last_hidden_state
-
-    def _run_length_groups(
-        self, ids: Tensor, token_types: Tensor | None, starts: Tensor, lengths: Tensor, counts: Tensor, groups: int = 4
-    ) -> Ragged:
-        layout = Layout(offsets_of(lengths), offsets_of(counts))
-        sizes = lengths.tolist()
-        pad = self.encoder.config.pad_token_id or 0
-        padded, padded_starts, end = [], torch.empty_like(starts), 0
-        for group in length_groups(sizes, groups):
-            longest = max(sizes[i] for i in group)
-            members = torch.tensor(group, device=ids.device)
-            column = torch.arange(longest, device=ids.device)
-            mask = column < lengths[members, None]
-            tokens = torch.where(mask, starts[members, None] + column, 0)
-            hidden = self._encode(
-                input_ids=ids.flatten()[tokens].where(mask, pad),
-                attention_mask=mask.long(),
-                token_type_ids=None if token_types is None else token_types.flatten()[tokens].where(mask, 0),
-            )
-            padded.append(hidden.flatten(0, 1))
-            padded_starts[members] = end + torch.arange(len(group), device=ids.device) * longest
-            end += len(group) * longest
-        return Ragged(torch.cat(padded)[segment_tokens(padded_starts, lengths)], layout)
+        """Find out whether the encoder handles packed rows. The trainer calls this before the model is wrapped."""
+        self._position_offset = None if self.config.packing == "off" else probe_packing(self.encoder)
+        self._is_probed = True
+        return self._position_offset is not None
 
     def forward(
         self,
@@ -423,18 +245,18 @@ class MultiTaskModel(PreTrainedModel):
         segment_counts: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MultiTaskOutput | tuple[Any, ...]:
-        """Encode a batch and let the heads answer.
+        """Encode a batch and compute logits, and losses if labels are given.
 
         Args:
             input_ids: ``[B, L]``, or ``[B, n, L]`` for multiple choice; packed: ``[R, L]``.
-            attention_mask: Of the same shape; all ones, where absent. Not for packed batches.
-            token_type_ids: Of the same shape.
+            attention_mask: Same shape; default: ones. Not for packed batches.
+            token_type_ids: Same shape.
             position_ids: ``[B, L]``, as the encoder counts them; packed: ``[R, L]``, from 0 in each segment.
-            labels: Task -> targets, as the head's class says; the losses are computed where they are given.
-            tasks: The heads to run on every example; all of them, where absent. Packed: where absent, an example's own.
-            task_ids: Packed: ``[B]``, places in ``config.task_order``, ascending. Its presence makes the batch packed.
+            labels: Task -> targets; see the class of its head.
+            tasks: Names of the heads to run on every example. Default: all; packed: the head of the example's task.
+            task_ids: Packed: ``[B]``, indices into ``config.task_order``, ascending. A batch that has them is packed.
             segment_ids: Packed: ``[R, L]``, 0 on padding.
-            segment_starts: Packed: ``[S]``, places of first tokens in the flattened rows.
+            segment_starts: Packed: ``[S]``, indices of first tokens in the flattened rows.
             segment_lengths: Packed: ``[S]``.
             segment_counts: Packed: ``[B]``, the number of segments of each example.
             return_dict: False for a tuple without the fields that are None.
@@ -443,48 +265,33 @@ class MultiTaskModel(PreTrainedModel):
             A `MultiTaskOutput`.
 
         Raises:
-            ValueError: A task is not known, or a packed batch is not whole.
+            ValueError: A task is not known, or a packed batch is incomplete.
         """
-        if task_ids is None:
-            output = self._forward_padded(input_ids, attention_mask, token_type_ids, position_ids, labels, tasks)
+        if task_ids is not None:
+            if position_ids is None or segment_ids is None:
+                raise ValueError("A packed batch needs `position_ids` and `segment_ids`. Use `MultiTaskCollator`.")
+            if segment_starts is None or segment_lengths is None or segment_counts is None:
+                raise ValueError("A packed batch needs `segment_starts`, `segment_lengths` and `segment_counts`.")
+            rows = PackedRows(input_ids, position_ids, segment_ids, segment_starts, segment_lengths, token_type_ids)
+            output = self._forward_packed(rows, segment_counts, task_ids, labels or {}, tasks)
         else:
-            output = self._forward_packed(
-                input_ids,
-                token_type_ids,
-                position_ids,
-                labels or {},
-                tasks,
-                task_ids,
-                segment_ids,
-                segment_starts,
-                segment_lengths,
-                segment_counts,
-            )
+            inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+            output = self._forward_padded(inputs, attention_mask, labels or {}, tasks)
         return output if return_dict is not False else output.to_tuple()
 
     def _forward_packed(
         self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
+        rows: PackedRows,
+        segment_counts: Tensor,
+        task_ids: Tensor,
         labels: Mapping[str, Tensor],
         tasks: Sequence[str] | None,
-        task_ids: Tensor,
-        segment_ids: Tensor | None,
-        segment_starts: Tensor | None,
-        segment_lengths: Tensor | None,
-        segment_counts: Tensor | None,
     ) -> MultiTaskOutput:
-        if position_ids is None or segment_ids is None:
-            raise ValueError("A packed batch needs `position_ids` and `segment_ids`. Make it with `MultiTaskCollator`.")
-        if segment_starts is None or segment_lengths is None or segment_counts is None:
-            raise ValueError("A packed batch needs `segment_starts`, `segment_lengths` and `segment_counts`.")
         if self.packs:
-            hidden = self._run_packed(input_ids, position_ids, segment_ids, token_type_ids)
-            ragged = ragged_from_rows(hidden, segment_starts, segment_lengths, segment_counts)
+            assert self._position_offset is not None
+            ragged = encode_rows(self.encoder, rows, segment_counts, self._position_offset)
         else:
-            ragged = self._run_length_groups(input_ids, token_type_ids, segment_starts, segment_lengths, segment_counts)
-
+            ragged = encode_length_groups(self.encoder, rows, segment_counts)
         logits, losses, layouts = {}, {}, {}
         parts = self._split(ragged, task_ids) if tasks is None else dict.fromkeys(tasks, ragged)
         for name, part in parts.items():
@@ -501,10 +308,10 @@ class MultiTaskModel(PreTrainedModel):
         return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
 
     def _split(self, ragged: Ragged, task_ids: Tensor) -> dict[str, Ragged]:
-        """The part of each task, a slice: the examples of a packed batch stand in the order of their tasks."""
+        """Return the part of each task, a slice: the examples of a packed batch are sorted by task."""
         ids = task_ids.tolist()
         if ids != sorted(ids):
-            raise ValueError(f"The examples of a packed batch must stand in the order of their tasks; found {ids}.")
+            raise ValueError(f"The examples of a packed batch must be in the order of their tasks; found {ids}.")
         segments, tokens = ragged.layout.segments.tolist(), ragged.layout.tokens.tolist()
         parts, example = {}, 0
         for index, name in enumerate(self.config.task_order):
@@ -523,29 +330,23 @@ class MultiTaskModel(PreTrainedModel):
 
     def _forward_padded(
         self,
-        input_ids: Tensor,
+        inputs: Mapping[str, Tensor | None],
         attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        labels: Mapping[str, Tensor] | None,
+        labels: Mapping[str, Tensor],
         tasks: Sequence[str] | None,
     ) -> MultiTaskOutput:
-        choices = input_ids.shape[1] if input_ids.dim() == 3 else 1
-        shape = (-1, input_ids.shape[-1])
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask = mask.reshape(shape)
-        hidden = self._encode(
-            input_ids=input_ids.reshape(shape),
-            attention_mask=mask,
-            token_type_ids=None if token_type_ids is None else token_type_ids.reshape(shape),
-            position_ids=None if position_ids is None else position_ids.reshape(shape),
-        )
-        ragged = ragged_from_mask(hidden, mask, choices)
+        ids = inputs["input_ids"]
+        assert ids is not None
+        choices = ids.shape[1] if ids.dim() == 3 else 1
+        shape = (-1, ids.shape[-1])
+        mask = (torch.ones_like(ids) if attention_mask is None else attention_mask).reshape(shape)
+        flat = {name: None if x is None else x.reshape(shape) for name, x in inputs.items()}
+        ragged = ragged_from_mask(encode(self.encoder, attention_mask=mask, **flat), mask, choices)
         logits, losses = {}, {}
         for name in self.config.task_order if tasks is None else tasks:
             head = self._head(name)
             scores = head(ragged)
-            if labels is not None and name in labels:
+            if name in labels:
                 losses[name] = head.loss(scores, labels[name], ragged.layout)
             if head.unit == "token":
                 dense = scores.new_zeros(*mask.shape, scores.shape[-1])

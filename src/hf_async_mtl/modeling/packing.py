@@ -1,16 +1,18 @@
-"""Examples to rows and back: several short sequences share a row, and no head ever sees it.
+"""Run an encoder on segments that share rows, and take their token states out of the rows again.
 
-A *segment* is one encoded sequence. An example has one, or several (choices, windows). Segments are packed into rows
-with a block-diagonal attention mask and positions that restart, as in Krell et al., "Efficient Sequence Packing without
-Cross-contamination" (2021). An encoder that takes no such mask is run on *length groups* instead: the same segments,
-sorted and cut, padded in several smaller forwards. Both ways, and a plain padded call, end in the same ragged states.
+A *segment* is one encoded sequence. An example has one, or several (choices, windows). A packed row holds several of
+them, with a block-diagonal attention mask and positions that restart (Krell et al., "Efficient Sequence Packing without
+Cross-contamination", 2021). An encoder that does not take such a mask is run on *length groups*: the same segments,
+sorted by length and padded in a few smaller forwards. Both ways, and a padded call, end in the same ragged states.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,16 +21,23 @@ __all__ = [
     "Layout",
     "PackedRows",
     "Ragged",
+    "attention_mask",
     "block_mask",
+    "encode",
+    "encode_length_groups",
+    "encode_rows",
+    "forward_arguments",
     "length_groups",
     "offsets_of",
-    "pack",
-    "pack_rows",
+    "probe_packing",
     "ragged_from_mask",
     "ragged_from_rows",
     "segment_tokens",
     "sliding_block_mask",
 ]
+
+# Errors of encoders that were not written for a 4-D mask: a shape that does not fit, or a refusal.
+_UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
 
 
 class Layout(NamedTuple):
@@ -57,9 +66,9 @@ class Ragged(NamedTuple):
 class PackedRows(NamedTuple):
     """Segments in rows. All tensors are int64.
 
-    ``input_ids``, ``position_ids``, ``segment_ids`` (0 is padding, the segments of a row count from 1) and, where the
-    tokenizer makes them, ``token_type_ids``: ``[R, L]``. ``segment_starts`` (of the first token in the flattened rows)
-    and ``segment_lengths``: ``[S]``.
+    ``input_ids``, ``position_ids`` (from 0 in each segment), ``segment_ids`` (0 is padding; the segments of a row count
+    from 1) and, if the tokenizer returns them, ``token_type_ids``: ``[R, L]``. ``segment_starts`` (index of the first
+    token in the flattened rows) and ``segment_lengths``: ``[S]``.
     """
 
     input_ids: Tensor
@@ -71,7 +80,7 @@ class PackedRows(NamedTuple):
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
-    """``[N]`` lengths to ``[N + 1]`` offsets.
+    """Return the offsets ``[N + 1]`` of ``[N]`` lengths.
 
     Examples:
         >>> offsets_of(torch.tensor([2, 3]))
@@ -80,105 +89,8 @@ def offsets_of(lengths: Tensor) -> Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-def pack_rows(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
-    """Place segments in as few rows as best-fit-decreasing finds (at most 11/9 of the optimum, and 6/9 of a row).
-
-    Args:
-        lengths: Length of each segment, at most ``row_length``.
-        row_length: Tokens in a row.
-
-    Returns:
-        For each segment its row and the place of its first token in it. The same lengths always give the same places.
-
-    Examples:
-        >>> pack_rows([3, 5, 2], row_length=5)
-        [(1, 0), (0, 0), (1, 3)]
-    """
-    filled: list[int] = []
-    places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[index]
-        if length > row_length:
-            raise ValueError(f"A segment must fit into a row of {row_length} tokens; found one of {length}.")
-        fitting = [row for row, used in enumerate(filled) if used + length <= row_length]
-        if not fitting:
-            filled.append(0)
-            fitting = [len(filled) - 1]
-        row = max(fitting, key=lambda r: filled[r])
-        places[index] = (row, filled[row])
-        filled[row] += length
-    return places
-
-
-def pack(
-    segments: Sequence[Sequence[int]],
-    token_types: Sequence[Sequence[int]] | None,
-    row_length: int,
-    pad_token_id: int,
-) -> PackedRows:
-    """Pack encoded segments into rows.
-
-    Args:
-        segments: Token ids of each segment.
-        token_types: Their token types, where the tokenizer makes them.
-        row_length: The longest row. Rows are as wide as the fullest of them.
-        pad_token_id: What fills a row.
-    """
-    sizes = [len(segment) for segment in segments]
-    places = pack_rows(sizes, row_length)
-    rows = max(row for row, _ in places) + 1
-    width = max(start + size for (_, start), size in zip(places, sizes, strict=True))
-    numbers, in_row = [0] * len(places), [0] * rows
-    # In the order of their places, so that the ids of a row's segments count up from left to right.
-    for index in sorted(range(len(places)), key=lambda i: places[i]):
-        in_row[places[index][0]] += 1
-        numbers[index] = in_row[places[index][0]]
-
-    lengths = torch.tensor(sizes)
-    starts = torch.tensor([row * width + start for row, start in places])
-    tokens = segment_tokens(starts, lengths)
-
-    def fill(values: Tensor, padding: int = 0) -> Tensor:
-        flat = torch.full((rows * width,), padding)
-        flat[tokens] = values
-        return flat.view(rows, width)
-
-    return PackedRows(
-        input_ids=fill(_flatten(segments), pad_token_id),
-        position_ids=fill(segment_tokens(torch.zeros_like(lengths), lengths)),
-        segment_ids=fill(torch.tensor(numbers).repeat_interleave(lengths)),
-        segment_starts=starts,
-        segment_lengths=lengths,
-        token_type_ids=None if token_types is None else fill(_flatten(token_types)),
-    )
-
-
-def _flatten(segments: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([token for segment in segments for token in segment])
-
-
-def block_mask(segment_ids: Tensor) -> Tensor:
-    """The block-diagonal mask of packed rows: True where a token may see another.
-
-    Padding sees padding: a row of a mask without a single True would give NaN in the softmax.
-
-    Args:
-        segment_ids: ``[R, L]``.
-
-    Returns:
-        Boolean, ``[R, 1, L, L]``.
-    """
-    return (segment_ids[:, :, None] == segment_ids[:, None, :]).unsqueeze(1)
-
-
-def sliding_block_mask(mask: Tensor, window: int) -> Tensor:
-    """A block mask for layers with local attention: tokens at most ``window`` places apart, inside their block."""
-    place = torch.arange(mask.shape[-1], device=mask.device)
-    return mask & ((place[:, None] - place[None, :]).abs() <= window)
-
-
 def segment_tokens(starts: Tensor, lengths: Tensor) -> Tensor:
-    """The places of all tokens, segment by segment: ``[T]``, from starts and lengths of shape ``[S]``.
+    """Return the indices of all tokens, segment by segment: ``[T]``, from starts and lengths of shape ``[S]``.
 
     Examples:
         >>> segment_tokens(torch.tensor([4, 0]), torch.tensor([2, 3]))
@@ -190,32 +102,146 @@ def segment_tokens(starts: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(total, device=starts.device) + shift
 
 
+def ragged_from_rows(hidden: Tensor, starts: Tensor, lengths: Tensor, segment_counts: Tensor) -> Ragged:
+    """Return the token states of packed rows: ``hidden`` ``[R, L, H]``, ``segment_counts`` ``[B]``."""
+    states = hidden.flatten(0, 1).index_select(0, segment_tokens(starts, lengths))
+    return Ragged(states, Layout(offsets_of(lengths), offsets_of(segment_counts)))
+
+
+def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_example: int = 1) -> Ragged:
+    """Return the token states of padded sequences: ``hidden`` ``[S, L, H]``, ``attention_mask`` ``[S, L]``."""
+    mask = attention_mask.bool()
+    segments = torch.arange(0, len(mask) + 1, segments_per_example, device=mask.device)
+    return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
+
+
+# -- the encoder ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def forward_arguments(model_class: type) -> frozenset[str]:
+    """Return the names of the arguments of a model's ``forward``."""
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+
+
+def encode(encoder: Any, **inputs: Any) -> Tensor:
+    """Return the last hidden states ``[N, L, H]``. Inputs that are None or unknown to the encoder are dropped."""
+    known = forward_arguments(type(encoder))
+    return encoder(**{name: x for name, x in inputs.items() if x is not None and name in known}).last_hidden_state
+
+
+def encode_rows(encoder: Any, rows: PackedRows, segment_counts: Tensor, position_offset: int) -> Ragged:
+    """Encode packed rows in one forward.
+
+    Args:
+        encoder: An encoder that packs; see `probe_packing`.
+        rows: The rows.
+        segment_counts: ``[B]``, the number of segments of each example.
+        position_offset: The encoder's number of the first position.
+    """
+    hidden = encode(
+        encoder,
+        input_ids=rows.input_ids,
+        attention_mask=attention_mask(encoder, rows.segment_ids),
+        position_ids=rows.position_ids + position_offset,
+        token_type_ids=rows.token_type_ids,
+    )
+    return ragged_from_rows(hidden, rows.segment_starts, rows.segment_lengths, segment_counts)
+
+
+def block_mask(segment_ids: Tensor) -> Tensor:
+    """Return the block-diagonal mask of packed rows: True where a token attends to another.
+
+    Padding attends to padding: a row of the mask without a True would give NaN in the softmax.
+
+    Args:
+        segment_ids: ``[R, L]``.
+
+    Returns:
+        Boolean, ``[R, 1, L, L]``.
+    """
+    return (segment_ids[:, :, None] == segment_ids[:, None, :]).unsqueeze(1)
+
+
+def sliding_block_mask(mask: Tensor, window: int) -> Tensor:
+    """Return a block mask for layers with local attention: tokens of one block, at most ``window`` positions apart."""
+    position = torch.arange(mask.shape[-1], device=mask.device)
+    return mask & ((position[:, None] - position[None, :]).abs() <= window)
+
+
+def attention_mask(encoder: Any, segment_ids: Tensor) -> Any:
+    """Return the mask of packed rows in the form that an encoder takes: one, or one per type of layer."""
+    mask = block_mask(segment_ids)
+    if "sliding_attention" not in (getattr(encoder.config, "layer_types", None) or ()):
+        return _attention_bias(encoder, mask)
+    # A single mask would replace local attention.
+    local = sliding_block_mask(mask, encoder.config.sliding_window)
+    return {"full_attention": _attention_bias(encoder, mask), "sliding_attention": _attention_bias(encoder, local)}
+
+
+def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
+    if encoder.config._attn_implementation != "eager":
+        return mask
+    # Eager attention adds its mask to the scores.
+    device = mask.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else encoder.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int = 4) -> Ragged:
+    """Encode the segments of packed rows in padded forwards, one for each of a few groups of similar length.
+
+    Args:
+        encoder: Any encoder.
+        rows: The rows.
+        segment_counts: ``[B]``, the number of segments of each example.
+        groups: Maximum number of forwards.
+    """
+    starts, lengths, types = rows.segment_starts, rows.segment_lengths, rows.token_type_ids
+    sizes, pad, device = lengths.tolist(), encoder.config.pad_token_id or 0, starts.device
+    padded, padded_starts, end = [], torch.empty_like(starts), 0
+    for group in length_groups(sizes, groups):
+        longest, members = max(sizes[i] for i in group), torch.tensor(group, device=device)
+        column = torch.arange(longest, device=device)
+        mask = column < lengths[members, None]
+        tokens = torch.where(mask, starts[members, None] + column, 0)
+        hidden = encode(
+            encoder,
+            input_ids=rows.input_ids.flatten()[tokens].where(mask, pad),
+            attention_mask=mask.long(),
+            token_type_ids=None if types is None else types.flatten()[tokens].where(mask, 0),
+        )
+        padded.append(hidden.flatten(0, 1))
+        padded_starts[members] = end + torch.arange(len(group), device=device) * longest
+        end += len(group) * longest
+    states = torch.cat(padded)[segment_tokens(padded_starts, lengths)]
+    return Ragged(states, Layout(offsets_of(lengths), offsets_of(segment_counts)))
+
+
 def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
-    """Sort segments by length and cut them where padding costs the least.
+    """Sort segments by length and cut them into groups with the least padding.
 
     Args:
         lengths: Length of each segment.
-        groups: The most groups.
+        groups: Maximum number of groups.
 
     Returns:
-        Indices of the segments of each group, longest group first. The number of padded tokens is the least that
-        ``groups`` groups allow (dynamic programming over the cuts, quadratic in the number of different lengths).
+        Indices of the segments of each group, longest group first. The number of padded tokens is the minimum over all
+        cuts (dynamic programming, quadratic in the number of different lengths).
 
     Examples:
         >>> length_groups([2, 9, 2, 8], groups=2)
         [[1, 3], [0, 2]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    # Only where the length changes is a cut of use.
+    # A cut helps only where the length changes.
     cuts = [i for i in range(1, len(order)) if lengths[order[i]] < lengths[order[i - 1]]]
     ends = [*cuts, len(order)]
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
     for _ in range(min(groups, len(ends))):
         extended = dict(best)
         for start, (cost, path) in best.items():
-            if start == len(order):
-                continue
-            for end in ends:
+            for end in ends if start < len(order) else ():
                 if end > start:
                     total = cost + lengths[order[start]] * (end - start)
                     if end not in extended or total < extended[end][0]:
@@ -225,14 +251,58 @@ def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
     return [order[start:end] for start, end in pairwise(bounds)]
 
 
-def ragged_from_rows(hidden: Tensor, starts: Tensor, lengths: Tensor, segment_counts: Tensor) -> Ragged:
-    """Take the token states of packed rows out of them: ``hidden`` ``[R, L, H]``, ``segment_counts`` ``[B]``."""
-    states = hidden.flatten(0, 1).index_select(0, segment_tokens(starts, lengths))
-    return Ragged(states, Layout(offsets_of(lengths), offsets_of(segment_counts)))
+# -- the probe --------------------------------------------------------------------------------------------------------
 
 
-def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_example: int = 1) -> Ragged:
-    """Take the token states out of padded sequences: ``hidden`` ``[S, L, H]``, ``attention_mask`` ``[S, L]``."""
-    mask = attention_mask.bool()
-    segments = torch.arange(0, len(mask) + 1, segments_per_example, device=mask.device)
-    return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
+def probe_packing(encoder: Any) -> int | None:
+    """Run an encoder on a few random tokens, packed and padded, and compare the states.
+
+    The probe uses its own random generator and leaves the global random state and the modes of all modules unchanged.
+
+    Returns:
+        The number that the encoder gives to the first position (RoBERTa and similar: ``pad_token_id + 1``) if it
+        packs; otherwise None.
+    """
+    if "position_ids" not in forward_arguments(type(encoder)):
+        return None
+    if encoder.config._attn_implementation not in ("sdpa", "eager"):
+        return None
+    # Per module: some may be frozen in evaluation mode while the rest trains.
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        offsets = sorted({0, (encoder.config.pad_token_id or 0) + 1})
+        return next((offset for offset in offsets if _packed_equals_padded(encoder, offset)), None)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def _packed_equals_padded(encoder: Any, position_offset: int) -> bool:
+    rows = _random_row(encoder)
+    counts = torch.ones_like(rows.segment_lengths)
+    with torch.autocast(encoder.device.type, enabled=False):
+        try:
+            packed = encode_rows(encoder, rows, counts, position_offset).states
+        except _UNPACKABLE:
+            return False
+        padded = encode_length_groups(encoder, rows, counts, groups=1).states
+    # Far above the rounding errors of the dtype, far below the effect of a neighbor or of a wrong position.
+    tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
+    return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
+
+
+def _random_row(encoder: Any) -> PackedRows:
+    """Return three segments in one row; the first is longer than the window of local attention."""
+    config, device = encoder.config, encoder.device
+    longest = min((getattr(config, "sliding_window", None) or 0) + 8, config.max_position_embeddings // 2)
+    lengths = torch.tensor([longest, 5, 7])
+    # Any token but padding, whose id may be the first or the last of the vocabulary.
+    others = torch.arange(config.vocab_size)
+    others = others[others != (config.pad_token_id or 0)]
+    drawn = torch.randint(len(others), (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
+    positions = segment_tokens(torch.zeros_like(lengths), lengths)
+    segments = torch.arange(1, 4).repeat_interleave(lengths)
+    ids, positions, segments = (values.to(device).unsqueeze(0) for values in (others[drawn], positions, segments))
+    return PackedRows(ids, positions, segments, offsets_of(lengths)[:-1].to(device), lengths.to(device), None)

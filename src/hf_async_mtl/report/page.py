@@ -1,4 +1,4 @@
-"""A run as one page: a file that needs no other, and reads on a phone."""
+"""A run as one HTML page without external resources, readable on a phone."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ TEMPLATE = Path(__file__).with_name("page_template.html")
 _EVENTS = {
     "joined": "joined",
     "converged": "converged",
-    "returned": "went back to its labels",
-    "teacher_renewed": "became its own teacher again",
-    "rolled_back": "took its best weights back",
+    "returned": "returned to its labels",
+    "teacher_renewed": "teacher renewed",
+    "rolled_back": "rolled back to its best weights",
 }
 Column = tuple[str, str]
 
 
 def make_page(report: Mapping[str, Any], title: str) -> str:
-    """The page of a finished or a running run.
+    """Return the page of a finished or running run.
 
     Args:
         report: The content of ``convergence.json``.
-        title: Of the page.
+        title: The title of the page.
 
     Returns:
-        HTML, with its style and its plots in it; it loads nothing.
+        HTML with embedded styles and plots.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=False)
     final = report.get("final")
@@ -42,16 +42,19 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
     return environment.get_template(TEMPLATE.name).render(
         title=title,
-        status=f"The saved checkpoint is that of step {final['step']}." if final else "The run goes on.",
+        status=f"The saved checkpoint is that of step {final['step']}." if final else "The run is not finished.",
         figures=[
-            ("average of the saved checkpoint" if final else "average now", value_text((final or report)["average"])),
+            (
+                "average of the saved checkpoint" if final else "current average",
+                value_text((final or report)["average"]),
+            ),
             ("tasks converged", f"{converged} of {len(report['tasks'])}"),
             ("steps made", str(report["step"])),
         ],
         task_columns=columns,
         task_rows=rows,
         curves=[(name, _image(plot_curves, _alone(report, name))) for name in report["tasks"]],
-        event_columns=[("step", "number"), ("task", ""), ("what", ""), ("teacher of step", "number")],
+        event_columns=[("step", "number"), ("task", ""), ("event", ""), ("teacher of step", "number")],
         event_rows=[
             [
                 event["step"],
@@ -69,7 +72,7 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
 
 
 def _tasks(report: Mapping[str, Any]) -> tuple[list[Column], list[list[Any]]]:
-    """What matters most comes first: a phone shows the first columns. A task's cell has its metric below its name."""
+    """Return the table of tasks, the most important columns first. The cell of a task has its name and its metric."""
     final = report.get("final")
     names = ["final", "retention"] if final else ["now"]
     columns = [("task", ""), *((name, "number") for name in [*names, "best", "at step", "converged"]), ("phase", "")]
@@ -84,7 +87,7 @@ def _tasks(report: Mapping[str, Any]) -> tuple[list[Column], list[list[Any]]]:
 
 
 def _alone(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The report of one task."""
+    """Return the report with one task only."""
     return {**report, "tasks": {name: report["tasks"][name]}}
 
 

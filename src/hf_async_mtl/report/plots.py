@@ -1,4 +1,6 @@
-"""Plots of a run, from the plain dict of `convergence.json`."""
+"""Plots of a run, from the content of ``convergence.json``."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,24 +18,24 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 __all__ = ["draw", "plot_conflicts", "plot_curves", "plot_retention"]
 
-# Okabe and Ito's palette: told apart by color-blind readers, and in grey by their brightness.
+# The palette of Okabe and Ito: color-blind readers can distinguish it, and so can readers of grayscale prints.
 _BLUE, _ORANGE, _PURPLE, _GREEN = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
 _DARK_GREY, _GREY, _LIGHT_GREY = "#444444", "#888888", "#E5E5E5"
 _PHASE_COLORS = {"learning": _BLUE, "distilling": _ORANGE, "stopped": _PURPLE, "waiting": _GREY}
 _LEGEND_ORDER = [*_PHASE_COLORS, "converged", "teacher", "saved checkpoint"]
-_LEGEND_COLUMNS = {1: 3, 2: 5, 3: 7}  # by the number of panels in a row: what fits beside one another
+_LEGEND_COLUMNS = {1: 3, 2: 5, 3: 7}  # number of panels in a row -> columns that fit
 _CONFLICT_COLORS = LinearSegmentedColormap.from_list("conflicts", [_ORANGE, "white", _BLUE])
-_SMALLEST_LIMIT = 0.2  # of the colors: a cosine of 0.01 is no deep blue because all others are smaller
+_SMALLEST_LIMIT = 0.2  # of the color scale, so that small cosines have pale colors
 _FONT_SIZE = 9
 _DPI = 130
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw all plots that a report has the data for into ``folder/plots``.
+    """Draw all plots for which a report has data into ``folder/plots``.
 
     Args:
-        report: The content of `convergence.json`, of a finished or a running run.
-        folder: The run's folder.
+        report: The content of ``convergence.json`` of a finished or running run.
+        folder: The folder of the run.
 
     Returns:
         The files.
@@ -50,15 +52,14 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
-    """Draw each task's validation curve as a PNG: small multiples over the same steps.
+    """Draw the validation curve of each task, one panel per task over the same steps.
 
-    A curve has the color of the phase that its task was in; each convergence is a dotted line. The teacher is a star
-    and, from there on, a dashed line at its value; the saved checkpoint is a diamond, once the run has ended.
-    Evaluations without a value are skipped.
+    The color of a curve is the phase of its task. A convergence is a dotted line. The teacher is a star and a dashed
+    line at its value; the saved checkpoint of a finished run is a diamond. Evaluations without a value are skipped.
 
     Args:
-        report: The content of `convergence.json`, of a finished or a running run.
-        path: The file to write; its folder is made. A binary file gets an SVG.
+        report: The content of ``convergence.json`` of a finished or running run.
+        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
     """
     tasks = report["tasks"]
     columns = len(tasks) if len(tasks) <= 3 else 2 if len(tasks) == 4 else 3
@@ -83,30 +84,30 @@ def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
     if labels:
         handles = [legend[label] for label in labels]
         style: dict[str, Any] = {"ncols": _LEGEND_COLUMNS[columns], "fontsize": _FONT_SIZE, "frameon": False}
-        figure.legend(handles, labels, loc="outside upper left", **style)  # above the panels: no curve is under it
+        figure.legend(handles, labels, loc="outside upper left", **style)  # above the panels
     _save(figure, path)
 
 
 def plot_retention(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
-    """Draw each task's retention (final over best value) as a PNG: a bar a task, in the order of the tasks.
+    """Draw the retention (final value divided by best value) of each task as a bar, in the order of the tasks.
 
     Args:
-        report: The content of `convergence.json` of a run that has ended.
-        path: The file to write; its folder is made. A binary file gets an SVG.
+        report: The content of ``convergence.json`` of a finished run.
+        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
 
     Raises:
-        ValueError: The run has not ended, so that nothing is final yet.
+        ValueError: The run is not finished.
     """
     if "final" not in report:
         raise ValueError(
-            "A plot of retention needs a run that has ended, and this report has no 'final': plot its curves meanwhile."
+            "A plot of retention needs a finished run, and this report has no 'final'. Plot its curves instead."
         )
     retention = {name: task["retention"] for name, task in report["final"]["tasks"].items()}
     figure = Figure(figsize=(7.0, 1.0 + 0.36 * len(retention)), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     names = [_shorten(name, 24) for name in retention]
     widths = [0.0 if value is None else value for value in retention.values()]
-    rows = range(len(retention))  # not the names: shortened ones may be equal
+    rows = range(len(retention))  # shortened names may be equal
     axes.barh(rows, [0.0 if value is None else 1.0 for value in retention.values()], height=0.62, color=_LIGHT_GREY)
     axes.barh(rows, widths, height=0.62, color=_BLUE)
     right = max(1.0, *widths)
@@ -118,7 +119,7 @@ def plot_retention(report: Mapping[str, Any], path: str | Path | BinaryIO) -> No
     axes.set_xlim(0, 1.2 * right)
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
-    axes.set_xlabel("retention: the saved checkpoint's value over the best in the run", fontsize=_FONT_SIZE)
+    axes.set_xlabel("retention: value of the saved checkpoint / best value of the run", fontsize=_FONT_SIZE)
     _tidy(axes)
     axes.grid(False)
     axes.tick_params(axis="y", length=0)
@@ -126,18 +127,18 @@ def plot_retention(report: Mapping[str, Any], path: str | Path | BinaryIO) -> No
 
 
 def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
-    """Draw the mean cosine between each two tasks' gradients as a PNG: blue where they agree, orange where not.
+    """Draw the mean cosine between the gradients of each pair of tasks: blue if positive, orange if negative.
 
-    Each pair has one cell; one that was never measured is grey. The colors end at the largest cosine there is, at least
-    at 0.2, and as far below 0 as above.
+    Each pair has one cell; a pair that was never measured is gray. The color scale is symmetric and ends at the largest
+    absolute cosine, or at 0.2 if that is greater.
 
     Args:
-        conflicts: ``tasks``, and ``cosines`` with a row and a column for each, None where not known.
-        path: The file to write; its folder is made. A binary file gets an SVG.
+        conflicts: ``tasks``, and ``cosines`` with one row and one column per task; None if unknown.
+        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
     """
     tasks = conflicts["tasks"]
     cosines = np.array(conflicts["cosines"], dtype=float)
-    # Of a symmetric table all but what lies below the diagonal is said twice, or 1.
+    # The table is symmetric: show the part below the diagonal.
     cells = np.where(np.tri(len(tasks), k=-1, dtype=bool), cosines, np.nan)[1:, :-1]
     limit = max([_SMALLEST_LIMIT, *np.abs(cells[np.isfinite(cells)])])
     names = [_shorten(name, 24) for name in tasks]
@@ -151,11 +152,11 @@ def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path | BinaryIO) ->
             cosine = cells[row, column]
             if math.isfinite(cosine):
                 color = "white" if abs(cosine) > 0.7 * limit else "black"
-                axes.text(column, row, f"{round(cosine, 2) + 0:.2f}", color=color, **center)  # + 0: no -0.00
+                axes.text(column, row, f"{round(cosine, 2) + 0:.2f}", color=color, **center)  # + 0 avoids -0.00
             else:
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=_LIGHT_GREY))
                 axes.text(column, row, "-", **center)
-        # On the stairs, where there is room for a long name.
+        # Above the diagonal, which leaves space for a long name.
         axes.text(row - 0.45, row - 0.6, names[row], ha="left", va="bottom", fontsize=_FONT_SIZE)
     axes.set_yticks(range(size), names[1:])
     axes.set_xticks([])
@@ -172,7 +173,7 @@ def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path | BinaryIO) ->
 def _draw_curve(
     axes: Axes, task: Mapping[str, Any], events: Sequence[Mapping[str, Any]], last_step: int
 ) -> dict[str, Artist]:
-    """Draw one task and return what the legend should explain, by label."""
+    """Draw one task and return the artists of the legend by label."""
     points = [(step, value) for step, value in task["history"] if value is not None and math.isfinite(value)]
     if not points:
         axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", va="center", color=_GREY)
@@ -187,7 +188,7 @@ def _draw_curve(
     for event in events:
         if event["event"] == "converged":
             drawn["converged"] = axes.axvline(event["step"], color=_DARK_GREY, linewidth=1.2, linestyle=":", zorder=0)
-    # A task that learns has none yet, and one that distils from the start has one that was never scored.
+    # A learning task has no teacher, and an external teacher has no score.
     if task["converged_step"] is not None and task["teacher_value"] is not None:
         span, level = [task["teacher_step"], last_step], [task["teacher_value"]] * 2
         (teacher,) = axes.plot(span, level, "*--", color="black", linewidth=1, markersize=9, markevery=[0], zorder=3)
@@ -196,11 +197,11 @@ def _draw_curve(
 
 
 def _stretches(task: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
-    """The phases that a task went through, each with its first and last step; the step of a change is in both."""
+    """Return the phases of a task, each with its first and last step; the step of a change is in both."""
     moves = [event for event in events if event["event"] in ("joined", "converged", "returned")]
     if not moves:
         return [(task["phase"], -math.inf, math.inf)]
-    # A task that has returned does not say what it did while it had converged; most distil.
+    # The report does not have the earlier phase of a task that has returned; it is distilling in most cases.
     settled = task["phase"] if moves[-1]["event"] == "converged" else "distilling"
     after = {"joined": "learning", "converged": settled, "returned": "learning"}
     phases = ["waiting" if moves[0]["event"] == "joined" else "learning", *(after[move["event"]] for move in moves)]
@@ -220,7 +221,7 @@ def _shorten(text: str, length: int) -> str:
 
 
 def _save(figure: Figure, path: str | Path | BinaryIO) -> None:
-    FigureCanvasAgg(figure)  # not pyplot's choice of a backend, which may want a display
+    FigureCanvasAgg(figure)  # pyplot could choose a backend that needs a display
     if not isinstance(path, str | Path):
         figure.savefig(path, format="svg")
         return

@@ -1,4 +1,6 @@
-"""Tables of a run, from the plain dict of `convergence.json`."""
+"""Tables of a run, from the content of ``convergence.json``."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,27 +13,27 @@ from rich.text import Text
 
 __all__ = ["final_table", "percent_text", "progress_table", "render", "step_text", "value_text"]
 
-PLAIN_WIDTH = 100  # columns where the output is no terminal
+PLAIN_WIDTH = 100  # columns if the output is not a terminal
 MISSING = "-"
 
 PHASE_STYLES = {"learning": "cyan", "distilling": "green", "stopped": "yellow", "waiting": "bright_black"}
 
-# One rule under the header, in ASCII everywhere: what a terminal shows can be pasted into an issue as it is.
+# One rule under the header, in ASCII, so that the output of a terminal can be pasted into an issue.
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Table:
-    """Where each task stands after an evaluation.
+    """Return the state of each task after an evaluation.
 
     Args:
-        report: The content of `convergence.json`.
-        epoch: The epoch reached, for the title; left out where it is None.
+        report: The content of ``convergence.json``.
+        epoch: The current epoch, for the title; None: not shown.
 
     Returns:
-        One row a task: phase, the step at which it converged, monitored metric, its value now, its best value and the
-        step that reached it. The title holds the step, the epoch and the average.
+        One row per task: phase, step of convergence, monitored metric, its current value, its best value and the step
+        of the best value. The title has the step, the epoch and the average.
 
-    Example:
+    Examples:
         >>> task = {"type": "classification", "metric": "f1", "phase": "learning", "converged_step": None,
         ...         "best": 0.8, "best_step": 200, "last": 0.75}
         >>> table = progress_table({"step": 300, "average": 0.75, "tasks": {"match": task}})
@@ -58,23 +60,21 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
 
 
 def final_table(report: Mapping[str, Any]) -> Table:
-    """What the saved checkpoint kept of each task's best.
+    """Return how much of each task's best value the saved checkpoint retains.
 
     Args:
-        report: The content of `convergence.json` of a run that has ended.
+        report: The content of ``convergence.json`` of a finished run.
 
     Returns:
-        One row a task: monitored metric, its value in the saved checkpoint, its best value in the run and the step
-        that reached it, the step at which the task converged, and the retention (final over best). Where the run was
+        One row per task: monitored metric, its value in the saved checkpoint, its best value in the run and the step of
+        that value, the step of convergence, and the retention (final value divided by best value). If the run was
         evaluated before its first step, also the value at that time.
 
     Raises:
-        ValueError: The run has not ended, so that nothing is final yet.
+        ValueError: The run is not finished.
     """
     if "final" not in report:
-        raise ValueError(
-            "A final table needs a run that has ended, and this report has no 'final': use progress_table meanwhile."
-        )
+        raise ValueError("A final table needs a finished run, and this report has no 'final'. Use progress_table.")
     final = report["final"]
     title = [f"final checkpoint: step {final['step']}", f"average {value_text(final['average'])}"]
     starts = {name: dict(task.get("history", ())).get(0) for name, task in report["tasks"].items()}
@@ -97,17 +97,17 @@ def final_table(report: Mapping[str, Any]) -> Table:
 
 
 def render(renderable: RenderableType, file: TextIO) -> str:
-    """Lay a table out as `file` can show it; the caller writes it (with `tqdm.write` beside a progress bar).
+    """Return the text of a table for a file; the caller writes it (with ``tqdm.write`` beside a progress bar).
 
     Args:
-        renderable: A table, or anything else that rich can print.
-        file: Where the text will go. A terminal gets colors and its own width; a pipe or a file gets plain ASCII
-            tables of at most 100 columns, without trailing blanks.
+        renderable: A table, or another object that rich can print.
+        file: The destination. The text for a terminal has colors and the width of the terminal; the text for a pipe or
+            a file is plain ASCII of at most 100 columns, without trailing blanks.
 
     Returns:
         The text, without a last line break.
 
-    Example:
+    Examples:
         >>> import io
         >>> render("step 300", io.StringIO())
         'step 300'
@@ -129,7 +129,7 @@ def _table(title: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -
         border_style="bright_black",
         header_style="bold",
         show_edge=False,
-        padding=0,  # the box itself parts the columns by one blank: long names still fit into 80 columns
+        padding=0,  # the box separates columns by one blank, so that long names fit into 80 columns
     )
     for header in words:
         table.add_column(header, overflow="fold", no_wrap=header == "phase")
@@ -139,12 +139,15 @@ def _table(title: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -
 
 
 def value_text(value: float | None) -> str:
+    """Return a metric with four digits, or a dash."""
     return MISSING if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def percent_text(value: float | None) -> str:
+    """Return a share in percent, or a dash."""
     return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def step_text(step: int | None) -> str:
+    """Return a step, or a dash."""
     return MISSING if step is None else str(step)

@@ -16,6 +16,7 @@ from .pretruncation import shorten
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 __all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "tokenizer_call"]
 
@@ -36,6 +37,10 @@ class TaskType(ABC):
     """The Hub's name of the type: its pipeline tag."""
     problem_type: ClassVar[str | None] = None
     """``problem_type`` of a stock model for sequence classification; None if no stock model has such a head."""
+    metrics: ClassVar[tuple[str, ...]]
+    """Built-in metrics that fit the type."""
+    metric_aliases: ClassVar[Mapping[str, str]] = {}
+    """Name of a metric of the type -> name of the built-in metric that computes it, if that is another one."""
     target_type: ClassVar[Any] = "int64"
     """Arrow type of a target; ``["int64"]`` is a list of integers."""
     prediction_fields: ClassVar[tuple[str, ...]]
@@ -126,6 +131,18 @@ class TaskType(ABC):
         """Return a valid label for a raw row that has none. No loss may be computed on it."""
 
     # Logits to predictions
+
+    def distributions(self, logits: Tensor, targets: Sequence[Any]) -> Tensor | None:
+        """Return the probabilities of the decisions that recorded logits stand for.
+
+        Args:
+            logits: ``[U, *logit_shape]`` of some examples.
+            targets: Their encoded ``labels``.
+
+        Returns:
+            ``[n, C]``; None if the type has no distributions over the same number of outcomes.
+        """
+        return logits.softmax(-1)
 
     def logit_shape(self, task: TaskConfig) -> tuple[int, ...]:
         """Return the shape of the logits of one example, or of one token if the head reads tokens."""

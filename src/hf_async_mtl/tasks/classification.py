@@ -26,6 +26,7 @@ class Classification(TaskType):
 
     hub_name = "text-classification"
     problem_type = "single_label_classification"
+    metrics = ("accuracy", "f1", "macro_f1", "micro_f1", "matthews_correlation")
     prediction_fields = ("label", "score")
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:

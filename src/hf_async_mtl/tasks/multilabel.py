@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Multilabel(TaskType):
     hub_name = "text-classification"
     problem_type = "multi_label_classification"
     target_type = ["float32"]
+    metrics = ("accuracy", "macro_f1", "micro_f1")
     prediction_fields = ("labels", "scores")
     has_label_lists = True
 
@@ -59,6 +60,10 @@ class Multilabel(TaskType):
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         assert task.label_names is not None
         return 0 if isinstance(task.label_column, list) else [task.label_names[0]]
+
+    def distributions(self, logits: torch.Tensor, targets: Sequence[Any]) -> torch.Tensor:
+        # Both outcomes from the logit: 1 - sigmoid(z) loses its digits where z is large.
+        return torch.stack([-logits.flatten(), logits.flatten()], dim=-1).sigmoid()
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         return (np.asarray(logits) > 0).astype(int).tolist()

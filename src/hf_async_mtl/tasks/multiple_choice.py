@@ -23,6 +23,7 @@ class MultipleChoice(TaskType):
     """One of n choices, each a segment with the prompt. Logits ``[N, n]``; predictions are indices of choices."""
 
     hub_name = "multiple-choice"
+    metrics = ("accuracy",)
     prediction_fields = ("choice", "score")
 
     def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:

@@ -1,9 +1,11 @@
-"""Well-known tasks by name, each shaped like a task's section of the configuration file.
+"""Presets: well-known tasks by name, each as a section of the configuration file.
 
-The data ids, columns and label names (in the order of the label indices) are the Hub's. The first metric is the one
-monitored. A data key `validation_<suffix>` is one more evaluation set of the task, which is reported but not monitored.
-The test labels of SuperGLUE, and of GLUE but for mrpc, are not public: they are -1 on the Hub and are never scored.
+The data ids, columns and label names (in the order of the label indices) are the Hub's. The first metric is the
+monitored one. A data key ``validation_<suffix>`` is a further evaluation set of the task, reported but not monitored.
+The test labels of SuperGLUE, and of GLUE except mrpc, are not public: they are -1 on the Hub and are never scored.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -17,7 +19,6 @@ def _data(hub: str, name: str) -> dict[str, str]:
     return {"hub": hub, "name": name, "train": "train", "validation": "validation", "test": "test"}
 
 
-#: Name of the preset -> the section. Copy a section deeply before changing it.
 PRESETS: dict[str, dict[str, Any]] = {
     "glue/cola": {
         "type": "classification",
@@ -113,7 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "metrics": ["accuracy", "macro_f1"],
         "data": _data(_SUPER_GLUE, "cb"),
     },
-    # `question` says what is asked for, "cause" or "effect" of the premise.
+    # `question` is "cause" or "effect": which of the two of the premise is asked for.
     "super_glue/copa": {
         "type": "multiple_choice",
         "text_columns": {"prompt": ["premise", "question"], "choices": ["choice1", "choice2"]},
@@ -121,9 +122,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "metrics": ["accuracy"],
         "data": _data(_SUPER_GLUE, "copa"),
     },
-    # The model does not see the word in question, nor its place in the sentences (columns word, start1, end1, start2,
-    # end2): the usual baseline adds the states of the two spans, and a pair of plain columns cannot. The word can only
-    # be guessed from what the sentences share, so expect less than published results.
+    # The model sees neither the word in question nor its place in the sentences (columns word, start1, end1, start2,
+    # end2). The usual baseline reads the states of the two spans, which a pair of plain columns cannot give. The word
+    # can only be guessed from what the sentences share: expect less than published results.
     "super_glue/wic": {
         "type": "classification",
         "text_columns": ["sentence1", "sentence2"],
@@ -133,3 +134,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": _data(_SUPER_GLUE, "wic"),
     },
 }
+"""Name of a preset -> its section. Make a deep copy of a section before you change it."""

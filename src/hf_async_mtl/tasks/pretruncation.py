@@ -1,4 +1,4 @@
-"""How much of a very long text is given to the tokenizer: what can be kept of it, and as much again."""
+"""Cut very long texts before the tokenizer gets them, without a change to the tokens that are kept."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 __all__ = ["shorten", "shorten_words"]
 
-# Texts up to this length go to the tokenizer as they are: few have tokens as long as this.
+# Texts up to this length go to the tokenizer unchanged: few tokens are as long as this.
 _CHARACTERS_PER_TOKEN = 16
 _LONGEST_WORD = 1000
 
 
 def shorten(text: str, tokenizer: Any, max_length: int) -> str:
-    """A text without what lies far behind the last token that is kept.
+    """Return a text without what is far behind the last token that is kept.
 
-    A fast tokenizer keeps in pieces what it cuts off, and of a pair each piece of one side with each of the other: at
-    32 tokens, a pair of two texts of 40,000 characters takes 9 GB, and one text of 10 MB takes 2 GB.
+    A fast tokenizer stores the tokens that it cuts off; for a pair, each piece of one side with each piece of the
+    other. At 32 tokens, a pair of two texts of 40,000 characters takes 9 GB, and one text of 10 MB takes 2 GB.
 
-    Twice as many tokens are left as can be kept, so that these are the same as in the whole text. Of a pair of two
-    texts that are shortened, the odd token may go to the other side.
+    The result has twice as many tokens as can be kept, so that those are the same as in the complete text. In a pair of
+    two texts that are both shortened, the odd token may go to the other side.
 
     Args:
-        text: A text, or a side of a pair.
-        tokenizer: A fast tokenizer. One that cuts on the left is given all: it keeps the end.
-        max_length: The longest segment, in tokens.
+        text: A text, or one side of a pair.
+        tokenizer: A fast tokenizer. If it truncates on the left, the text is returned unchanged: the end is kept.
+        max_length: Maximum length of a segment, in tokens.
     """
     size, kept = _CHARACTERS_PER_TOKEN * max_length, 2 * max_length
     while size < len(text) and tokenizer.truncation_side == "right":
-        first = _whole_words(text[:size])
+        first = _complete_words(text[:size])
         encoded = tokenizer(first, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = encoded["offset_mapping"]
         if len(spans) > kept:
@@ -37,15 +37,15 @@ def shorten(text: str, tokenizer: Any, max_length: int) -> str:
     return text
 
 
-def _whole_words(text: str) -> str:
-    """The beginning of a text without its last word, which may go on: a part of it has other tokens."""
+def _complete_words(text: str) -> str:
+    """Return a beginning of a text without its last word, which may be incomplete and have other tokens."""
     words = text.rsplit(maxsplit=1)
-    # What goes on for longer is no word (a script without spaces, a dump), and might go on to the end.
+    # A longer sequence is not a word (a script without spaces, a dump), and may go on to the end of the text.
     return text[: text.rindex(words[1])] if len(words) == 2 and len(words[1]) < _LONGEST_WORD else text
 
 
 def shorten_words(words: Sequence[str], tokenizer: Any, max_length: int) -> list[str]:
-    """A list of words without what lies far behind the last token that is kept; see `shorten`."""
+    """Return a list of words without what is far behind the last token that is kept; see `shorten`."""
     size = 4 * max_length
     while size < len(words) and tokenizer.truncation_side == "right":
         first = [shorten(word, tokenizer, max_length) for word in words[:size]]

@@ -14,6 +14,7 @@ from .pretruncation import shorten
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 __all__ = ["DEFAULT_STRIDE", "MAX_ANSWER_TOKENS", "QuestionAnswering"]
 
@@ -30,6 +31,7 @@ class QuestionAnswering(TaskType):
 
     hub_name = "question-answering"
     target_type = [["int64"]]
+    metrics = ("exact_match", "squad_f1")
     prediction_fields = ("answer",)
     truncated_texts = "questions of more than half of"
 
@@ -98,6 +100,10 @@ class QuestionAnswering(TaskType):
             )
         start = len(context) - len(context.lstrip())
         return {"text": [context[start : start + 1]], "answer_start": [start]}
+
+    def distributions(self, logits: Tensor, targets: Sequence[Any]) -> None:
+        """Return None: a distribution is over the tokens of a window."""
+        return None
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         return [_best_span(scores, row) for scores, row in zip(logits, rows, strict=True)]

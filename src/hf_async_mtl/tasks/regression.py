@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .labels import HINT, LabelError, check_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 __all__ = ["Regression"]
 
@@ -26,6 +27,7 @@ class Regression(TaskType):
     hub_name = "text-classification"  # the Hub has no task for a regression on text; this pipeline runs it
     problem_type = "regression"
     target_type = "float64"
+    metrics = ("pearson", "spearman", "mse", "mae")
     prediction_fields = ("value",)
     card_note = "Regression heads answer in the units of their training data."
 
@@ -66,6 +68,9 @@ class Regression(TaskType):
 
     def logit_shape(self, task: TaskConfig) -> tuple[int, ...]:
         return ()
+
+    def distributions(self, logits: Tensor, targets: Sequence[Any]) -> None:
+        return None
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         return np.asarray(logits).tolist()

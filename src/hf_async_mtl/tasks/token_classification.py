@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.losses import IGNORE
@@ -25,6 +26,8 @@ class TokenClassification(TaskType):
 
     hub_name = "token-classification"
     target_type = ["int64"]
+    metrics = ("accuracy", "seqeval_f1", "seqeval_accuracy")
+    metric_aliases = {"accuracy": "seqeval_accuracy"}
     prediction_fields = ("labels",)
     reads_words = True
     has_label_lists = True
@@ -63,6 +66,10 @@ class TokenClassification(TaskType):
         (column,) = task.input_columns
         # A value that is no list of words is reported with its row when it is tokenized.
         return [task.label_names[0]] * len(row[column] or ())
+
+    def distributions(self, logits: torch.Tensor, targets: Sequence[Any]) -> torch.Tensor:
+        """Return the distributions of the tokens that have a label."""
+        return logits.softmax(-1)[torch.tensor([target for row in targets for target in row]) != IGNORE]
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         assert task.label_names is not None

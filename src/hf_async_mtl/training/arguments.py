@@ -1,34 +1,25 @@
-"""Our fields on `transformers.TrainingArguments`, checked when they are given."""
+"""The training arguments: those of Transformers, with a section for each part of the method."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ..balancing.build import check_parameters
 from ..balancing.config import BalancingConfig
-from ..convergence.criteria import ConvergenceConfig
-from ..data.mixing import draws_per_task
-from ..modeling.configuration_multitask import RENAMED, ConfigurationError
-from ..report.model_card import without_folder
+from ..convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
+from ..data.config import MixingConfig
+from ..distillation.config import DistillationConfig
+from ..validation import ConfigurationError, check, number, optional, parse_section, whole_number
 
-__all__ = [
-    "REFUSED",
-    "AsyncMTLTrainingArguments",
-    "DistillationConfig",
-    "MixingConfig",
-    "ScheduleConfig",
-    "check_keys",
-    "settings",
-]
+__all__ = ["REFUSED", "SECTIONS", "AsyncMTLTrainingArguments"]
 
 logger = logging.get_logger(__name__)
 
@@ -49,111 +40,9 @@ REFUSED = {
     "resume_from_checkpoint": "`--resume`, or the argument of `train`, says it",
     "ddp_find_unused_parameters": "every parameter has a gradient at every step",
 }
-"""Fields of `TrainingArguments` that have no effect here, or a wrong one; with the reason."""
+"""Fields of `transformers.TrainingArguments` that have no effect here, or a wrong one, each with the reason."""
 
-_RENAMED = {**RENAMED, "limit": "max_samples", "label_share": "hard_label_weight"}
-
-T = TypeVar("T")
-
-
-def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for an unknown key, and name its new name or the nearest known key."""
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
-            name = f"{section}.{key}" if section else str(key)
-            if _RENAMED.get(str(key)) in known:
-                raise ConfigurationError(f"`{name}`: `{key}` is now `{_RENAMED[key]}`. Rename the key.")
-            raise ConfigurationError(f"Unknown key `{name}`. The nearest known key is `{nearest}`.")
-
-
-def settings(section: str, kind: type[T], given: Mapping[str, Any] | None) -> T:
-    """Make a section's dataclass from its dictionary.
-
-    Args:
-        section: Its name, for messages.
-        kind: The dataclass.
-        given: The user's keys and values; None for the defaults.
-
-    Raises:
-        ConfigurationError: The section is no dictionary, a key is not known, or a value is out of range.
-    """
-    if not isinstance(given, Mapping | None):
-        raise ConfigurationError(f"`{section}` must be a dictionary; found {given!r}.")
-    check_keys(section, given or {}, [item.name for item in dataclasses.fields(kind)])  # type: ignore[arg-type]
-    try:
-        return kind(**(given or {}))
-    except ConfigurationError:
-        raise
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-
-
-def _check(section: str, ok: bool, requirement: str, found: Any) -> None:
-    if not ok:
-        raise ConfigurationError(f"`{section}` must be {requirement}; found {found!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """How a converged task learns from its teacher.
-
-    Args:
-        temperature: > 0. Of the softmax in the divergence; see `hf_async_mtl.modeling.losses.categorical_kl`.
-        hard_label_weight: 0..1. The share of the supervised loss: 0 is the teacher alone, 1 the labels alone.
-        teachers: Task -> folder or Hub id of a model that is its teacher from the first step, in place of its own best.
-    """
-
-    temperature: float = 1.0
-    hard_label_weight: float = 0.0
-    teachers: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        ok = _is_number(self.temperature) and self.temperature > 0
-        _check("distillation.temperature", ok, "a number above 0", self.temperature)
-        ok = _is_number(self.hard_label_weight) and 0 <= self.hard_label_weight <= 1
-        _check("distillation.hard_label_weight", ok, "a number from 0 to 1", self.hard_label_weight)
-        ok = isinstance(self.teachers, Mapping) and all(isinstance(x, str) and x for x in self.teachers.values())
-        _check("distillation.teachers", ok, "a dictionary: task -> folder or Hub id", self.teachers)
-
-
-@dataclass(frozen=True)
-class MixingConfig:
-    """How often each task is drawn; see `hf_async_mtl.data.mixing.draws_per_task`."""
-
-    strategy: str = "proportional"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check("mixing.temperature", _is_number(self.temperature), "a number of at least 1", self.temperature)
-        draws_per_task([1], self.strategy, self.temperature)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """When the tasks join the run.
-
-    Args:
-        mode: ``joint``: all from the start. ``sequential``: one after the other, each when those before have converged.
-        order: Of a sequential run: the names of all tasks, or ``size``: those with most training examples first.
-    """
-
-    mode: str = "joint"
-    order: Sequence[str] | str = "size"
-
-    def __post_init__(self) -> None:
-        _check("schedule.mode", self.mode in ("joint", "sequential"), "joint or sequential", self.mode)
-        ok = self.order == "size" or (
-            isinstance(self.order, list | tuple) and all(isinstance(x, str) for x in self.order)
-        )
-        _check("schedule.order", ok, "size, or a list of all tasks", self.order)
-        _check(
-            "schedule.order", self.mode == "sequential" or self.order == "size", "left out in a joint run", self.order
-        )
+SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 
 
 @dataclass
@@ -161,17 +50,16 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the sections of the configuration file.
 
     Args:
-        head_learning_rate: Of the heads; ``learning_rate`` where absent. New heads on a pretrained encoder often want
-            ten times as much.
-        convergence: The fields of `ConvergenceConfig` for all tasks; ``tasks: {name: {...}}`` overrides them for one;
-            ``final_evaluations`` (default 3): when no task learns any more, the run ends after so many further
-            evaluations; None: when the budget is spent.
+        head_learning_rate: Learning rate of the heads; ``learning_rate`` where absent. New heads on a pretrained
+            encoder often need ten times as much.
+        conflict_steps: Number of optimizer steps between two measurements of the cosines between the tasks' gradients,
+            over the parameters of the last shared layer; 0 (the default): never. At 50 it costs 1 to 2 % of the time.
+        convergence: The fields of `ConvergenceConfig` and ``final_evaluations`` for all tasks; ``tasks: {name: {...}}``
+            overrides them for one task. See `ConvergenceSettings`.
         distillation: The fields of `DistillationConfig`.
         mixing: The fields of `MixingConfig`.
         balancing: The fields of `BalancingConfig`.
         schedule: The fields of `ScheduleConfig`.
-        conflict_steps: Number of optimizer steps between two measurements of the cosines between the tasks' gradients,
-            over the parameters of the last shared layer; 0 (the default): never. At 50 it costs 1 to 2 % of the time.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -199,14 +87,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     schedule: dict[str, Any] | str | None = field(default=None, metadata={"help": "When the tasks join."})
 
     # Upstream reads the names of the fields that may come as JSON on the command line from here.
-    _VALID_DICT_FIELDS = [
-        *TrainingArguments._VALID_DICT_FIELDS,
-        "convergence",
-        "distillation",
-        "mixing",
-        "balancing",
-        "schedule",
-    ]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *SECTIONS]
 
     def __post_init__(self) -> None:
         self._refuse_without_effect()
@@ -224,26 +105,21 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             # There is no memory to pin for; torch warns at every loader.
             self.dataloader_pin_memory = False
-        self._check_own()
+        self._parse_sections()
+        check("training.conflict_steps", self.conflict_steps, whole_number(0))
 
-    def _check_own(self) -> None:
-        """Check our fields, and make the sections that are read as objects."""
-        self.convergence_of("")
-        self.final_evaluations  # noqa: B018 - checks the value before training starts
-        self.distillation_config = settings("distillation", DistillationConfig, self.section("distillation"))
-        self.mixing_config = settings("mixing", MixingConfig, self.section("mixing"))
-        self.balancing_config = settings("balancing", BalancingConfig, self.section("balancing"))
-        self.schedule_config = settings("schedule", ScheduleConfig, self.section("schedule"))
+    def _parse_sections(self) -> None:
+        self.convergence_config = ConvergenceSettings.parse(self.convergence)
+        self.distillation_config = parse_section("distillation", DistillationConfig, self.distillation)
+        self.mixing_config = parse_section("mixing", MixingConfig, self.mixing)
+        self.balancing_config = parse_section("balancing", BalancingConfig, self.balancing)
+        self.schedule_config = parse_section("schedule", ScheduleConfig, self.schedule)
         check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
-        steps = self.conflict_steps
-        ok = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
-        _check("training.conflict_steps", ok, "a whole number of at least 0", steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes.
-        sources = self.distillation_config.teachers
-        teachers = {name: without_folder(source) for name, source in sources.items()}
+        # Upstream pickles the arguments into the folder that `hub_strategy: every_save` pushes: no token, no paths.
+        teachers = {name: _without_folder(source) for name, source in self.distillation_config.teachers.items()}
         return {
             **self.__dict__,
             "hub_token": None,
@@ -271,8 +147,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
                 "`training.eval_strategy` must be steps or epoch: convergence is decided on evaluations; found "
                 f"{self.eval_strategy!r}."
             )
-        lr = self.head_learning_rate
-        _check("training.head_learning_rate", lr is None or (_is_number(lr) and lr > 0), "a number above 0", lr)
+        check("training.head_learning_rate", self.head_learning_rate, optional(number(0, exclusive=True)))
 
     def _refuse_what_balancing_cannot(self) -> None:
         if self.balancing_config.kind != "gradients":
@@ -289,7 +164,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
 
     @property
     def sharded_by(self) -> str | None:
-        """``FSDP``, ``DeepSpeed`` or None, whether a field says so or the configuration of ``accelerate launch``."""
+        """``FSDP``, ``DeepSpeed`` or None, from a field or from the configuration of ``accelerate launch``."""
         for name, given, variable in (
             ("DeepSpeed", self.deepspeed, "ACCELERATE_USE_DEEPSPEED"),
             ("FSDP", self.fsdp, "ACCELERATE_USE_FSDP"),
@@ -299,27 +174,20 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         return None
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """A section as it was given; empty, where it was not."""
-        section = getattr(self, name) or {}
-        if not isinstance(section, Mapping):
-            raise ConfigurationError(f"`{name}` must be a dictionary; found {section!r}.")
-        return section
+        """Return a section as it was given; empty where it was not."""
+        return getattr(self, name) or {}
 
     def convergence_of(self, task: str) -> ConvergenceConfig:
-        """The convergence settings of a task: its own where it has any, else those of all."""
-        section = dict(self.section("convergence"))
-        section.pop("final_evaluations", None)
-        tasks = section.pop("tasks", None) or {}
-        _check("convergence.tasks", isinstance(tasks, Mapping), "a dictionary", tasks)
-        own = tasks.get(task) or {}
-        _check(f"tasks.{task}.convergence", isinstance(own, Mapping), "a dictionary", own)
-        settings("convergence", ConvergenceConfig, section)
-        return settings(f"tasks.{task}.convergence", ConvergenceConfig, {**section, **own})
+        """Return the convergence settings of a task."""
+        return self.convergence_config.of(task)
 
     @property
     def final_evaluations(self) -> int | None:
-        """How many evaluations follow the last convergence; None: as many as the budget has."""
-        value = self.section("convergence").get("final_evaluations", 3)
-        ok = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-        _check("convergence.final_evaluations", ok, "a whole number of at least 0, or null", value)
-        return value
+        """The number of evaluations after the last convergence; None: as many as the budget allows."""
+        return self.convergence_config.final_evaluations
+
+
+def _without_folder(source: str) -> str:
+    """Return the last name of an absolute path; a Hub id or a relative path as it is."""
+    path = Path(source).expanduser()
+    return path.name if path.is_absolute() else source

@@ -20,7 +20,7 @@ from ..report.tables import progress_table, render
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint import RunCheckpoint
 from .controller import ConvergenceController
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 
 __all__ = ["RunCallback", "TableCallback", "build_sampler"]
 
@@ -53,7 +53,7 @@ class RunCallback(TrainerCallback):
         sampler: MixingSampler,
         controller: ConvergenceController,
         checkpoint: RunCheckpoint,
-        loss: BatchLoss,
+        loss: MultiTaskLoss,
         write_card: Callable[[], None],
     ) -> None:
         self.sampler, self.controller, self.checkpoint, self.loss = sampler, controller, checkpoint, loss

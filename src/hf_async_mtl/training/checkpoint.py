@@ -13,10 +13,10 @@ from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..building.freezing import trainable_hash
 from ..convergence.schedule import ConvergenceSchedule
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.freezing import what_learns
 from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoint_step, link_best
@@ -72,7 +72,7 @@ class RunCheckpoint:
             "teachers": self.teachers.state_dict(),
             "loss": self.loss.state_dict(),
             "placement": placement(self.args),
-            "learns": what_learns(self.model),
+            "learns": trainable_hash(self.model),
         }
 
     # -- write --------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class RunCheckpoint:
             return None, TrainerState()
         # All ranks must load the same weights at the end.
         self.best = adopt_best(checkpoint, output_dir)
-        self.teachers.open(name for name, phase in self.schedule.phases.items() if phase == "distilling")
+        self.teachers.load(name for name, phase in self.schedule.phases.items() if phase == "distilling")
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         state.best_model_checkpoint = None if self.best is None else str(self.best)
         return checkpoint, state

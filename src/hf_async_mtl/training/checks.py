@@ -9,17 +9,19 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from ..building.freezing import check_trainable
+from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
+from ..convergence.config import ScheduleConfig
+from ..distillation.config import DistillationConfig
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
 from ..distillation.unlabeled import is_unlabelled, with_placeholders
 from ..metrics import METRICS, check_metric
-from ..modeling.adapters import freeze_base_weights
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
-from ..modeling.freezing import check_learns
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
-from .arguments import AsyncMTLTrainingArguments, DistillationConfig, ScheduleConfig
+from .arguments import AsyncMTLTrainingArguments
 
 __all__ = [
     "check_best_metric",
@@ -30,11 +32,11 @@ __all__ = [
     "check_sharding",
     "check_task_settings",
     "check_tokenizer",
-    "check_trainable",
     "checked_args",
     "checked_model",
     "find_task",
     "join_order",
+    "prepare_trainable",
     "refuse_arguments",
     "task_of",
     "with_labels",
@@ -181,11 +183,11 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
     return tokenizer
 
 
-def check_trainable(model: MultiTaskModel) -> None:
+def prepare_trainable(model: MultiTaskModel) -> None:
     """Freeze the base weights of a model with low-rank layers, and check that something is trained."""
     if model.config.lora is not None:
         freeze_base_weights(model.encoder)
-    check_learns(model.encoder, model.heads)
+    check_trainable(model.encoder, model.heads)
 
 
 def check_metrics(tasks: Mapping[str, TaskConfig]) -> None:
@@ -204,7 +206,7 @@ def check_disk_space(tasks: Collection[str], args: AsyncMTLTrainingArguments, te
         or name in args.distillation_config.teachers
     ]
     try:
-        teachers.check_room(recorded)
+        teachers.check_disk_space(recorded)
     except TeacherError as error:
         raise ConfigurationError(str(error)) from None
 

@@ -26,7 +26,7 @@ from ..utils import write_atomic
 from .arguments import AsyncMTLTrainingArguments
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 from .state_dict import clone_state_dict, full_state_dict, load_weights
 from .task_sets import TaskSets
 
@@ -60,7 +60,7 @@ class ConvergenceController:
         schedule: ConvergenceSchedule,
         teachers: Teachers,
         evaluator: TaskEvaluator,
-        loss: BatchLoss,
+        loss: MultiTaskLoss,
         logits_of: Callable[[EncodedTask], Batches],
     ) -> None:
         self.args, self.model, self.accelerator = args, model, accelerator
@@ -101,7 +101,7 @@ class ConvergenceController:
         if self.args.should_save:
             for name, reference_step in self.schedule.noise_references.items():
                 if reference_step == step:
-                    self.teachers.store.save_answers(name, step, self.evaluator.predictions[name])
+                    self.teachers.store.save_predictions(name, step, self.evaluator.predictions[name])
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
@@ -160,7 +160,7 @@ class ConvergenceController:
                 continue
             dataset = self.evaluator.validation[name]
             task, now = dataset.task, self.evaluator.predictions[name]
-            before = self.teachers.store.load_answers(name, reference_step)
+            before = self.teachers.store.load_predictions(name, reference_step)
             references = TASK_TYPES[task.type].references(task, dataset.rows)
             found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
         return found
@@ -198,12 +198,12 @@ class ConvergenceController:
         if self.args.should_save:
             with self.teachers.writer(task, step) as writer:
                 for example_ids, logits in batches:
-                    writer.put(example_ids, logits)
+                    writer.write(example_ids, logits)
         else:
             _exhaust(batches)
         self.accelerator.wait_for_everyone()
-        self.teachers.open([task])
-        self.teachers.check_softness(task)
+        self.teachers.load([task])
+        self.teachers.assess(task)
 
     def record_external(self, rows: Mapping[str, Dataset], sets: TaskSets) -> None:
         """Record the external teachers of a new run, which needs the models only here.

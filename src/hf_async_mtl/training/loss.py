@@ -1,4 +1,4 @@
-"""The loss of a packed batch: each task's by its phase, then one update out of all of them."""
+"""The loss of a packed batch: each task's by its phase, then one update for all of them."""
 
 from __future__ import annotations
 
@@ -9,52 +9,53 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..balancing.backward import ParameterGroups, balanced_backward
 from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.build import build_balancer
+from ..balancing.config import BalancingConfig
+from ..balancing.split import LossSplit, split_losses, weighted_sums
+from ..building.freezing import last_shared_layer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.mixing import example_places
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
-from ..modeling.freezing import last_shared_layer
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from .arguments import AsyncMTLTrainingArguments
-from .combining import add_gradients, split, weigh_losses, weighted_sum
 from .nonfinite import FiniteCheck
-from .task_losses import TaskLosses
+from .running_loss import RunningTaskLoss
 
 if TYPE_CHECKING:
     from ..diagnostics.gradient_conflicts import GradientConflicts
 
-__all__ = ["BatchLoss"]
+__all__ = ["MultiTaskLoss"]
 
 
-class BatchLoss:
-    r"""The loss of a packed batch, :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`, with the state that it keeps.
+class MultiTaskLoss:
+    r"""Compute the loss of a batch, :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.
 
-    :math:`l_i` is the supervised loss of example i while its task learns, and its distillation loss once it distills
-    (mixed with a share of the former, if one is set). N counts the examples of the whole optimizer step, so that batch
-    size, accumulation and processes can be traded freely.
+    :math:`l_i` is the supervised loss of example i while its task learns from labels, and its distillation loss once
+    the task distills. N counts the examples of the optimizer step over accumulation and ranks, so that batch size,
+    accumulation and number of processes can be traded with the same gradient.
 
-    With a balancing method the tasks that learn from labels are weighed by it, micro-batch by micro-batch; see
-    `hf_async_mtl.training.combining.Parts`. A method on gradients adds to ``.grad`` itself: the loss that is returned
-    then has no graph.
+    With a balancing method, the tasks that learn from labels are balanced, one micro-batch at a time; see `LossSplit`.
+    Gradient balancing adds to ``.grad`` itself, and the returned loss then has no graph.
 
     Args:
-        model: As it was given, not wrapped.
-        args: Of the run.
-        schedule: The phases.
-        teachers: What distilling tasks learn from.
-        accelerator: Of the trainer.
-        draws: Training examples of an epoch, over all ranks.
+        model: The model, not wrapped.
+        args: The arguments of the run.
+        schedule: The phases of the tasks.
+        teachers: The recorded logits that distilling tasks learn from.
+        accelerator: The accelerator of the Trainer.
+        epoch_size: The number of training examples in an epoch, over all ranks.
 
     Attributes:
-        sums: Adds up each task's losses, for the log.
-        finite: Looks at them before an update.
+        running: The mean losses for the log.
+        finite: The check of the losses before an update.
         balancer: The balancing method; None for ``sum``.
-        conflicts: Measures how the tasks' gradients agree; None unless ``conflict_steps`` is set.
+        conflicts: The measurement of gradient conflicts; None unless ``conflict_steps`` is set.
 
     Raises:
-        ConfigurationError: The balancing method has no parameters to work on.
+        ConfigurationError: The balancing method has no parameters to balance, or gradient conflicts cannot be measured.
     """
 
     def __init__(
@@ -64,36 +65,31 @@ class BatchLoss:
         schedule: ConvergenceSchedule,
         teachers: Teachers,
         accelerator: Accelerator,
-        draws: int,
+        epoch_size: int,
     ) -> None:
-        self.model, self.args, self.schedule, self.teachers = model, args, schedule, teachers
-        self.accelerator = accelerator
+        self.model, self.schedule, self.teachers, self.accelerator = model, schedule, teachers, accelerator
+        self.task_weights = args.balancing_config.weights
         tasks = list(schedule.tasks)
-        self.sums = TaskLosses(tasks)
-        calls_per_epoch = max(1, -(-draws // max(1, args.per_device_train_batch_size * args.world_size)))
+        self.running, self.finite = RunningTaskLoss(tasks), FiniteCheck()
+        calls_per_epoch = max(1, -(-epoch_size // max(1, args.per_device_train_batch_size * args.world_size)))
         self.balancer = build_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
+        if isinstance(self.balancer, GradientBalancer):
+            self._parameters = _parameter_groups(model, args.balancing_config)
         self.conflicts = _gradient_conflicts(args, tasks, model.encoder) if args.conflict_steps else None
-        self.finite = FiniteCheck()
-        looks_there = self.balances_gradients and args.balancing_config.over == "last_layer"
-        self._last_layer = last_shared_layer(model.encoder) if looks_there else []
-        if self.balances_gradients and not any(p.requires_grad for p in model.encoder.parameters()):
-            raise ConfigurationError(
-                f"`balancing.method: {args.balancing_config.method}` needs shared parameters that learn, and the "
-                "encoder is frozen: there is nothing to balance. Use `balancing.method: sum`."
-            )
-        if looks_there and not self._last_layer:
-            raise ConfigurationError(
-                f"`balancing.method: {args.balancing_config.method}` over the last layer needs a layer that learns; "
-                "all are frozen. Set `balancing.over: encoder`, or use `balancing.method: sum`."
-            )
 
     @property
     def balances_gradients(self) -> bool:
-        """Whether gradients are added to ``.grad`` here, and the loss that is returned has no graph behind it."""
+        """Whether a call adds to ``.grad``, and returns a loss without a graph."""
         return isinstance(self.balancer, GradientBalancer)
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
-        """N: the examples of an optimizer step, over accumulation and ranks, of the tasks that are in its loss."""
+        """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss.
+
+        Args:
+            batches: This rank's packed batches of the step.
+            step: Optimizer steps made so far.
+            device: The device of the result.
+        """
         in_loss = torch.tensor(list(self.schedule.in_loss(step).values()), device=device)
         count = sum(
             (in_loss[batch["task_ids"].to(device)] & (batch["example_ids"].to(device) >= 0)).sum() for batch in batches
@@ -101,125 +97,151 @@ class BatchLoss:
         return self._sum_over_ranks(torch.as_tensor(count, device=device))
 
     def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Any], examples: Tensor | int | None, step: int
+        self, model: nn.Module, inputs: Mapping[str, Any], num_examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
-        """Run a batch.
+        """Run the model on a batch.
 
         Args:
             model: The model as the Trainer has wrapped it.
             inputs: A packed batch.
-            examples: N, or None for the examples of this batch.
+            num_examples: N, or None for the examples of this batch.
             step: Optimizer steps made so far.
 
         Returns:
             The loss, and the model's output.
         """
         inputs = dict(inputs)
-        example_ids, task_ids = inputs.pop("example_ids"), inputs["task_ids"]
-        # DDP would reduce each task's gradient as it comes.
+        example_ids = inputs.pop("example_ids")
+        # DDP would reduce each task's gradient separately.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
-        losses = self._by_phase(outputs, example_ids, task_ids, inputs["labels"], step)
-        self.sums.add(list(losses.values()))
+        losses = self._task_losses(outputs, inputs, example_ids, step)
+        self.running.add(list(losses.values()))
         if self.conflicts is not None:
             self.conflicts.observe(list(losses.values()), step)
-        n = (example_ids >= 0).sum() if examples is None else torch.as_tensor(examples, device=task_ids.device)
-        # DDP averages over the ranks what is to be added up.
+        n = (
+            (example_ids >= 0).sum()
+            if num_examples is None
+            else torch.as_tensor(num_examples, device=example_ids.device)
+        )
+        # DDP takes the mean over the ranks, and N counts the examples of all of them.
         return self._combine(losses, n.clamp(min=1)) * self.accelerator.num_processes, outputs
 
-    def _by_phase(
-        self,
-        outputs: MultiTaskOutput,
-        example_ids: Tensor,
-        task_ids: Tensor,
-        labels: Mapping[str, Tensor],
-        step: int,
+    def _task_losses(
+        self, outputs: MultiTaskOutput, inputs: Mapping[str, Any], example_ids: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Task -> the losses of its examples in this batch, empty where it is not in the loss."""
+        """Return task -> the losses of its examples by its phase, empty if the task is not in the loss."""
         assert outputs.losses is not None
         assert outputs.logits is not None
-        assert outputs.layouts is not None
-        phases, in_loss = self.schedule.phases, self.schedule.in_loss(step)
-        places, counts = example_places(example_ids)
-        # One process has none that do not count, and need not wait for the device to say so.
+        in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
+        indices, counts = example_places(example_ids)
+        # On one process all examples count, and it need not wait for the device.
         all_count = self.accelerator.num_processes == 1 or bool(counts.all())
         found: dict[str, Tensor] = {}
-        for index, (name, losses) in enumerate(outputs.losses.items()):
+        for task_id, (name, losses) in enumerate(outputs.losses.items()):
             if len(losses) and not in_loss[name]:
                 losses = outputs.logits[name][:0].flatten().float()
-            elif len(losses) and phases[name] == "distilling":
-                head: Any = self.model.heads[name]
-                losses = self.teachers.losses(
-                    name,
-                    head,
-                    outputs.logits[name],
-                    places[task_ids == index],
-                    labels[name],
-                    outputs.layouts[name],
-                    losses,
-                )
             if len(losses):
-                own = places[task_ids == index]
+                rows = inputs["task_ids"] == task_id
+                own = indices[rows]
+                if phases[name] == "distilling":
+                    losses = self._distillation_losses(name, outputs, own, inputs["labels"][name])
                 if not all_count:
-                    counted = counts[task_ids == index]
-                    losses, own = losses[counted], own[counted]
+                    losses, own = losses[counts[rows]], own[counts[rows]]
                 self.finite.add(name, losses, own)
             found[name] = losses
         return found
 
-    def _combine(self, losses: Mapping[str, Tensor], examples: Tensor) -> Tensor:
-        """One loss of this rank out of those of the tasks; see `hf_async_mtl.training.combining`."""
-        weights = self.args.balancing_config.weights
+    def _distillation_losses(self, name: str, outputs: MultiTaskOutput, indices: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of some examples of a distilling task, given by their indices in its training set."""
+        assert outputs.losses is not None
+        assert outputs.logits is not None
+        assert outputs.layouts is not None
+        head: Any = self.model.heads[name]
+        logits, layout, supervised = outputs.logits[name], outputs.layouts[name], outputs.losses[name]
+        return self.teachers.losses(name, head, logits, indices, labels, layout, supervised)
+
+    def _combine(self, losses: Mapping[str, Tensor], num_examples: Tensor) -> Tensor:
+        """Return this rank's loss of all tasks."""
         if self.balancer is None:
-            return weighted_sum(losses, weights, examples)
+            return weighted_sums(losses, self.task_weights).sum() / num_examples
         own = torch.cat(list(losses.values()))
         if self._sum_over_ranks((~own.detach().isfinite()).sum()):
-            # `FiniteCheck` ends the run before the update; a method would fail on such numbers, and name no task.
-            loss = weighted_sum(losses, weights, examples)
+            # `FiniteCheck` ends the run before the update, and names the task; a balancing method would fail first.
+            loss = weighted_sums(losses, self.task_weights).sum() / num_examples
             return loss.detach().requires_grad_() if self.balances_gradients else loss
         learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
-        parts = split(losses, weights, examples, learning, self._sum_over_ranks)
+        split = split_losses(losses, self.task_weights, num_examples, learning, self._sum_over_ranks)
         if isinstance(self.balancer, LossBalancer):
-            return weigh_losses(parts, self.balancer)
-        encoder = [p for p in self.model.encoder.parameters() if p.requires_grad]
-        heads = [p for p in self.model.heads.parameters() if p.requires_grad]
-        # What runs backwards here was computed under autocast, and is not to be again.
-        with torch.autocast(examples.device.type, enabled=False):
-            loss = add_gradients(
-                parts,
-                self.balancer,
-                encoder,
-                self._last_layer,
-                heads,
-                self._sum_over_ranks,
-                self.accelerator.num_processes,
-            )
+            if not split.ids:
+                return split.other
+            weights = self.balancer.weights(split.means, split.ids)
+            return split.share * (weights @ torch.stack(split.balanced)) + split.other
+        return self._balance_gradients(split, self.balancer)
+
+    def _balance_gradients(self, split: LossSplit, balancer: GradientBalancer) -> Tensor:
+        """Add the gradients of a batch to ``.grad``; return this rank's loss with equal weights, without a graph."""
+        parameters, ranks = self._parameters, self.accelerator.num_processes
+        # The forward pass ran under autocast where it applies; the backward pass must not.
+        with torch.autocast(split.other.device.type, enabled=False):
+            balanced_backward(split, parameters, balancer, self._sum_over_ranks, ranks)
             if self.accelerator.sync_gradients:
-                for parameter in [*encoder, *heads]:
+                for parameter in [*parameters.shared, *parameters.heads]:
                     if parameter.grad is not None:
                         parameter.grad = self._sum_over_ranks(parameter.grad)
+            loss = split.other.detach()
+            if split.ids:
+                loss = loss + split.share * torch.stack(split.balanced).detach().mean()
         return loss.requires_grad_()
 
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor, "sum")
 
+    def logs(self) -> dict[str, float]:
+        """Return the values for the log, and start the means again; all ranks call this together.
+
+        Returns:
+            ``<task>_loss``, the mean training loss since the last call, and ``weight/<task>``, the last weight of a
+            task that is balanced.
+        """
+        logs = self.running.take(self.accelerator)
+        weights = {} if self.balancer is None else self.balancer.latest
+        phases = self.schedule.phases
+        return logs | {f"weight/{name}": weight for name, weight in weights.items() if phases[name] == "learning"}
+
     def state_dict(self) -> dict[str, Any]:
-        """All that later batches and the report depend on, as JSON values."""
+        """Return everything that later batches and the report depend on, as JSON values."""
         return {
             "conflicts": None if self.conflicts is None else self.conflicts.state_dict(),
             "balancer": None if self.balancer is None else self.balancer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore what `state_dict` returned, and start the means of the log again.
 
         Raises:
-            ValueError: The state is another method's, or of other tasks.
+            ConfigurationError: The state is of another method or of other tasks.
         """
         if self.conflicts is not None and state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
-        self.sums.reset()
+        self.running.reset()
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})
+
+
+def _parameter_groups(model: MultiTaskModel, config: BalancingConfig) -> ParameterGroups:
+    shared, heads = ([p for p in part.parameters() if p.requires_grad] for part in (model.encoder, model.heads))
+    if not shared:
+        raise ConfigurationError(
+            f"`balancing.method: {config.method}` needs shared parameters that learn, and the encoder is frozen: there "
+            "is nothing to balance. Use `balancing.method: sum`."
+        )
+    last_layer = last_shared_layer(model.encoder) if config.over == "last_layer" else []
+    if config.over == "last_layer" and not last_layer:
+        raise ConfigurationError(
+            f"`balancing.method: {config.method}` over the last layer needs a layer that learns; all are frozen. Set "
+            "`balancing.over: encoder`, or use `balancing.method: sum`."
+        )
+    return ParameterGroups(shared, last_layer, heads)
 
 
 def _gradient_conflicts(args: AsyncMTLTrainingArguments, tasks: Sequence[str], encoder: nn.Module) -> GradientConflicts:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import (
     rotate_checkpoints,
 )
 
+from ..building.lora import merged_copy
 from ..convergence.actions import PHASES
 from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
@@ -42,16 +43,16 @@ from .checks import (
     check_sharding,
     check_task_settings,
     check_tokenizer,
-    check_trainable,
     checked_args,
     checked_model,
+    prepare_trainable,
     refuse_arguments,
     with_labels,
 )
 from .controller import ConvergenceController
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator
-from .loss import BatchLoss
+from .loss import MultiTaskLoss
 from .phases import new_schedule
 from .publishing import publish
 from .state_dict import load_saved_weights, savable
@@ -129,7 +130,7 @@ class AsyncMTLTrainer(Trainer):
         tokenizer = check_tokenizer(processing_class, model.config.encoder_config.vocab_size)
         check_sets(self.tasks, train_dataset, eval_dataset)
         if train_dataset is not None:
-            check_trainable(model)
+            prepare_trainable(model)
         check_task_settings(self.tasks, args)
         raw = with_labels(train_dataset or {}, self.tasks, args.distillation_config)
         self.task_sets = TaskSets(self.tasks, tokenizer, model.config.max_length, args)
@@ -170,7 +171,7 @@ class AsyncMTLTrainer(Trainer):
         sizes = {name: len(rows) for name, rows in self.encoded_train.items()}
         self.schedule = new_schedule(self.tasks, args, sizes)
         self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, self.encoded_train)
-        self.batch_loss = BatchLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
+        self.batch_loss = MultiTaskLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
         self.evaluator = TaskEvaluator(model, self.eval_dataset, own_metrics)
         self.controller = ConvergenceController(
             args, model, ranks, self.schedule, self.teachers, self.evaluator, self.batch_loss, self.iterate_logits
@@ -205,7 +206,7 @@ class AsyncMTLTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute the loss of a packed batch while training; the mean supervised loss of a model in evaluation mode.
 
-        See `BatchLoss` and `TaskEvaluator.step`. With a balancing method on gradients the training loss has no graph.
+        See `MultiTaskLoss` and `TaskEvaluator.step`. With gradient balancing the training loss has no graph.
         """
         outputs: Any
         if model.training:
@@ -217,12 +218,8 @@ class AsyncMTLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each task's training loss, phase (its index in `PHASES`) and balancing weight beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self.batch_loss.sums.take(self.accelerator)}
-            phases = self.schedule.phases
-            logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in phases.items()}
-            if self.batch_loss.balancer is not None:
-                latest = self.batch_loss.balancer.latest
-                logs |= {f"weight/{name}": weight for name, weight in latest.items() if phases[name] == "learning"}
+            logs = {**logs, **self.batch_loss.logs()}
+            logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
         super().log(logs, start_time)
 
     def train(
@@ -403,7 +400,7 @@ class AsyncMTLTrainer(Trainer):
         with savable(self.model):
             super()._save(output_dir, state_dict)
             if self.model.config.lora is not None and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-                merged = self.model.merged(state_dict)
+                merged = merged_copy(self.model, state_dict)
                 with savable(merged):
                     merged.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -6,16 +6,19 @@ is applied as W + (alpha / r) B A, and only A and B are trained.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .configuration_multitask import ConfigurationError
+from ..modeling.configuration_multitask import ConfigurationError
 
-__all__ = ["LORA_KEYS", "add_lora", "check_lora", "freeze_base_weights", "is_adapter", "merge_lora"]
+__all__ = ["LORA_KEYS", "add_lora", "check_lora", "freeze_base_weights", "is_adapter", "merge_lora", "merged_copy"]
+
+_INSTALL = "Run `pip install 'hf-async-mtl[lora]'`."
 
 LORA_KEYS = (
     "r",
@@ -26,14 +29,14 @@ LORA_KEYS = (
     "use_rslora",
     "use_dora",
 )
-"""The fields of `peft.LoraConfig` that are taken: those that leave the encoder's own weights as they are."""
+"""Fields of `peft.LoraConfig` that are accepted: those that do not change the encoder's own weights."""
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# What peft takes and comes to nothing, or refuses without naming the key.
+# Values that peft accepts without effect, or refuses without naming the key.
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (lambda r: isinstance(r, int) and not isinstance(r, bool) and r >= 1, "a whole number of at least 1"),
     "lora_alpha": (lambda alpha: _is_number(alpha) and alpha > 0, "a number above 0"),
@@ -44,10 +47,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_lora(settings: Any) -> dict[str, Any]:
-    """Check a ``lora`` section, as far as that can be done without an encoder.
+    """Check a ``lora`` section, as far as possible without an encoder.
 
     Raises:
-        ConfigurationError: It is no mapping, a key is not among `LORA_KEYS`, or a value is out of range.
+        ConfigurationError: It is not a mapping, a key is not in `LORA_KEYS`, or a value is out of range.
     """
     if not isinstance(settings, Mapping):
         raise ConfigurationError(f"`lora` must be a mapping, such as {{r: 8, lora_alpha: 16}}; found {settings!r}.")
@@ -61,12 +64,12 @@ def check_lora(settings: Any) -> dict[str, Any]:
 
 
 def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put low-rank layers beside an encoder's linear ones. They learn; all that the encoder had is frozen.
+    """Add low-rank layers to the linear layers of an encoder, and freeze all its own weights.
 
     Args:
-        encoder: A text encoder, changed in place. It answers as before until the layers have learnt.
-        settings: Fields of `peft.LoraConfig`, of `LORA_KEYS`. Where ``target_modules`` is not among them: what peft
-            knows for this encoder (queries and values, for BERT), or else all linear layers.
+        encoder: A text encoder, changed in place. Its outputs stay the same until the new layers are trained.
+        settings: Fields of `peft.LoraConfig`, out of `LORA_KEYS`. Default of ``target_modules``: peft's choice for this
+            encoder (query and value, for BERT), or all linear layers if peft has none.
 
     Returns:
         The settings, with the target modules that were found.
@@ -75,14 +78,11 @@ def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: peft is not installed, or refuses a value.
     """
     checked = check_lora(settings)
-    # Inside `try`, so that loading the code from the Hub does not require peft.
     try:
         from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError as error:
-        raise ConfigurationError(
-            "A model with `lora` needs peft, which is not installed. Run `pip install 'hf-async-mtl[lora]'`."
-        ) from error
+        raise ConfigurationError(f"A model with `lora` needs peft, which is not installed. {_INSTALL}") from error
     try:
         config: Any = LoraConfig(**checked)
         if config.target_modules is None:
@@ -105,23 +105,29 @@ def freeze_base_weights(encoder: nn.Module) -> None:
         parameter.requires_grad_(is_adapter(name))
 
 
-def merge_lora(encoder: Any) -> None:
-    """Add the low-rank updates to the weights beside them, and remove the layers.
+def merge_lora(model: Any) -> None:
+    """Add the low-rank updates to the encoder's own weights, in place, and remove the layers.
+
+    Args:
+        model: A `MultiTaskModel`.
 
     Raises:
-        ConfigurationError: peft is not installed, or a merged weight is not finite.
+        ConfigurationError: The model has no low-rank layers, peft is not installed, or a merged weight is not finite.
     """
+    if model.config.lora is None:
+        raise ConfigurationError("A model that is merged must have low-rank layers; this one has none. Use it as is.")
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError as error:
-        raise ConfigurationError("Merging needs peft. Run `pip install 'hf-async-mtl[lora]'`.") from error
+        raise ConfigurationError(f"Merging needs peft, which is not installed. {_INSTALL}") from error
+    encoder = model.encoder
     for name, module in list(encoder.named_modules()):
         if isinstance(module, BaseTunerLayer):
             try:
                 module.merge(safe_merge=True)
             except ValueError as error:
                 raise ConfigurationError(
-                    f"Weights that are merged must be finite; those of {name} are not ({error}). Take an earlier "
+                    f"Weights that are merged must be finite; those of {name} are not ({error}). Use an earlier "
                     "checkpoint."
                 ) from error
             parent, _, child = name.rpartition(".")
@@ -130,3 +136,18 @@ def merge_lora(encoder: Any) -> None:
     del encoder.peft_config
     encoder._hf_peft_config_loaded = False
     encoder.requires_grad_(True)
+    model.config.lora = None
+
+
+def merged_copy(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> Any:
+    """Return a copy of a `MultiTaskModel` on the CPU, with its low-rank layers merged.
+
+    Args:
+        model: The model.
+        state_dict: Its weights, on the CPU; by default its own. (Those of a sharded model are gathered by the caller.)
+    """
+    merged = type(model)(copy.deepcopy(model.config))
+    merged.load_state_dict(model.state_dict() if state_dict is None else state_dict)
+    # The sum is computed in float32, whatever the dtype of the weights.
+    merge_lora(merged)
+    return merged.to(model.dtype).eval()

@@ -1,4 +1,4 @@
-"""Encoding: raw rows to tokens and targets, with errors that show the row, and a cache that is right."""
+"""Tokenization: raw rows to tokens and targets, with errors that show the row, and a cache that is right."""
 
 import itertools
 import random
@@ -7,8 +7,8 @@ import string
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
-from tiny import WORDS, WORDS_IN_PIECES, raw_sets, task_configs, tiny_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny import WORDS, WORDS_IN_PIECES, byte_level_tokenizer, raw_sets, task_configs, tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
@@ -19,31 +19,6 @@ from hf_async_mtl.tasks.pretruncation import shorten
 IGNORE = -100
 TOKENIZER = tiny_tokenizer()
 QA = TaskConfig("question_answering", ["question", "context"], "answers")
-
-
-def byte_level_tokenizer(add_prefix_space=False):
-    """A byte-level BPE tokenizer with RoBERTa's form of a pair: four special tokens, no token types."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator([" ".join(WORDS)] * 3, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_input_names=["input_ids", "attention_mask"],
-        cls_token="<s>",
-        pad_token="<pad>",
-        sep_token="</s>",
-        unk_token="<unk>",
-    )
 
 
 def one_row(name, **changes):

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 from datasets import Dataset
-from test_encoding import byte_level_tokenizer
-from tiny import WORDS, WORDS_IN_PIECES, raw_sets, task_configs, tiny_tokenizer
+from tiny import WORDS, WORDS_IN_PIECES, byte_level_tokenizer, raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import TaskConfig
 from hf_async_mtl.data.tokenization import encode, unit_counts

@@ -1,0 +1,81 @@
+"""The losses of a batch, split into those of the balanced tasks and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["LossSplit", "split_losses", "weighted_sums"]
+
+
+@dataclass(frozen=True)
+class LossSplit:
+    r"""The losses of a batch, split into those of the balanced tasks and the rest.
+
+    The balanced part of the update is :math:`\text{share} \sum_t \lambda_t \, \text{means}_t`: with equal weights, the
+    mean of the tasks' means.
+
+    Args:
+        balanced: K scalars with their graph, this rank's parts of the tasks' mean losses: they add up to these over the
+            ranks. Also on a rank that has no example of a task.
+        ids: The ids of the tasks that they belong to, the same on every rank.
+        means: ``[K]``, the mean losses over all ranks.
+        other: This rank's part of everything that is not balanced, over N.
+        share: The share of the balanced tasks' examples in N.
+    """
+
+    balanced: list[Tensor]
+    ids: list[int]
+    means: Tensor
+    other: Tensor
+    share: Tensor
+
+
+def weighted_sums(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    r"""Return :math:`\sum_i w_t \, l_i` over the examples of each task t.
+
+    Args:
+        losses: Task -> losses of its examples, empty if it has none.
+        weights: Task -> w, 1 for a task that is not named.
+
+    Returns:
+        ``[T]``, one sum per task.
+
+    Examples:
+        >>> weighted_sums({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, {"b": 2.0})
+        tensor([3., 6.])
+    """
+    return torch.stack([weights.get(name, 1.0) * task_losses.sum() for name, task_losses in losses.items()])
+
+
+def split_losses(
+    losses: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    num_examples: Tensor,
+    balanced: Collection[str],
+    reduce: Callable[[Tensor], Tensor],
+) -> LossSplit:
+    """Split the losses of a batch.
+
+    Args:
+        losses: Task -> losses of its examples, empty if it has none.
+        weights: Task -> weight, 1 for a task that is not named.
+        num_examples: N, the examples of the optimizer step over accumulation and ranks.
+        balanced: The tasks that are balanced, if they have an example on any rank.
+        reduce: Adds a tensor up over the ranks.
+    """
+    sums = weighted_sums(losses, weights)
+    counts = torch.tensor([float(len(task_losses)) for task_losses in losses.values()], device=sums.device)
+    all_sums, all_counts = reduce(torch.stack([sums.detach(), counts]))
+    ids = [i for i, name in enumerate(losses) if name in balanced and all_counts[i] > 0]
+    rest = [i for i in range(len(losses)) if i not in ids]
+    return LossSplit(
+        balanced=[sums[i] / all_counts[i] for i in ids],
+        ids=ids,
+        means=all_sums[ids] / all_counts[ids],
+        other=sums[rest].sum() / num_examples,
+        share=all_counts[ids].sum() / num_examples,
+    )

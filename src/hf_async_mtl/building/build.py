@@ -1,0 +1,164 @@
+"""Build a multi-task model on a pretrained encoder, or on the encoder of a trained multi-task model."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from ..modeling.modeling_multitask import without_pooler
+from .lora import add_lora, merge_lora
+from .transfer import inherit_from_trained, shared_tasks
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_multitask import MultiTaskModel
+
+__all__ = ["from_encoder", "is_text_encoder", "position_limit"]
+
+# Arguments of `from_pretrained` that also apply to the configuration.
+_HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code")
+
+
+def from_encoder(
+    model_class: type[MultiTaskModel],
+    encoder: str | os.PathLike[str],
+    tasks: Mapping[str, TaskConfig],
+    *,
+    settings: Mapping[str, Any],
+    new_heads: Collection[str] = (),
+    lora: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> MultiTaskModel:
+    """Return a model with new heads on a pretrained encoder; see `MultiTaskModel.from_encoder`.
+
+    Args:
+        model_class: The class of the model.
+        encoder: Hub id or folder of a text encoder, or of a trained multi-task model.
+        tasks: Name -> resolved task.
+        settings: ``pooling``, ``packing`` and ``max_length``. None stands for the default, or for the value of the
+            trained model.
+        new_heads: Tasks that get a new head although the trained model has one.
+        lora: Fields of `peft.LoraConfig`; see `add_lora`.
+        **kwargs: For ``AutoModel.from_pretrained``.
+
+    Raises:
+        ConfigurationError: ``encoder`` is not a text encoder, its checkpoint lacks weights, it has fewer positions than
+            the longest sequence, or a task does not fit its head in the trained model.
+    """
+    if not isinstance(encoder, str | os.PathLike):
+        raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {encoder!r}.")
+    source = str(encoder)
+    # Without a value, Transformers asks at the terminal whether to run code from the Hub.
+    kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
+    found = AutoConfig.from_pretrained(source, **{key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+    settings = {key: value for key, value in settings.items() if value is not None}
+    kept: list[str] = []
+    if isinstance(found, MultiTaskConfig):
+        kept = shared_tasks(found.task_configs, tasks, new_heads)
+        tasks = inherit_from_trained(found.task_configs, tasks, new_heads)
+        settings = _inherit_settings(source, found, settings, kept)
+    encoder_config = found.encoder_config if isinstance(found, MultiTaskConfig) else found
+    _check_text_encoder(source, encoder_config)
+    config = MultiTaskConfig(encoder_config=encoder_config, tasks=dict(tasks), **settings)
+    model = model_class(config)
+    _check_positions(source, model)
+    if isinstance(found, MultiTaskConfig):
+        loaded, heads = _load_trained(model_class, source, kwargs)
+        model.heads.update({name: heads[name] for name in kept})
+    else:
+        loaded = _load_encoder(type(model.encoder), source, kwargs)
+    # The model and its encoder share one configuration object: `config.json` shows later changes to it.
+    model.encoder, config.encoder_config = loaded, loaded.config
+    loaded.name_or_path = loaded.config._name_or_path = _public_name(source)
+    if lora is not None:
+        config.lora = add_lora(loaded, lora)
+    model.heads.to(loaded.dtype)
+    # As `from_pretrained` leaves it; the loaded encoder is in evaluation mode already.
+    return model.eval()
+
+
+def _inherit_settings(
+    source: str, trained: MultiTaskConfig, settings: Mapping[str, Any], kept: Collection[str]
+) -> dict[str, Any]:
+    pooling = settings.get("pooling", trained.pooling)
+    if kept and pooling != trained.pooling:
+        raise ConfigurationError(
+            f"`pooling` must be {trained.pooling}, with which the heads of {source!r} were trained; found {pooling!r}."
+        )
+    return {"pooling": trained.pooling, "max_length": trained.max_length, **settings}
+
+
+def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    encoder, info = encoder_class.from_pretrained(
+        source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
+    )
+    _check_complete(source, info)
+    return encoder
+
+
+def _load_trained(
+    model_class: type[MultiTaskModel], source: str, kwargs: Mapping[str, Any]
+) -> tuple[PreTrainedModel, nn.ModuleDict]:
+    """Return the encoder of a trained model, low-rank layers merged, and its heads."""
+    model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    _check_complete(source, info)
+    if model.config.lora is not None:
+        merge_lora(model)
+    return model.encoder, model.heads
+
+
+def _check_complete(source: str, info: Mapping[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConfigurationError(
+            f"The checkpoint {source!r} must hold all weights of its encoder; {len(missing)} are missing "
+            f"({', '.join(missing[:3])}, ...). They would be random. Was it saved with another head? Save its encoder "
+            "alone."
+        )
+
+
+def is_text_encoder(config: Any) -> bool:
+    """Return whether a configuration is that of a model that reads token ids and has no decoder."""
+    if config.is_encoder_decoder or type(config) not in AutoModel._model_mapping:
+        return False
+    inputs = inspect.signature(AutoModel._model_mapping[type(config)].forward).parameters
+    return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
+
+
+def _check_text_encoder(source: str, config: Any) -> None:
+    if not is_text_encoder(config):
+        raise ConfigurationError(
+            "`encoder` must be a text encoder whose AutoModel returns last_hidden_state; "
+            f"{source!r} is of type {config.model_type!r}. Choose a model such as BERT or ModernBERT."
+        )
+
+
+def position_limit(encoder: nn.Module) -> int | None:
+    """Return the maximum number of tokens in a sequence; None if the encoder has no absolute positions."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and similar encoders count positions from `padding_idx + 1`.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
+def _check_positions(source: str, model: MultiTaskModel) -> None:
+    config, limit = model.config, position_limit(model.encoder)
+    longest = max([config.max_length, *(task.max_length or 0 for task in config.task_configs.values())])
+    if limit is not None and longest > limit:
+        raise ConfigurationError(
+            f"`max_length` must be at most {limit}, the number of positions of {source!r}; found {longest}. Lower it, "
+            "or choose an encoder for longer texts."
+        )
+
+
+def _public_name(source: str) -> str:
+    """Return the name of a model for ``config.json``, which may be pushed: of a folder only its last part."""
+    return f"./{Path(source).resolve().name}" if Path(source).is_dir() else source

@@ -1,0 +1,165 @@
+"""The settings of convergence: when a task has converged and what happens then, and when the tasks join the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..validation import (
+    FLAG,
+    MAPPING,
+    ConfigurationError,
+    Requirement,
+    check,
+    check_fields,
+    number,
+    one_of,
+    optional,
+    parse_section,
+    setting,
+    whole_number,
+)
+from .actions import ACTIONS
+
+__all__ = ["CRITERION_NAMES", "ConvergenceConfig", "ConvergenceSettings", "ScheduleConfig"]
+
+CRITERION_NAMES = ("plateau", "decline", "significant")
+"""The keys of `hf_async_mtl.convergence.criteria.CRITERIA`."""
+_WATCH = ("either", "metric", "loss")
+
+
+@dataclass(frozen=True)
+class ConvergenceConfig:
+    """When a task counts as converged, and what happens to it then.
+
+    Args:
+        criterion: ``plateau`` (no improvement), ``significant`` (no improvement that stands out from the noise of the
+            validation set) or ``decline`` (the score falls, or the validation loss rises).
+        patience: Number of consecutive evaluations without improvement (``plateau``, ``significant``) or with a
+            decrease (``decline``) after which the task has converged. Counted in evaluations, not in steps. With 1, the
+            first noisy evaluation is enough.
+        min_delta: An improvement, or a decrease, must exceed this value, in the units of the metric. On small
+            validation sets a value below the metric's granularity (one example right or wrong) is the same as 0.
+        min_steps: Number of optimizer steps with the task before which it cannot converge, counted from the step at
+            which it joins. Earlier evaluations do count towards ``patience``.
+        min_epochs: The same in epochs; fractions are allowed.
+        on_convergence: ``distill`` trains on from the recorded teacher, ``stop`` takes the task out of the loss,
+            ``continue`` records the convergence and trains on with the labels, ``rollback`` stops the task and returns
+            all weights to its best, ``stop_and_go`` stops it for three steps of four until it has lost 0.5 % of its
+            best.
+        watch: What ``decline`` compares: the ``metric``, the validation ``loss``, or whichever comes first
+            (``either``). A loss often rises while the metric still improves, because the model becomes overconfident.
+            No effect with other criteria.
+        z: Number of standard errors that a difference must exceed, too, with ``significant`` and ``decline``; 0: none.
+            Above about 2, few gains on a small validation set count, and a task converges while it still learns.
+        return_below: A converged task whose score falls below this share of its best returns to its labels, and may
+            converge again. Null: the default of the action, 0.995 with ``stop_and_go`` and never with the others. Its
+            snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1, noise sends a
+            task back and forth. Not with ``continue``.
+        renew_teacher: Record the teacher of a distilling task again when its score beats the teacher's by more than
+            ``min_delta``. No effect on tasks that do not distill.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    criterion: str = setting("plateau", one_of(*CRITERION_NAMES))
+    patience: int = setting(3, whole_number(1))
+    min_delta: float = setting(0.0, number(0))
+    min_steps: int = setting(0, whole_number(0))
+    min_epochs: float = setting(0, number(0))
+    on_convergence: str = setting("distill", one_of(*ACTIONS))
+    watch: str = setting("either", one_of(*_WATCH))
+    z: float = setting(1.0, number(0))
+    return_below: float | None = setting(None, optional(number(0, 1, exclusive=True)))
+    renew_teacher: bool = setting(False, FLAG)
+
+    def __post_init__(self) -> None:
+        check_fields("convergence", self)
+        if self.return_below is not None and ACTIONS[self.on_convergence].phase == "learning":
+            raise ConfigurationError(
+                f"`convergence.return_below` must be null with `on_convergence: {self.on_convergence}`, which never "
+                f"leaves the labels; found {self.return_below!r}. Remove it, or choose another action."
+            )
+
+
+@dataclass(frozen=True)
+class ConvergenceSettings:
+    """The ``convergence`` section of a run: the settings of every task.
+
+    Args:
+        default: The settings of a task that has none of its own.
+        tasks: Task -> its settings, where it has some of its own.
+        final_evaluations: Number of evaluations after the last convergence, after which the run ends; None: it uses
+            the whole budget.
+
+    Examples:
+        >>> settings = ConvergenceSettings.parse({"patience": 5, "tasks": {"rte": {"min_steps": 9}}})
+        >>> settings.of("rte").patience, settings.of("rte").min_steps, settings.of("mrpc").min_steps
+        (5, 9, 0)
+    """
+
+    default: ConvergenceConfig = field(default_factory=ConvergenceConfig)
+    tasks: Mapping[str, ConvergenceConfig] = field(default_factory=dict)
+    final_evaluations: int | None = setting(3, optional(whole_number(0)))
+
+    def __post_init__(self) -> None:
+        check_fields("convergence", self)
+
+    @classmethod
+    def parse(cls, section: Any) -> ConvergenceSettings:
+        """Make the settings from the section: the fields of `ConvergenceConfig`, ``tasks`` and ``final_evaluations``.
+
+        Raises:
+            ConfigurationError: A key is not known, or a value is out of range.
+        """
+        check("convergence", {} if section is None else section, MAPPING)
+        shared = dict(section or {})
+        own = shared.pop("tasks", None) or {}
+        check("convergence.tasks", own, MAPPING)
+        rest = {"final_evaluations": shared.pop("final_evaluations")} if "final_evaluations" in shared else {}
+        default = parse_section("convergence", ConvergenceConfig, shared)
+        return cls(default, {name: _parse_own(name, shared, values) for name, values in own.items()}, **rest)
+
+    def of(self, task: str) -> ConvergenceConfig:
+        """Return the settings of a task."""
+        return self.tasks.get(task, self.default)
+
+
+def _parse_own(task: str, shared: Mapping[str, Any], own: Any) -> ConvergenceConfig:
+    path = f"tasks.{task}.convergence"
+    check(path, own, MAPPING)
+    try:
+        return parse_section(path, ConvergenceConfig, {**shared, **own})
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("`convergence.", f"`{path}.", 1)) from None
+
+
+def _is_order(value: Any) -> bool:
+    return value == "size" or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """When the tasks join the run.
+
+    Args:
+        mode: ``joint``: all tasks from the start. ``sequential``: one after the other, each when those before it have
+            converged.
+        order: For ``sequential``: the names of all tasks, or ``size`` for the task with the most training examples
+            first.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    mode: str = setting("joint", one_of("joint", "sequential"))
+    order: Sequence[str] | str = setting("size", Requirement("size, or a list of all tasks", _is_order))
+
+    def __post_init__(self) -> None:
+        check_fields("schedule", self)
+        if self.mode == "joint" and self.order != "size":
+            raise ConfigurationError(
+                f"`schedule.order` must be left out with `schedule.mode: joint`; found {self.order!r}."
+            )

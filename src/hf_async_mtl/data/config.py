@@ -1,0 +1,164 @@
+"""The settings of the data: where the splits of a task are, and how often each task is drawn."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..validation import (
+    MAPPING,
+    ConfigurationError,
+    Requirement,
+    check,
+    check_fields,
+    check_keys,
+    number,
+    one_of,
+    setting,
+    whole_number,
+)
+
+__all__ = ["READERS", "SPLITS", "STRATEGIES", "DataSource", "MixingConfig", "expand_path"]
+
+SPLITS = ("train", "validation", "test")
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Suffix of a file -> the reader of `datasets` for it."""
+STRATEGIES = ("proportional", "temperature", "uniform")
+_HUB_KEYS = ("hub", "name", "revision")
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """How often each task is drawn; see `hf_async_mtl.data.mixing.draws_per_task`.
+
+    Args:
+        strategy: ``proportional``: an epoch has every example once. ``temperature``: small tasks are drawn more often.
+            ``uniform``: every task is drawn equally often.
+        temperature: For ``temperature``, at least 1: 1 is proportional, far above 1 is uniform.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    strategy: str = setting("proportional", one_of(*STRATEGIES))
+    temperature: float = setting(1.0, number(1))
+
+    def __post_init__(self) -> None:
+        check_fields("mixing", self)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the splits of a task are.
+
+    Args:
+        splits: Split -> a file, a ``save_to_disk`` folder, the name of a split of the Hub's dataset, or
+            ``{"from_train": share}``. ``train``, ``validation``, ``test``, and further evaluation sets
+            ``validation_<suffix>``.
+        hub: Hub id of a dataset.
+        name: Its configuration.
+        revision: Its revision.
+        max_samples: Split -> the largest number of rows.
+    """
+
+    splits: Mapping[str, Any]
+    hub: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    max_samples: Mapping[str, int] = field(default_factory=dict)
+
+    def to_section(self) -> dict[str, Any]:
+        """Return the section that a card publishes: Hub data in full, of files only the split-off shares."""
+        if self.hub is None or Path(self.hub).exists():
+            return {split: value for split, value in self.splits.items() if isinstance(value, Mapping)}
+        return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
+
+    @classmethod
+    def from_section(cls, task: str, section: Any, max_samples: Any, folder: Path) -> DataSource:
+        """Check a ``data`` section and its ``max_samples``.
+
+        Args:
+            task: The task's name, for messages.
+            section: The section, a mapping.
+            max_samples: The task's ``max_samples``, a mapping or None.
+            folder: The folder that paths are relative to.
+
+        Raises:
+            ConfigurationError: A key is not known, a split is missing, or a file does not exist.
+        """
+        path = f"tasks.{task}.data"
+        if not isinstance(section, Mapping):
+            raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
+        if "stream" in section:
+            raise ConfigurationError(
+                f"`{path}.stream` has been removed. Write the rows to keep to disk as "
+                "`scripts/examples/streaming.py` does, and name their folder as the split."
+            )
+        hub_keys = {key: section[key] for key in _HUB_KEYS if key in section}
+        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
+        further = [split for split in splits if re.fullmatch("validation_[a-z0-9_]+", str(split))]
+        check_keys(path, [split for split in splits if split not in further], [*SPLITS, *_HUB_KEYS])
+        for split in ("train", "validation"):
+            if split not in splits:
+                hint = " Name one, or split it off: {from_train: 0.1}." if split == "validation" else ""
+                raise ConfigurationError(f"`{path}` must have a {split} split; found none.{hint}")
+        for key, value in hub_keys.items():
+            check(f"{path}.{key}", value, Requirement("a string", lambda value: isinstance(value, str)))
+        if hub_keys and "hub" not in hub_keys:
+            raise ConfigurationError(f"`{path}` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id.")
+        located = {split: _locate(f"{path}.{split}", value, bool(hub_keys), folder) for split, value in splits.items()}
+        return cls(located, max_samples=_check_max_samples(task, max_samples, located), **hub_keys)
+
+
+def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -> dict[str, int]:
+    if max_samples is None:
+        return {}
+    key = f"tasks.{task}.max_samples"
+    check(key, max_samples, Requirement("a mapping such as {train: 2000}", MAPPING.accepts))
+    for split, rows in max_samples.items():
+        if split not in splits:
+            raise ConfigurationError(f"`{key}` must name splits of the task ({', '.join(splits)}); found {split!r}.")
+        check(f"{key}.{split}", rows, whole_number(1))
+    return dict(max_samples)
+
+
+def _locate(key: str, value: Any, on_hub: bool, folder: Path) -> Any:
+    """Return a path, the name of a split of the Hub's dataset, or the share of the training rows."""
+    if isinstance(value, Mapping):
+        share = value.get("from_train")
+        ok = set(value) == {"from_train"} and not key.endswith(".train")
+        if not ok or not isinstance(share, float) or not 0 < share < 1:
+            raise ConfigurationError(
+                f"`{key}` must be a name or {{from_train: share}}, with a share between 0 and 1; found {dict(value)!r}."
+            )
+        return dict(value)
+    if not isinstance(value, str):
+        raise ConfigurationError(f"`{key}` must be a name or {{from_train: 0.1}}; found {value!r}.")
+    if on_hub:
+        return value
+    path = folder / expand_path(key, value)
+    if not path.exists():
+        raise ConfigurationError(f"`{key}`: there is no file or folder {path}.")
+    if path.is_file() and path.suffix not in READERS:
+        raise ConfigurationError(
+            f"`{key}` must be a file of type {', '.join(READERS)}, or a folder of `save_to_disk`; found {path.name}."
+        )
+    return path
+
+
+def expand_path(key: str, value: str) -> Path:
+    """Return a configured path with its environment variables filled in.
+
+    Raises:
+        ConfigurationError: A variable is not set.
+    """
+    expanded = os.path.expandvars(value)
+    if unset := re.search(r"\$\{?\w+\}?", expanded):
+        raise ConfigurationError(
+            f"`{key}` names the environment variable {unset[0]}, which is not set. Set it to a folder."
+        )
+    return Path(expanded).expanduser()

@@ -1,0 +1,223 @@
+"""Checks of configuration values: one sentence for a wrong value, one for an unknown key. Standard library only.
+
+``huggingface_hub.dataclasses.strict`` does not fit here: it does not check frozen dataclasses or annotations that are
+strings, and its messages name neither the section nor the requirement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from .utils import nearest_key
+
+__all__ = [
+    "FLAG",
+    "MAPPING",
+    "RENAMED",
+    "ConfigurationError",
+    "Requirement",
+    "check",
+    "check_fields",
+    "check_keys",
+    "number",
+    "of_type",
+    "one_of",
+    "optional",
+    "parse_section",
+    "setting",
+    "whole_number",
+]
+
+T = TypeVar("T")
+
+RENAMED = {
+    "text": "text_columns",
+    "label": "label_column",
+    "labels": "label_names",
+    "limit": "max_samples",
+    "stride": "doc_stride",
+    "label_share": "hard_label_weight",
+}
+"""Keys of version 0.1 -> their names today."""
+
+
+class ConfigurationError(ValueError):
+    """The user's input is wrong. The message gives the requirement, the value found and the way out."""
+
+
+class Requirement(NamedTuple):
+    """What a value must be.
+
+    Args:
+        description: The words after "must be".
+        accepts: Return whether a value meets the requirement.
+    """
+
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+FLAG = Requirement("true or false", lambda value: isinstance(value, bool))
+MAPPING = Requirement("a mapping", lambda value: isinstance(value, Mapping))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def number(minimum: float, maximum: float | None = None, *, exclusive: bool = False) -> Requirement:
+    """Require a finite number.
+
+    Args:
+        minimum: The smallest value.
+        maximum: The largest value.
+        exclusive: Refuse the bounds themselves.
+
+    Examples:
+        >>> number(0).description, number(0, exclusive=True).description
+        ('a number of at least 0', 'a number above 0')
+        >>> number(0, 1).description, number(0, 1, exclusive=True).description
+        ('a number from 0 to 1', 'a number between 0 and 1, both excluded')
+    """
+    if maximum is None:
+        description = f"a number above {minimum}" if exclusive else f"a number of at least {minimum}"
+    elif exclusive:
+        description = f"a number between {minimum} and {maximum}, both excluded"
+    else:
+        description = f"a number from {minimum} to {maximum}"
+    upper = math.inf if maximum is None else maximum
+
+    def accepts(value: Any) -> bool:
+        return _is_number(value) and (minimum < value < upper if exclusive else minimum <= value <= upper)
+
+    return Requirement(description, accepts)
+
+
+def whole_number(minimum: int, maximum: int | None = None) -> Requirement:
+    """Require an integer.
+
+    Examples:
+        >>> whole_number(1).accepts(1), whole_number(1).accepts(1.0), whole_number(0).accepts(True)
+        (True, False, False)
+    """
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    upper = math.inf if maximum is None else maximum
+    return Requirement(f"a whole number {bounds}", lambda value: _is_whole(value) and minimum <= value <= upper)
+
+
+def one_of(*choices: str) -> Requirement:
+    """Require one of several names."""
+    return Requirement(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def optional(requirement: Requirement) -> Requirement:
+    """Allow None, too."""
+    return Requirement(f"{requirement.description}, or null", lambda value: value is None or requirement.accepts(value))
+
+
+_NOUNS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+
+
+def of_type(annotation: Any) -> Requirement | None:
+    """Require what an annotation says; None where it names other types than those of YAML.
+
+    Examples:
+        >>> of_type(float | None).description, of_type(float).accepts(1), of_type(int).accepts(True)
+        ('a number or null', True, False)
+    """
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = tuple(get_origin(option) or option for option in options)
+    if not all(kind in _NOUNS for kind in kinds):
+        return None
+    accepted = (*kinds, int) if float in kinds else kinds
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
+
+    return Requirement(" or ".join(_NOUNS[kind] for kind in kinds), accepts)
+
+
+def check(key: str, value: Any, requirement: Requirement) -> None:
+    """Raise a `ConfigurationError` unless a value meets its requirement.
+
+    Examples:
+        >>> check("seed", -1, whole_number(0))
+        Traceback (most recent call last):
+            ...
+        hf_async_mtl.validation.ConfigurationError: `seed` must be a whole number of at least 0; found -1.
+    """
+    if requirement.accepts(value):
+        return
+    hint = ""
+    if requirement.description.startswith("one of ") and isinstance(value, str):
+        choices = requirement.description.removeprefix("one of ").split(", ")
+        hint = f" The nearest is {nearest_key(value, choices)!r}."
+    raise ConfigurationError(f"`{key}` must be {requirement.description}; found {value!r}.{hint}")
+
+
+def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise a `ConfigurationError` for an unknown key, with its new name or the nearest known key.
+
+    Args:
+        section: The path of the section, for the message; empty for the top of the file.
+        given: The keys found.
+        known: The keys that there are, at least one.
+    """
+    for key in given:
+        if key in known:
+            continue
+        path = f"{section}.{key}" if section else str(key)
+        if RENAMED.get(str(key)) in known:
+            raise ConfigurationError(f"`{path}`: `{key}` is now `{RENAMED[key]}`. Rename the key.")
+        raise ConfigurationError(f"Unknown key `{path}`. The nearest known key is `{nearest_key(key, known)}`.")
+
+
+def setting(default: Any, requirement: Requirement) -> Any:
+    """Return a field of a dataclass with a default and a requirement, for `check_fields`."""
+    metadata = {"requirement": requirement}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_fields(section: str, config: Any) -> None:
+    """Check every `setting` of a dataclass.
+
+    Args:
+        section: The section's name, for messages.
+        config: The object.
+
+    Raises:
+        ConfigurationError: A value does not meet its requirement.
+    """
+    for item in dataclasses.fields(config):
+        if "requirement" in item.metadata:
+            check(f"{section}.{item.name}", getattr(config, item.name), item.metadata["requirement"])
+
+
+def parse_section(section: str, kind: type[T], given: Any) -> T:
+    """Make the dataclass of a section from the user's keys and values; None stands for the defaults.
+
+    Raises:
+        ConfigurationError: The section is no mapping, a key is not known, or a value is out of range.
+    """
+    values = {} if given is None else given
+    check(section, values, MAPPING)
+    check_keys(section, values, [item.name for item in dataclasses.fields(kind)])  # type: ignore[arg-type]
+    return kind(**values)
