@@ -92,22 +92,17 @@ def checked_args(args: Any) -> AsyncMTLTrainingArguments:
     return args
 
 
-def refuse_arguments(
-    model_init: Any, data_collator: Any, compute_loss_func: Any, preprocess_logits_for_metrics: Any
-) -> None:
-    """Raise a `ConfigurationError` for an argument of the Trainer that has no effect here."""
-    if model_init is not None:
-        raise ConfigurationError(
-            "`model_init` is not supported: give the `model` itself. To search for hyperparameters, build a trainer "
-            "per trial, as scripts/examples/optuna_search.py does with Optuna."
-        )
-    for name, value in {
-        "data_collator": data_collator,
-        "compute_loss_func": compute_loss_func,
-        "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
-    }.items():
-        if value is not None:
-            raise ConfigurationError(f"`{name}` has no effect here: the tasks define it. Remove the argument.")
+def refuse_arguments(given: Mapping[str, Any]) -> None:
+    """Raise a `ConfigurationError` for an argument of the Trainer that is given and has no effect here."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "model_init":
+            raise ConfigurationError(
+                "`model_init` is not supported: give the `model` itself. To search for hyperparameters, build a "
+                "trainer per trial, as scripts/examples/optuna_search.py does with Optuna."
+            )
+        raise ConfigurationError(f"`{name}` has no effect here: the tasks define it. Remove the argument.")
 
 
 def checked_model(model: Any) -> MultiTaskModel:

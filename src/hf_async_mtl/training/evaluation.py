@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import EvalPrediction
+from tqdm.auto import tqdm
+from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.mixing import EncodedTask
+from ..inference.logits import IndexBatches, iterate_logits
 from ..metrics import compute
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..tasks.registry import TASK_TYPES
+from .distributed import gather_examples
 
-__all__ = ["TaskEvaluator", "dense"]
+__all__ = ["TaskEvaluator", "dense", "iterate_over_ranks"]
 
 
 def dense(values: Tensor, offsets: Tensor) -> Tensor:
@@ -23,6 +27,32 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
     return nn.utils.rnn.pad_sequence(
         list(values.split(offsets.diff().tolist())), batch_first=True, padding_value=-100.0
     )
+
+
+def iterate_over_ranks(
+    model: nn.Module, dataset: EncodedTask, collate: Any, args: TrainingArguments, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a model over the rows of one set, which the ranks share.
+
+    Args:
+        model: A `MultiTaskModel`, or the engine that wraps it; put into evaluation mode.
+        dataset: The set.
+        collate: Makes its batches.
+        args: Of the run.
+        accelerator: Of the trainer.
+
+    Yields:
+        The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example after
+        the other; the same on all ranks. Some examples may occur twice.
+    """
+    batches = IndexBatches(len(dataset), args.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    model.eval()
+    logits = iterate_logits(
+        lambda batch: model(**batch).logits, dataset, collate, batches, args.device, args.dataloader_num_workers
+    )
+    hidden = args.disable_tqdm or not args.should_log
+    for example_ids, found in tqdm(logits, f"Recording {dataset.name}", len(batches), leave=False, disable=hidden):
+        yield gather_examples(accelerator, example_ids, found[dataset.name].float())
 
 
 class TaskEvaluator:

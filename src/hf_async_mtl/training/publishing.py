@@ -42,6 +42,7 @@ def publish(
     language: str | None = None,
     log: Sequence[Mapping[str, Any]],
     metadata: Mapping[str, str | list[str] | None],
+    datasets: str | list[str] | None = None,
     data: Mapping[str, Mapping[str, Any]],
     sets: Mapping[str, Mapping[str, Sized]],
 ) -> None:
@@ -57,6 +58,7 @@ def publish(
         language: ISO code.
         log: Of the run; for the metrics of a run without an ``all_results.json``.
         metadata: Further keys of the card's metadata, added to those that are there.
+        datasets: Ids of data sets for the card's metadata.
         data: Where the data of each task is from, as `RunCard` takes it.
         sets: Name of a split -> task -> its set.
     """
@@ -79,7 +81,8 @@ def publish(
         license=license,
         language=language,
     )
-    write_card(folder / "README.md", card, {key: value for key, value in metadata.items() if value is not None})
+    further = {key: value for key, value in {**metadata, "datasets": datasets}.items() if value is not None}
+    write_card(folder / "README.md", card, further)
 
 
 def _final_results(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, float]:

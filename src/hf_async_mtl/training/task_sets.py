@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -41,6 +41,20 @@ class TaskSets:
     def length_of(self, task: str) -> int:
         """Return the longest segment of a task, in tokens."""
         return self.tasks[task].max_length or self.max_length
+
+    def monitored(self, sets: Collection[str]) -> list[str]:
+        """Return ``<task>_<metric>`` of the monitored metrics of the tasks among some sets.
+
+        Raises:
+            ConfigurationError: There is none: sets named ``<task>_<suffix>`` are not monitored.
+        """
+        found = [f"{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
+        if not found:
+            raise ConfigurationError(
+                f"`eval_dataset` must have a set of a task ({', '.join(self.tasks)}); found "
+                f"{', '.join(sets) or 'none'}."
+            )
+        return found
 
     def encode(self, sets: Mapping[str, Dataset | EncodedTask], *, needs_labels: bool = True) -> dict[str, EncodedTask]:
         """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks.

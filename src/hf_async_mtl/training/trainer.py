@@ -10,64 +10,33 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalLoopOutput,
-    PredictionOutput,
-    SaveStrategy,
-    TrainOutput,
-    rotate_checkpoints,
-)
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy, TrainOutput, rotate_checkpoints
 
 from ..building.lora import merged_copy
 from ..convergence.actions import PHASES
-from ..data.collator import MultiTaskCollator
 from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
 from ..distillation.teachers import Teachers
-from ..inference.logits import IndexBatches, iterate_logits
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import RunCallback, TableCallback, build_sampler
 from .checkpoint import RunCheckpoint
 from .checkpoint_files import TEACHERS_FOLDER
-from .checks import (
-    check_best_metric,
-    check_disk_space,
-    check_metrics,
-    check_own_metrics,
-    check_sets,
-    check_sharding,
-    check_task_settings,
-    check_tokenizer,
-    checked_args,
-    checked_model,
-    prepare_trainable,
-    refuse_arguments,
-    with_labels,
-)
+from .checks import check_disk_space, check_sharding
 from .controller import ConvergenceController
-from .distributed import broadcast_from_main, gather_examples
-from .evaluation import TaskEvaluator
+from .distributed import broadcast_from_main
+from .evaluation import TaskEvaluator, iterate_over_ranks
+from .inputs import TrainerInputs, prepare_inputs
 from .loss import MultiTaskLoss
 from .phases import new_schedule
 from .publishing import publish
 from .state_dict import load_saved_weights, savable
-from .task_sets import TaskSets
 from .upstream import refused, replaced_fields, split_head_groups
 
 if TYPE_CHECKING:
-    import optuna
-    from transformers import (
-        BaseImageProcessor,
-        DataCollator,
-        FeatureExtractionMixin,
-        PreTrainedTokenizerBase,
-        ProcessorMixin,
-    )
+    from transformers import DataCollator, PreTrainedTokenizerBase
 
 __all__ = ["AsyncMTLTrainer"]
 
@@ -83,9 +52,6 @@ class AsyncMTLTrainer(Trainer):
     further sets named ``<task>_<suffix>``, which are reported but not monitored; ``processing_class`` is a fast
     tokenizer; ``compute_metrics`` is a dictionary: task -> a function of an `EvalPrediction` (logits, and labels as
     `TaskType.label_array` returns them), whose values are reported beside the task's own metrics.
-
-    Attributes:
-        data_sources: Task -> its ``data`` section, of which the model card shows what is on the Hub.
 
     Raises:
         ConfigurationError: An argument does not fit; found before training.
@@ -110,11 +76,7 @@ class AsyncMTLTrainer(Trainer):
         data_collator: DataCollator | None = None,
         train_dataset: Mapping[str, Dataset] | None = None,
         eval_dataset: Mapping[str, Dataset] | None = None,
-        processing_class: PreTrainedTokenizerBase
-        | BaseImageProcessor
-        | FeatureExtractionMixin
-        | ProcessorMixin
-        | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         model_init: Callable[..., PreTrainedModel] | None = None,
         compute_loss_func: Callable | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
@@ -123,60 +85,49 @@ class AsyncMTLTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        args, model = checked_args(args), checked_model(model)
-        refuse_arguments(model_init, data_collator, compute_loss_func, preprocess_logits_for_metrics)
-        self.tasks: dict[str, TaskConfig] = model.config.task_configs
-        own_metrics = check_own_metrics(compute_metrics, self.tasks)
-        tokenizer = check_tokenizer(processing_class, model.config.encoder_config.vocab_size)
-        check_sets(self.tasks, train_dataset, eval_dataset)
-        if train_dataset is not None:
-            prepare_trainable(model)
-        check_task_settings(self.tasks, args)
-        raw = with_labels(train_dataset or {}, self.tasks, args.distillation_config)
-        self.task_sets = TaskSets(self.tasks, tokenizer, model.config.max_length, args)
-        self.encoded_train = self.task_sets.encode(raw)
-        validation = self.task_sets.encode(eval_dataset or {})
-        check_metrics(self.tasks)
-        self.task_sets.warn_truncated({"training": self.encoded_train, "validation": validation})
-        if validation:
-            sets = {name: rows.task for name, rows in validation.items()}
-            check_best_metric(sets, args.metric_for_best_model, own_metrics)
-        model.probe_packing()
+        unsupported = {
+            "model_init": model_init,
+            "data_collator": data_collator,
+            "compute_loss_func": compute_loss_func,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+        }
+        inputs = prepare_inputs(
+            model, args, processing_class, train_dataset, eval_dataset, compute_metrics, unsupported
+        )
+        self.task_sets, self.encoded_train = inputs.task_sets, inputs.train
+        self.tasks = inputs.model.config.task_configs
         super().__init__(
-            model=model,
-            args=args,
-            data_collator=MultiTaskCollator(
-                {name: task.type for name, task in self.tasks.items()},
-                max(map(self.task_sets.length_of, self.tasks)),
-                tokenizer.pad_token_id,
-            ),
-            train_dataset=TaskMixture(list(self.encoded_train.values())) if raw else None,
+            model=inputs.model,
+            args=inputs.args,
+            data_collator=inputs.collator(),
+            train_dataset=TaskMixture(list(inputs.train.values())) if inputs.train else None,
             # Without a set the parent refuses an `eval_strategy`; a trainer that evaluates explicit sets has none.
-            eval_dataset=validation,
-            processing_class=tokenizer,
+            eval_dataset=inputs.validation,
+            processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         check_sharding(self.accelerator)
-        self._external_rows = {name: rows for name, rows in raw.items() if name in args.distillation_config.teachers}
-        self.data_sources: dict[str, Mapping[str, Any]] = {}
-        # The Trainer hands what is named here to the metrics: the indices of the examples, by which labels are found.
+        # The parent hands the inputs of these names to the metrics: labels are found by the indices of the examples.
         self.label_names = ["example_ids"]
-        self._connect(own_metrics)
+        # Task -> its `data` section, of which the model card shows what is on the Hub.
+        self.data_sources: dict[str, Mapping[str, Any]] = {}
+        self._connect(inputs)
 
-    def _connect(self, own_metrics: Mapping[str, Callable[[EvalPrediction], dict]]) -> None:
+    def _connect(self, inputs: TrainerInputs) -> None:
         """Make the collaborators of the run."""
-        args, model, ranks = self.args, self.model, self.accelerator
-        sizes = {name: len(rows) for name, rows in self.encoded_train.items()}
+        model, args, ranks = inputs.model, inputs.args, self.accelerator
+        sizes = {name: len(rows) for name, rows in inputs.train.items()}
         self.schedule = new_schedule(self.tasks, args, sizes)
-        self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, self.encoded_train)
+        self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, inputs.train)
         self.batch_loss = MultiTaskLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
-        self.evaluator = TaskEvaluator(model, self.eval_dataset, own_metrics)
+        self.evaluator = TaskEvaluator(model, inputs.validation, inputs.own_metrics)
         self.controller = ConvergenceController(
             args, model, ranks, self.schedule, self.teachers, self.evaluator, self.batch_loss, self.iterate_logits
         )
         self.checkpoint = RunCheckpoint(args, model, ranks, self.schedule, self.teachers, self.batch_loss)
+        self._external_rows = inputs.external_rows
         if sizes:
             self._sampler = build_sampler(list(sizes.values()), args)
             self.add_callback(
@@ -208,12 +159,11 @@ class AsyncMTLTrainer(Trainer):
 
         See `MultiTaskLoss` and `TaskEvaluator.step`. With gradient balancing the training loss has no graph.
         """
-        outputs: Any
         if model.training:
-            loss, outputs = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
+            result: Any = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
         else:
-            loss, outputs = self.evaluator.step(model, inputs)
-        return (loss, outputs) if return_outputs else loss
+            result = self.evaluator.step(model, inputs)
+        return result if return_outputs else result[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each task's training loss, phase (its index in `PHASES`) and balancing weight beside the sum."""
@@ -225,7 +175,7 @@ class AsyncMTLTrainer(Trainer):
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
-        trial: optuna.Trial | dict[str, Any] | None = None,
+        trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest complete checkpoint."""
@@ -261,13 +211,13 @@ class AsyncMTLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate every task on its own set, or one set; while training, the former moves the phases.
+        """Evaluate every task on its own set, or one set; while training, the phases move by the former.
 
         Callbacks get an ``on_evaluate`` for each set, as upstream, and then one with the metrics of all sets.
 
         Args:
-            eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose task is found by its columns. Default:
-                the sets of the constructor.
+            eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose columns tell its task. Default: the sets
+                of the constructor.
             ignore_keys: As upstream.
             metric_key_prefix: As upstream; ``test`` for a test split.
 
@@ -285,14 +235,10 @@ class AsyncMTLTrainer(Trainer):
         if eval_dataset is not None:
             sets = eval_dataset = self.task_sets.encode(eval_dataset)
             self.task_sets.warn_truncated({metric_key_prefix: sets})
-        monitored = [f"{metric_key_prefix}_{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
-        if not monitored:
-            raise ConfigurationError(
-                f"`eval_dataset` must have a set of a task ({', '.join(self.tasks)}); found "
-                f"{', '.join(sets) or 'none'}."
-            )
+        monitored = self.task_sets.monitored(sets)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        summary = {f"{metric_key_prefix}_average": float(np.mean([metrics[key] for key in monitored]))}
+        average = float(np.mean([metrics[f"{metric_key_prefix}_{key}"] for key in monitored]))
+        summary = {f"{metric_key_prefix}_average": average}
         self.log(dict(summary))
         metrics |= summary
         if self.is_in_train and eval_dataset is None:
@@ -333,14 +279,13 @@ class AsyncMTLTrainer(Trainer):
         """Predict, as upstream: logits, labels and metrics of one set, or of each set of a dictionary.
 
         Args:
-            test_dataset: Task -> raw `datasets.Dataset`, with or without labels; or one raw set, whose task is found by
-                its columns.
+            test_dataset: Task -> raw `datasets.Dataset`, with or without labels; or one such set, whose columns tell
+                its task.
             ignore_keys: As upstream.
-            metric_key_prefix: As upstream; the name of the set follows it in a dictionary.
+            metric_key_prefix: As upstream; the name of a set of a dictionary follows it.
 
         Returns:
-            The result of the set; or name -> the result, for a dictionary. ``predictions`` are logits ``[N, ...]``;
-            ``label_ids`` and the metrics of the task are there if the rows have labels.
+            ``predictions`` are logits ``[N, ...]``; labels and metrics are there if the rows have labels.
         """
         if isinstance(test_dataset, Mapping):
             sets = self.task_sets.encode(test_dataset, needs_labels=False)
@@ -351,31 +296,9 @@ class AsyncMTLTrainer(Trainer):
         return output._replace(label_ids=self.evaluator.label_ids(rows, output.predictions))
 
     def iterate_logits(self, dataset: EncodedTask) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run the model over the rows of one set, which the ranks share.
-
-        Yields:
-            The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example
-            after the other; the same on all ranks. Some examples may occur twice.
-        """
+        """Run the model over the rows of one set; see `iterate_over_ranks`."""
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        args, ranks = self.args, self.accelerator
-        batches = IndexBatches(len(dataset), args.eval_batch_size, ranks.process_index, ranks.num_processes)
-        model.eval()
-        for example_ids, logits in tqdm(
-            iterate_logits(
-                lambda batch: model(**batch).logits,
-                dataset,
-                self.data_collator,
-                batches,
-                args.device,
-                args.dataloader_num_workers,
-            ),
-            desc=f"Recording {dataset.name}",
-            total=len(batches),
-            leave=False,
-            disable=args.disable_tqdm or not args.should_log,
-        ):
-            yield gather_examples(ranks, example_ids, logits[dataset.name].float())
+        return iterate_over_ranks(model, dataset, self.data_collator, self.args, self.accelerator)
 
     # -- what a run leaves --------------------------------------------------------------------------------------------
 
@@ -383,10 +306,10 @@ class AsyncMTLTrainer(Trainer):
         """Return the content of ``convergence.json``."""
         return self.controller.report()
 
-    def _save_checkpoint(self, model: nn.Module, trial: optuna.Trial | dict[str, Any] | None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as upstream, with our state as the last file, and older checkpoints deleted only after it."""
         output_dir = self.args.output_dir
-        folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = Path(output_dir, f"checkpoint-{self.state.global_step}")
         self.checkpoint.prepare(folder, self.state)
         with replaced_fields(self.args, save_total_limit=None):
             super()._save_checkpoint(model, trial)
@@ -399,7 +322,7 @@ class AsyncMTLTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         with savable(self.model):
             super()._save(output_dir, state_dict)
-            if self.model.config.lora is not None and not folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            if self.model.config.lora is not None and not folder.name.startswith("checkpoint-"):
                 merged = merged_copy(self.model, state_dict)
                 with savable(merged):
                     merged.save_pretrained(folder)
@@ -417,10 +340,7 @@ class AsyncMTLTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write ``README.md`` and the plots that it shows, from what the run left. Arguments as upstream.
-
-        The Trainer's own card has no result if there are several evaluation sets.
-        """
+        """Write ``README.md`` and the plots that it shows, from what the run left. Arguments as upstream."""
         if self.is_world_process_zero():
             publish(
                 self.model,
@@ -432,12 +352,8 @@ class AsyncMTLTrainer(Trainer):
                 license=license,
                 language=language,
                 log=self.state.log_history,
-                metadata={
-                    "tags": tags,
-                    "datasets": dataset_tags or dataset,
-                    "pipeline_tag": tasks,
-                    "dataset_args": dataset_args,
-                },
+                metadata={"tags": tags, "pipeline_tag": tasks, "dataset_args": dataset_args},
+                datasets=dataset_tags or dataset,
                 data=self.data_sources,
                 sets={"train": self.encoded_train, "validation": self.eval_dataset},
             )
