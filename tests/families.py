@@ -130,7 +130,7 @@ def tiny_model(
 def random_examples(
     tasks: Sequence[str] = tuple(TASKS), per_task: int = 3, token_types: bool = False, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Encoded examples with labels, as an `EncodedTask` gives them, in a random order."""
+    """Encoded examples with labels, as an `TaskDataset` gives them, in a random order."""
     generator = random.Random(seed)
     order = list(TASKS)
 

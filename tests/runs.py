@@ -12,7 +12,7 @@ from transformers import BertConfig, TrainerControl, TrainerState, TrainingArgum
 from transformers.trainer_callback import TrainerCallback
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, MultiTaskConfig, MultiTaskModel
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 
 Script = Mapping[str, Sequence[float]]
 
@@ -59,7 +59,7 @@ class ScriptedTrainer(AsyncMTLTrainer):
         self._metrics = self.evaluator.metrics
         self.evaluator.metrics = self._scripted_metrics  # type: ignore[method-assign]
 
-    def _scripted_metrics(self, dataset: EncodedTask, logits: Any) -> dict[str, float]:
+    def _scripted_metrics(self, dataset: TaskDataset, logits: Any) -> dict[str, float]:
         metrics = self._metrics(dataset, logits)
         if dataset.name in self.script:
             values = self.script[dataset.name]

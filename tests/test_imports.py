@@ -49,7 +49,6 @@ TABLE: dict[str, set[str]] = {
     "export": {"export", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
     "demo": {"demo", "utils"},
     # To be removed with the moves that make them needless.
-    "data.loading": {"distillation.unlabeled", "data", "tasks", "modeling", "utils"},
     "run": {
         *("cli.config_file", "training", "distillation", "balancing", "convergence", "metrics", "data"),
         *("tasks", "building", "modeling", "utils", "validation"),

@@ -50,15 +50,14 @@ import transformers
 import yaml
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers import set_seed as seed_everything
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from hf_async_mtl.run import load_tasks, load_tokenizer, prepare_run
 from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import atomic_path, write_atomic
@@ -267,12 +266,12 @@ class KeepingTrainer(AsyncMTLTrainer):
         """Each task's monitored validation metric with some other weights."""
         present = copy_of(self.model)
         self.model.load_state_dict(weights)
-        sets: Mapping[str, EncodedTask] = self.eval_dataset
+        sets: Mapping[str, TaskDataset] = self.eval_dataset
         values = {name: value_of(sets[name], self.answers(sets[name])) for name in self.tasks}
         self.model.load_state_dict(present)
         return values
 
-    def answers(self, rows: EncodedTask) -> list[Any]:
+    def answers(self, rows: TaskDataset) -> list[Any]:
         """Return the predictions on some rows, without their labels."""
 
         def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -291,7 +290,7 @@ class KeepingTrainer(AsyncMTLTrainer):
         return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 
-def value_of(rows: EncodedTask, answers: Sequence[Any]) -> float:
+def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
     """The monitored metric of some answers."""
     task = rows.task
     assert task.metrics is not None
@@ -320,32 +319,28 @@ def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list
     return [list(itertools.islice(names, len(words))) for words in true]
 
 
-def build(plan: Plan, cell: Cell) -> tuple[RunConfig, dict[str, Any], dict[str, TaskConfig]]:
-    """A cell's configuration, splits and tasks."""
+def configuration(plan: Plan, cell: Cell) -> RunConfig:
+    """Return a cell's configuration."""
     config = load_config(plan.folder / plan.bundles[cell.bundle]["config"], plan.settings(cell))
     task = plan.method(cell.method)[1]
     if task is not None:
         config.tasks, config.sources = {task: config.tasks[task]}, {task: config.sources[task]}
-    splits, tasks = load_tasks(config)
-    return config, splits, tasks
+    return config
 
 
 def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     """Train, evaluate on validation, answer on test, and write the cell."""
     begin = time.monotonic()
     method = plan.method(cell.method)[0]
-    config, splits, tasks = build(plan, cell)
-    arguments = config.arguments(
-        cell.file(work, "run"), save_strategy="no", load_best_model_at_end=False, report_to="none"
-    )
-    seed_everything(cell.seed)
-    model = load_encoder(config, tasks)
+    settings = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
+    run = prepare_run(configuration(plan, cell), cell.file(work, "run"), **settings)
+    tasks, model, arguments = run.tasks, run.model, run.args
     trainer = KeepingTrainer(
         model=model,
         args=arguments,
-        processing_class=load_tokenizer(config.encoder, tasks),
-        train_dataset={name: sets["train"] for name, sets in splits.items()},
-        eval_dataset=evaluation_sets(splits),
+        processing_class=run.tokenizer,
+        train_dataset=run.train_dataset,
+        eval_dataset=run.eval_dataset,
     )
     trainer.keep_from_here()
     if method.get("controls"):
@@ -385,7 +380,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             validation[kind], steps[kind] = trainer.values_at(weights), step
 
     answers = {}
-    test = trainer.task_sets.encode({name: sets["test"] for name, sets in splits.items()})
+    test = trainer.task_sets.encode(run.test_dataset)
     for kind, states in kept.items():
         for name in tasks:
             model.load_state_dict(states[name])
@@ -404,7 +399,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "seed": cell.seed,
         "settings": plan.settings(cell),
         "metrics": {name: task.monitored for name, task in tasks.items()},
-        "train_rows": {name: len(sets["train"]) for name, sets in splits.items()},
+        "train_rows": {name: len(rows) for name, rows in run.train_dataset.items()},
         "validation": {kind: {name: defined(x) for name, x in values.items()} for kind, values in validation.items()},
         "averages": {kind: average_of(values) for kind, values in validation.items()},
         "steps": steps,
@@ -538,7 +533,8 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
 
     A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
     """
-    config, splits, tasks = build(plan, cell)
+    config = configuration(plan, cell)
+    splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
     values: dict[str, dict[str, float | None]] = {}
     means: dict[str, list[np.ndarray]] = {}

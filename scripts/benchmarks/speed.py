@@ -76,8 +76,9 @@ from transformers import AutoTokenizer, TrainerCallback, TrainerControl, Trainer
 
 import hf_async_mtl
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, MultiTaskModel, TaskConfig
+from hf_async_mtl.data.dataset import MultiTaskDataset, TaskDataset
 from hf_async_mtl.data.fingerprint import fingerprint
-from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, record_logits
 from hf_async_mtl.report.tables import render
@@ -148,28 +149,28 @@ class Bundle:
         tasks = {name: TaskConfig.from_preset(f"glue/{name}").resolve(raw[name]) for name in TASKS}
         return cls(raw, tasks, AutoTokenizer.from_pretrained(settings.encoder))
 
-    def encoded(self, max_length: int) -> list[EncodedTask]:
+    def encoded(self, max_length: int) -> list[TaskDataset]:
         """The tokenized training sets; made once, then read from the cache."""
         return [
-            EncodedTask(name, index, task, encode(self.raw[name], name, task, self.tokenizer, max_length))
+            TaskDataset(name, index, task, encode(self.raw[name], name, task, self.tokenizer, max_length))
             for index, (name, task) in enumerate(self.tasks.items())
         ]
 
 
-def drawn_examples(encoded: Sequence[EncodedTask], settings: Settings) -> list[dict[str, Any]]:
+def drawn_examples(encoded: Sequence[TaskDataset], settings: Settings) -> list[dict[str, Any]]:
     """The examples of the whole run, in the order in which the trainer will see them."""
-    mixture = TaskMixture(encoded)
+    mixture = MultiTaskDataset(encoded)
     wanted = settings.total_steps * settings.batch_size
     if wanted > len(mixture):
         raise SystemExit(
             f"The run must fit into one epoch; {settings.total_steps} steps of {settings.batch_size} need {wanted} "
             f"examples, and the data has {len(mixture)}. Lower --rounds, --steps or --batch-size."
         )
-    order = MixingSampler([len(task) for task in encoded], settings.seed)
+    order = MultiTaskSampler([len(task) for task in encoded], settings.seed)
     return [mixture[index] for index in islice(order, wanted)]
 
 
-def record_teachers(encoded: Sequence[EncodedTask], folder: Path, seed: int) -> None:
+def record_teachers(encoded: Sequence[TaskDataset], folder: Path, seed: int) -> None:
     """Write logits for every training example of every task, drawn at random."""
     generator = np.random.default_rng(seed)
     for part in encoded:

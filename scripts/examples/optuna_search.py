@@ -11,9 +11,7 @@ from pathlib import Path
 
 import optuna
 
-from hf_async_mtl import AsyncMTLTrainer
-from hf_async_mtl.cli.config_file import load_config
-from hf_async_mtl.run import evaluation_sets, load_encoder, load_tasks, load_tokenizer
+from hf_async_mtl import load_run
 
 
 def suggest(trial: optuna.Trial) -> dict[str, object]:
@@ -27,15 +25,8 @@ def suggest(trial: optuna.Trial) -> dict[str, object]:
 
 def score(trial: optuna.Trial, config_file: Path, output_dir: Path) -> float:
     """Train with the values of a trial and return the mean of the tasks' monitored metrics."""
-    config = load_config(config_file, [f"{key}={value}" for key, value in suggest(trial).items()])
-    splits, tasks = load_tasks(config)
-    trainer = AsyncMTLTrainer(
-        model=load_encoder(config, tasks),
-        args=config.arguments(output_dir / f"trial-{trial.number}"),
-        processing_class=load_tokenizer(config.encoder, tasks),
-        train_dataset={name: sets["train"] for name, sets in splits.items()},
-        eval_dataset=evaluation_sets(splits),
-    )
+    overrides = [f"{key}={value}" for key, value in suggest(trial).items()]
+    trainer = load_run(config_file, overrides, output_dir / f"trial-{trial.number}").trainer()
     trainer.train()
     return trainer.report()["final"]["average"]
 

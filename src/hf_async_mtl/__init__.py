@@ -13,6 +13,7 @@ from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfi
 from .modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 
 if TYPE_CHECKING:
+    from .run import Run, load_run
     from .training.arguments import AsyncMTLTrainingArguments
     from .training.trainer import AsyncMTLTrainer
 
@@ -26,7 +27,9 @@ __all__ = [
     "MultiTaskModel",
     "MultiTaskOutput",
     "MultiTaskPipeline",
+    "Run",
     "TaskConfig",
+    "load_run",
 ]
 
 AutoConfig.register("hf_async_mtl", MultiTaskConfig, exist_ok=True)
@@ -40,6 +43,8 @@ PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, MultiTaskPipeline, pt_model=A
 _LAZY = {
     "AsyncMTLTrainer": "training.trainer",
     "AsyncMTLTrainingArguments": "training.arguments",
+    "Run": "run",
+    "load_run": "run",
 }
 
 

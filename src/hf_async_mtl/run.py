@@ -1,35 +1,140 @@
-"""From a checked configuration to data, tokenizer and model; every failure is one message for people."""
+"""From a configuration file to a run that is ready to train: model, tokenizer, data and training arguments.
+
+run = load_run("config.yaml", ["training.max_steps=100"])
+trainer = run.trainer()
+trainer.train()
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from .building.transfer import inherit_from_trained, shared_tasks
-from .cli.config_file import RunConfig
-from .data.loading import load_splits
+from .cli.config_file import RunConfig, load_config
+from .data.loading import is_unlabeled, load_splits
 from .data.tokenization import not_utf8
 from .distillation.external import UNLOADABLE
-from .distillation.unlabeled import is_unlabelled
 from .metrics import check_metric
-from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from .modeling.modeling_multitask import MultiTaskModel
 from .tasks.registry import TASK_TYPES
+from .training.arguments import AsyncMTLTrainingArguments
+from .training.trainer import AsyncMTLTrainer
+from .validation import ConfigurationError
 
 __all__ = [
+    "Run",
     "evaluation_sets",
-    "grown",
+    "inherit_tasks",
     "load_encoder",
     "load_model",
+    "load_run",
     "load_tasks",
     "load_tokenizer",
+    "prepare_run",
 ]
 
 
-def grown(config: RunConfig) -> RunConfig:
+@dataclass
+class Run:
+    """All that a configuration file describes, loaded.
+
+    Args:
+        config: The checked configuration.
+        args: The training arguments.
+        tasks: Name -> task, with its labels.
+        splits: Name -> split -> raw rows.
+        tokenizer: The tokenizer of the encoder.
+        model: New heads, or those of a trained model, on the encoder.
+    """
+
+    config: RunConfig
+    args: AsyncMTLTrainingArguments
+    tasks: dict[str, TaskConfig]
+    splits: dict[str, dict[str, Dataset]]
+    tokenizer: Any
+    model: MultiTaskModel
+
+    @property
+    def train_dataset(self) -> dict[str, Dataset]:
+        """The training rows of each task."""
+        return {name: sets["train"] for name, sets in self.splits.items()}
+
+    @property
+    def eval_dataset(self) -> dict[str, Dataset]:
+        """The validation rows of each task, and its further evaluation sets."""
+        return evaluation_sets(self.splits)
+
+    @property
+    def test_dataset(self) -> dict[str, Dataset]:
+        """The test rows of the tasks that have some with labels."""
+        return {name: sets["test"] for name, sets in self.splits.items() if "test" in sets}
+
+    def trainer(self, trainer_class: type[AsyncMTLTrainer] = AsyncMTLTrainer, **kwargs: Any) -> AsyncMTLTrainer:
+        """Make the trainer of this run.
+
+        Args:
+            trainer_class: `AsyncMTLTrainer`, or a class of your own that inherits from it.
+            **kwargs: Further arguments of the trainer, such as ``callbacks``; they replace those of the run.
+        """
+        given: dict[str, Any] = {
+            "model": self.model,
+            "args": self.args,
+            "processing_class": self.tokenizer,
+            "train_dataset": self.train_dataset,
+            "eval_dataset": self.eval_dataset,
+            **kwargs,
+        }
+        trainer = trainer_class(**given)
+        trainer.data_sources = {name: source.to_section() for name, source in self.config.sources.items()}
+        return trainer
+
+
+def load_run(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), output_dir: str | os.PathLike[str] | None = None
+) -> Run:
+    """Load what a configuration file describes, as ``hf-async-mtl train`` does.
+
+    Args:
+        path: The configuration file.
+        overrides: ``key.path=value``, the values in YAML, as for ``--set``.
+        output_dir: Folder of the run. Default: ``training.output_dir`` of the file, or ``runs/<name of the file>``.
+
+    Raises:
+        ConfigurationError: A key, a value, a file, a row or a model does not fit.
+    """
+    config = load_config(Path(path), overrides)
+    return prepare_run(config, output_dir or config.output_dir or Path("runs", config.name))
+
+
+def prepare_run(config: RunConfig, output_dir: str | os.PathLike[str], **arguments: Any) -> Run:
+    """Load what a checked configuration describes.
+
+    Args:
+        config: The configuration.
+        output_dir: Folder of the run.
+        **arguments: Training arguments that replace those of the configuration.
+
+    Raises:
+        ConfigurationError: A value, a file, a row or a model does not fit.
+    """
+    config = inherit_tasks(config)
+    args = config.arguments(Path(output_dir), **arguments)
+    splits, tasks = load_tasks(config)
+    tokenizer = load_tokenizer(config.encoder, tasks)
+    set_seed(config.seed)
+    return Run(config, args, tasks, splits, tokenizer, load_encoder(config, tasks))
+
+
+def inherit_tasks(config: RunConfig) -> RunConfig:
     """Return the configuration of a run that starts from a trained model; any other as it is.
 
     A task that the trained model has takes over its labels, and the trained model is its teacher from the first step,
@@ -55,11 +160,12 @@ def grown(config: RunConfig) -> RunConfig:
     if not known:
         return config
     distillation = config.training["distillation"]
+    teachers = dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {})
     training = {
         **config.training,
         "distillation": {
             **distillation,
-            "teachers": dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {}),
+            "teachers": {name: source for name, source in teachers.items() if source is not None},
         },
         "eval_on_start": config.training.get("eval_on_start", True),
     }
@@ -68,14 +174,14 @@ def grown(config: RunConfig) -> RunConfig:
 
 
 def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[str, TaskConfig]]:
-    """All raw splits, and the tasks with their labels found; every check that needs the data alone."""
+    """Return all raw splits, and the tasks with their labels; run every check that needs the data only."""
     splits, tasks = {}, {}
     for name, task in config.tasks.items():
-        taught = (config.training["distillation"].get("teachers") or {}).get(name) is not None
-        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, taught=taught)
+        has_teacher = (config.training["distillation"].get("teachers") or {}).get(name) is not None
+        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=has_teacher)
         train = splits[name]["train"]
         try:
-            if is_unlabelled(train, task):
+            if is_unlabeled(train, task):
                 TASK_TYPES[task.type].check_unlabeled(task)
                 tasks[name] = task
             else:
@@ -91,7 +197,7 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
 
 
 def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:
-    """The validation sets as the trainer names them: ``<task>`` and ``<task>_<suffix>``."""
+    """Return the validation sets under the trainer's names: ``<task>`` and ``<task>_<suffix>``."""
     return {
         name + split.removeprefix("validation"): rows
         for name, sets in splits.items()
@@ -101,7 +207,7 @@ def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]
 
 
 def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
-    """The tokenizer of a model or an encoder, as its tasks need it."""
+    """Load the tokenizer of a model or an encoder, with the settings that its tasks need."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         has_words = any(TASK_TYPES[task.type].reads_words for task in tasks.values())
@@ -116,7 +222,7 @@ def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
 
 
 def load_model(source: str) -> tuple[MultiTaskModel, Any]:
-    """A trained model in evaluation mode, and its tokenizer."""
+    """Load a trained model, in evaluation mode, and its tokenizer."""
     try:
         model = MultiTaskModel.from_pretrained(source)
     except ConfigurationError:
@@ -127,7 +233,7 @@ def load_model(source: str) -> tuple[MultiTaskModel, Any]:
 
 
 def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
-    """New heads on the configured encoder, with what is to stay as it is frozen."""
+    """Put heads on the configured encoder, and freeze the parts that the configuration names."""
     try:
         model = MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
     except ConfigurationError:

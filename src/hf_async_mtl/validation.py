@@ -55,10 +55,12 @@ class Requirement(NamedTuple):
     Args:
         description: The words after "must be".
         accepts: Return whether a value meets the requirement.
+        choices: The names among which the nearest one is offered.
     """
 
     description: str
     accepts: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 FLAG = Requirement("true or false", lambda value: isinstance(value, bool))
@@ -115,7 +117,9 @@ def whole_number(minimum: int, maximum: int | None = None) -> Requirement:
 
 def one_of(*choices: str) -> Requirement:
     """Require one of several names."""
-    return Requirement(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+    return Requirement(
+        f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices, choices
+    )
 
 
 def optional(requirement: Requirement) -> Requirement:
@@ -164,10 +168,8 @@ def check(key: str, value: Any, requirement: Requirement) -> None:
     """
     if requirement.accepts(value):
         return
-    hint = ""
-    if requirement.description.startswith("one of ") and isinstance(value, str):
-        choices = requirement.description.removeprefix("one of ").split(", ")
-        hint = f" The nearest is {nearest_key(value, choices)!r}."
+    offer = requirement.choices and isinstance(value, str)
+    hint = f" The nearest is {nearest_key(value, requirement.choices)!r}." if offer else ""
     raise ConfigurationError(f"`{key}` must be {requirement.description}; found {value!r}.{hint}")
 
 

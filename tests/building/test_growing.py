@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.data.loading import is_unlabeled
 from hf_async_mtl.data.tokenization import encode
-from hf_async_mtl.distillation.unlabeled import is_unlabelled, with_placeholders
-from hf_async_mtl.run import grown
+from hf_async_mtl.distillation.unlabeled import with_placeholders
+from hf_async_mtl.run import inherit_tasks
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")
 NEW = "topics"
@@ -113,7 +114,7 @@ def test_what_does_not_fit_a_head_is_refused(
 
 @pytest.fixture(scope="module")
 def run(trained: Path) -> Path:
-    """The bundle, grown by a task."""
+    """The task set, with one more task."""
     done("train", config_of(trained), "--output-dir", trained / "new")
     return trained / "new"
 
@@ -152,7 +153,7 @@ def test_a_grown_run_goes_on(trained: Path, run: Path) -> None:
 def test_labels_of_the_head_hold_whatever_the_data_has(trained: Path) -> None:
     """Bug: data in which a class is missing makes a head of one class less, or another scale of a regression."""
     old = MultiTaskModel.from_pretrained(trained / "old").config.task_configs
-    tasks = grown(load_config(config_of(trained))).tasks
+    tasks = inherit_tasks(load_config(config_of(trained))).tasks
     assert tasks["polarity"].label_names == ["neg", "pos"]
     assert (tasks["overlap"].target_mean, tasks["overlap"].target_std) == (
         old["overlap"].target_mean,
@@ -165,11 +166,11 @@ def test_a_task_may_learn_from_labels(trained: Path, tmp_path: Path) -> None:
     """Bug: there is no way to say so, and plain fine-tuning cannot be compared."""
     teachers = {"polarity": None, "colors": str(trained / "old")}
     config = load_config(config_of(trained, distillation={"teachers": teachers}))
-    arguments = grown(config).arguments(tmp_path)
+    arguments = inherit_tasks(config).arguments(tmp_path)
     assert arguments.distillation_config.teachers == dict.fromkeys(OLD[1:], str(trained / "old"))
     assert arguments.eval_on_start
     new = load_config(config_of(trained), ["tasks.polarity.head=new", "training.eval_on_start=false"])
-    arguments = grown(new).arguments(tmp_path)
+    arguments = inherit_tasks(new).arguments(tmp_path)
     assert set(arguments.distillation_config.teachers) == set(OLD[1:])
     assert not arguments.eval_on_start
 
@@ -180,7 +181,7 @@ def test_a_plain_encoder_grows_nothing(trained: Path, tmp_path: Path) -> None:
     model = MultiTaskModel.from_encoder(encoder, {"polarity": task_configs()["polarity"]})
     assert (model.config.pooling, model.config.max_length) == ("cls", 128)
     config = load_config(write_config(trained, bundle_config(OLD), "plain"))
-    assert grown(config) is config
+    assert inherit_tasks(config) is config
 
 
 def test_mistakes_are_told_before_training(trained: Path) -> None:
@@ -200,7 +201,7 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
 
 def test_no_path_of_a_bundle_goes_public(trained: Path, tmp_path: Path) -> None:
     """Bug: the arguments that upstream pickles and pushes tell where the teacher lay on this machine."""
-    arguments = grown(load_config(config_of(trained))).arguments(tmp_path)
+    arguments = inherit_tasks(load_config(config_of(trained))).arguments(tmp_path)
     torch.save(arguments, tmp_path / "arguments.bin")
     assert str(trained).encode() not in (tmp_path / "arguments.bin").read_bytes()
     assert arguments.distillation_config.teachers["polarity"] == str(trained / "old")
@@ -266,8 +267,8 @@ def test_places_for_labels_are_valid(name: str) -> None:
     """Bug: the place of a label is refused as a label, row by row."""
     task, rows = task_configs()[name], raw_sets(8)[name]
     bare = rows.remove_columns(task.target_columns)
-    assert is_unlabelled(bare, task)
-    assert not is_unlabelled(rows, task)
+    assert is_unlabeled(bare, task)
+    assert not is_unlabeled(rows, task)
     encoded = encode(with_placeholders(bare, task), name, task, tiny_tokenizer(), 24)
     assert encoded.features == encode(rows, name, task, tiny_tokenizer(), 24).features
     assert len(encoded) == 8

@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
     "config: an unknown metric": (setting("tasks.polarity.metrics", ["acuracy"]), "acuracy"),
     "config: a metric of another type": (setting("tasks.polarity.metrics", ["pearson"]), "pearson"),
     "config: no metric": (setting("tasks.polarity.metrics", []), "metrics"),
-    "config: a limit of 0": (setting("tasks.polarity.max_samples", {"train": 0}), "above 0"),
+    "config: a limit of 0": (setting("tasks.polarity.max_samples", {"train": 0}), "at least 1"),
     "config: a limit of no split": (setting("tasks.polarity.max_samples", {"dev": 5}), "must name splits"),
     "config: more tokens than positions": (setting("max_length", 100), "100"),
     "config: no room for a token": (setting("max_length", 2), "max_length"),

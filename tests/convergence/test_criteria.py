@@ -197,7 +197,7 @@ def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
     """After a rollback, a task converged at once with the patience it had used up on other weights."""
     criterion = CRITERIA[name](ConvergenceConfig(criterion=name, patience=2))
     assert answers(criterion, [0.9, 0.8, 0.7]) == [False, False, True]
-    criterion.renew()
+    criterion.reset_patience()
     assert criterion.reference_step == 10
     assert answers(criterion, [0.6, 0.5]) == [False, True]
 
@@ -206,7 +206,7 @@ def test_renewed_a_decline_compares_no_loss_across_the_change() -> None:
     """After a rollback to weights of a greater loss, the change itself counted as a rise."""
     decline = CRITERIA["decline"](ConvergenceConfig(criterion="decline", patience=1))
     assert not decline.update(100, 0.5, loss=0.25)
-    decline.renew()
+    decline.reset_patience()
     assert not decline.update(200, 0.5, loss=0.5)
     assert decline.update(300, 0.5, loss=0.75)
 

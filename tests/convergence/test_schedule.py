@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -124,18 +123,14 @@ def test_no_teacher_no_convergence_whatever_the_criterion_says(monkeypatch: pyte
     """A new criterion that converges by the step alone switched a task that never had a score."""
 
     class AtOnce(Criterion):
+        state_names = ()
+
         def update(
             self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
         ) -> bool:
             return True
 
-        def renew(self) -> None:
-            pass
-
-        def state_dict(self) -> dict[str, Any]:
-            return {}
-
-        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        def reset_patience(self) -> None:
             pass
 
     monkeypatch.setitem(CRITERIA, "plateau", AtOnce)

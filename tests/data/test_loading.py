@@ -379,7 +379,7 @@ def test_a_file_that_cannot_be_read_is_named(data, name, content):
     message = refused(data, train=name)
     assert "the train split must be " in message
     assert f"{data / name} could not be read as" in message
-    assert "Correct the row, or write the file anew." in message
+    assert "Correct the row, or write the file again." in message
     assert "\n" not in message
 
 

@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from hf_async_mtl import TaskConfig
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.fingerprint import fingerprint
-from hf_async_mtl.data.mixing import EncodedTask
 from hf_async_mtl.data.tokenization import token_counts
 
 ROWS, TOKENS = 100_000, 200
@@ -58,7 +58,7 @@ def peak_growth() -> Iterator[list[float]]:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports anonymous memory")
 def test_a_pass_over_a_large_split_does_not_copy_it(rows):
     """Bug: a column is gathered as a whole, and memory grows with the rows until a limit on it ends the run."""
-    examples = EncodedTask("kind", 0, TASK, rows)
+    examples = TaskDataset("kind", 0, TASK, rows)
     with peak_growth() as growth:
         token_counts(rows)
         fingerprint(rows)

@@ -40,7 +40,7 @@ from transformers import (
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.collator import MultiTaskCollator
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.distillation.external import ExternalTeacher, load_external_teachers
 from hf_async_mtl.training import controller as converging
@@ -105,7 +105,7 @@ def answers_of(teacher: ExternalTeacher, rows: Dataset, length: int, batch_size:
 def packed_logits(model: MultiTaskModel, head: str, name: str, rows: Dataset, max_length: int = 32) -> list[Tensor]:
     """A model's own logits of each row, by the way that evaluation takes."""
     task = task_configs()[name]
-    data = EncodedTask(
+    data = TaskDataset(
         name, model.config.task_order.index(head), task, encode(rows, name, task, tiny_tokenizer(), max_length)
     )
     types = {other: config.type for other, config in model.config.task_configs.items()}

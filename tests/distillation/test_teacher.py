@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from hf_async_mtl import MultiTaskModel, TaskConfig
 from hf_async_mtl.data.collator import MultiTaskCollator
+from hf_async_mtl.data.dataset import MultiTaskDataset, TaskDataset
 from hf_async_mtl.data.fingerprint import fingerprint
-from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.distillation import logits as recording_module
 from hf_async_mtl.distillation import snapshots as teacher_module
@@ -214,7 +215,7 @@ def test_recorded_logits_are_the_teachers_own(tmp_path):
     configs = task_configs()
     model = MultiTaskModel.from_encoder(tiny_encoder(tmp_path / "encoder"), configs, max_length=40).eval()
     collator = MultiTaskCollator({name: task.type for name, task in configs.items()}, 40, 0)
-    tasks = [EncodedTask(name, i, task, encoded(name, 10)) for i, (name, task) in enumerate(configs.items())]
+    tasks = [TaskDataset(name, i, task, encoded(name, 10)) for i, (name, task) in enumerate(configs.items())]
     recorded = {}
     with torch.no_grad():
         for task in tasks:
@@ -232,8 +233,8 @@ def test_recorded_logits_are_the_teachers_own(tmp_path):
             files = LogitsFiles.of(tmp_path, task.name)
             write_logits(files, logits, fingerprint(task.rows), step=1)
             recorded[task.name] = RecordedLogits(files)
-        sampler = MixingSampler([len(task) for task in tasks], seed=1)
-        loader = DataLoader(TaskMixture(tasks), 13, sampler=sampler, collate_fn=collator, num_workers=2)
+        sampler = MultiTaskSampler([len(task) for task in tasks], seed=1)
+        loader = DataLoader(MultiTaskDataset(tasks), 13, sampler=sampler, collate_fn=collator, num_workers=2)
         seen = 0
         for batch in loader:
             example_ids, task_ids = batch.pop("example_ids"), batch["task_ids"]

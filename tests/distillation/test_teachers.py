@@ -17,7 +17,7 @@ from runs import (
 from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
 
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.distillation.config import DistillationConfig
 from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, TeacherError
@@ -31,9 +31,9 @@ GROWING = [i / 100 for i in range(1, 100)]
 LAST_WEIGHTS: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False}
 
 
-def encoded(name: str, rows: int = 12, seed: int = 0) -> EncodedTask:
+def encoded(name: str, rows: int = 12, seed: int = 0) -> TaskDataset:
     task = task_configs()[name]
-    return EncodedTask(
+    return TaskDataset(
         name, 0, task, encode(raw_sets(rows, seed)[name], name, task, tiny_tokenizer(), task.max_length or 40)
     )
 
@@ -63,7 +63,7 @@ def assess(teachers: Teachers, name: str, logits: list[np.ndarray]) -> None:
     teachers.assess(name)
 
 
-def by_heart(task: EncodedTask, size: float) -> list[np.ndarray]:
+def by_heart(task: TaskDataset, size: float) -> list[np.ndarray]:
     """Logits of so much for the label, and of 0 for the rest."""
     return [size * np.eye(2, dtype=np.float32)[[label]] for label in task.rows["labels"]]
 

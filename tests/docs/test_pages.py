@@ -345,5 +345,5 @@ def test_tags_and_an_intent_on_the_same_text(newcomer: Newcomer) -> None:
     """Bug: two tasks on one text cannot be read from one file, or predicted at once."""
     printed = newcomer.follow("docs/recipes.md", "Tags and an intent on the same text")
     predictions = printed.strip().splitlines()[-1]
-    assert predictions.startswith("{'intent': [{'label': ")
-    assert "'names': [" in predictions
+    assert predictions.startswith("{'intent': {'label': ")
+    assert "'names': {'entities': [" in predictions

@@ -11,7 +11,7 @@ from runs import tiny_model
 from tiny import raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl.data.collator import MultiTaskCollator, PaddedCollator
-from hf_async_mtl.data.mixing import EncodedTask
+from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 
@@ -30,10 +30,10 @@ def test_processes_share_the_examples(examples, batch_size, num_ranks):
     assert len(found) < examples + num_ranks
 
 
-def encoded(name: str, rows: int = 10) -> EncodedTask:
+def encoded(name: str, rows: int = 10) -> TaskDataset:
     task = task_configs()[name]
     data = encode(raw_sets(rows)[name], name, task, tiny_tokenizer(), task.max_length or 32)
-    return EncodedTask(name, TASKS.index(name), task, data)
+    return TaskDataset(name, TASKS.index(name), task, data)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -18,7 +18,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
-from hf_async_mtl.data.mixing import MixingSampler
+from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.training.arguments import REFUSED
 from hf_async_mtl.training.checks import check_best_metric
 from hf_async_mtl.training.upstream import split_head_groups
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_names_its_task(tmp_path: Path, task: str, val
     assert str(error.value).startswith(words)
     assert "at step 2, before any weight was changed." in str(error.value)
     # Those of the batch, of this task and no other.
-    order = list(MixingSampler(list(PAIR.values()), 7))[8:16]
+    order = list(MultiTaskSampler(list(PAIR.values()), 7))[8:16]
     first = 0 if task == "polarity" else PAIR["polarity"]
     own = sorted(i - first for i in order if first <= i < first + PAIR[task])
     assert str(error.value)[len(words) :].split(" (indices")[0] == ", ".join(map(str, own))

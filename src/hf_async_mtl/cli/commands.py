@@ -17,25 +17,23 @@ from typing import Any
 
 from datasets import Dataset
 from safetensors import SafetensorError
-from transformers import set_seed
 
-from ..data.loading import load_splits
+from ..data.loading import is_unlabeled, load_splits
 from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
-from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, check_task_names
 from ..report.page import make_page
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
-from ..run import evaluation_sets, grown, load_encoder, load_model, load_tasks, load_tokenizer
+from ..run import evaluation_sets, load_model, prepare_run
 from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
 from ..utils import write_atomic
 from .config_file import RunConfig, load_config
 from .export_command import add_export
 from .interruption import CheckpointOnSignal, RunInterrupted
-from .output_dir import check_output_dir, removed_where_nothing_is_written
+from .output_dir import check_output_dir, remove_empty_on_error
 from .predict_command import add_predict
 from .push_command import add_push
 
@@ -161,7 +159,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = grown(load_config(args.config, args.set))
+    config = load_config(args.config, args.set)
     _run(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
 
 
@@ -175,27 +173,15 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
     check_output_dir(output_dir, resume)
-    arguments = config.arguments(output_dir)
+    run = prepare_run(config, output_dir)
     checkpoint = newest_checkpoint(output_dir) if resume is True else resume
-    splits, tasks = load_tasks(config)
-    tokenizer = load_tokenizer(config.encoder, tasks)
-    set_seed(config.seed)
-    model = load_encoder(config, tasks)
-    test = {name: sets["test"] for name, sets in splits.items() if "test" in sets}
+    tasks, model, test = run.tasks, run.model, run.test_dataset
     for name, rows in test.items():
         # For its errors, which are to come before training; the result is cached.
-        encode(rows, name, tasks[name], tokenizer, tasks[name].max_length or model.config.max_length)
+        encode(rows, name, tasks[name], run.tokenizer, tasks[name].max_length or model.config.max_length)
     interruption = CheckpointOnSignal()
-    with removed_where_nothing_is_written(output_dir):
-        trainer = AsyncMTLTrainer(
-            model=model,
-            args=arguments,
-            processing_class=tokenizer,
-            train_dataset={name: sets["train"] for name, sets in splits.items()},
-            eval_dataset=evaluation_sets(splits),
-            callbacks=[interruption],
-        )
-        trainer.data_sources = {name: source.to_section() for name, source in config.sources.items()}
+    with remove_empty_on_error(output_dir):
+        trainer = run.trainer(callbacks=[interruption])
         with interruption.watching():
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     # Not a push yet: the figures and the card are still to be written.
@@ -205,7 +191,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         results |= _evaluate_sets(trainer, test, "test", tasks)
     if trainer.is_world_process_zero():
         write_atomic(output_dir / "all_results.json", _to_json(results) + "\n")
-    if arguments.push_to_hub:
+    if run.args.push_to_hub:
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
@@ -244,10 +230,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     sets: dict[str, Dataset] = {}
     for name in config.tasks:
         task = model.config.task_configs[name]
-        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=True)
         if args.split == "validation":
             sets.update(evaluation_sets({name: splits}))
-        elif args.split in splits and not is_unlabelled(splits[args.split], task):
+        elif args.split in splits and not is_unlabeled(splits[args.split], task):
             sets[name] = splits[args.split]
     if not sets:
         raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..data.dataset import TaskDataset
 from ..data.loading import load_splits
-from ..data.mixing import EncodedTask
 from ..data.tokenization import encode
 from ..export.onnx_files import export_onnx, open_session, quantize
 from ..export.onnx_inference import onnx_logits
@@ -59,22 +59,22 @@ def _export(args: argparse.Namespace) -> None:
         print(render(_table(files, sets, tokenizer), sys.stdout))
 
 
-def _rows(model: MultiTaskModel, tokenizer: object, path: Path, split: str) -> dict[str, EncodedTask]:
+def _rows(model: MultiTaskModel, tokenizer: object, path: Path, split: str) -> dict[str, TaskDataset]:
     """The rows to measure on; a task of the configuration that the model lacks, or without the split, is left out."""
     config, found = load_config(path), {}
     for index, (name, task) in enumerate(model.config.task_configs.items()):
         if name not in config.sources:
             continue
-        splits = load_splits(name, task, config.sources[name], config.data_seed, taught=True)
+        splits = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=True)
         if split in splits:
             rows = encode(splits[split], name, task, tokenizer, task.max_length or model.config.max_length)
-            found[name] = EncodedTask(name, index, task, rows)
+            found[name] = TaskDataset(name, index, task, rows)
     if not found:
         raise ConfigurationError(f"No task of the model has a {split} split with labels in {path}.")
     return found
 
 
-def _table(files: list[Path], sets: dict[str, EncodedTask], tokenizer: object) -> Table:
+def _table(files: list[Path], sets: dict[str, TaskDataset], tokenizer: object) -> Table:
     sessions = [open_session(file) for file in files]
     table = Table(box=None, header_style="bold")
     table.add_column("task")
@@ -90,7 +90,7 @@ def _table(files: list[Path], sets: dict[str, EncodedTask], tokenizer: object) -
     return table
 
 
-def _value(session: object, rows: EncodedTask, tokenizer: object) -> float:
+def _value(session: object, rows: TaskDataset, tokenizer: object) -> float:
     task, kind = rows.task, TASK_TYPES[rows.task.type]
     predictions = kind.predictions(task, onnx_logits(session, rows, tokenizer), rows.rows)
     references = kind.references(task, rows.rows)

@@ -1,4 +1,4 @@
-"""Folders that a run is to write into: looked at before it begins, and taken away where it leaves nothing."""
+"""The output folder of a run: checked before it begins, and removed if the run leaves nothing in it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..training.checkpoint_files import STATE_FILE, read_state
 from ..utils import nearest_existing
 
-__all__ = ["check_output_dir", "removed_where_nothing_is_written"]
+__all__ = ["check_output_dir", "remove_empty_on_error"]
 
 
 @contextmanager
-def removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
-    """Take away the folders that a failed run has made and has left empty."""
+def remove_empty_on_error(folder: Path) -> Iterator[None]:
+    """Remove the folders that the block has created and has left empty, if it raises."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -28,15 +28,15 @@ def removed_where_nothing_is_written(folder: Path) -> Iterator[None]:
 
 
 def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
-    """Look at the folder of a run before anything is loaded.
+    """Check the folder of a run before anything is loaded.
 
     Args:
         output_dir: The folder.
-        resume: A checkpoint, or whether to go on from the newest.
+        resume: A checkpoint, or whether to resume from the newest one.
 
     Raises:
-        ConfigurationError: It cannot be written to, holds something that is not to be gone on with, or ``resume`` is no
-            whole checkpoint.
+        ConfigurationError: The folder cannot be written to or is not empty without ``resume``, or ``resume`` is no
+            complete checkpoint.
     """
     existing = nearest_existing(output_dir)
     if not existing.is_dir() or not os.access(existing, os.W_OK):

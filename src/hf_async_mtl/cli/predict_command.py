@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.config import READERS
-from ..data.loading import read_file
+from ..data.reading import read_file
 from ..inference.predict import predict_rows, readable_tasks
 from ..modeling.configuration_multitask import ConfigurationError
 from ..run import load_model

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.registry import TASK_TYPES
 from ..utils import atomic_path
-from .output_dir import removed_where_nothing_is_written
+from .output_dir import remove_empty_on_error
 
 __all__ = ["to_csv", "to_json_lines", "writing"]
 
@@ -36,7 +36,7 @@ def writing(path: Path | None) -> Iterator[TextIO]:
         return
     path = path.resolve()
     with (
-        removed_where_nothing_is_written(path.parent),
+        remove_empty_on_error(path.parent),
         atomic_path(path, unique=True) as partial,
         partial.open("w", encoding="utf-8", newline="") as file,
     ):

@@ -1,4 +1,6 @@
-"""What becomes of a task that has converged: one entry each in `ACTIONS`."""
+"""What happens to a task that has converged: one entry of `ACTIONS` each."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,16 +13,16 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """What happens to a task at its convergence, and from then on.
+    """What happens to a task at its convergence and afterwards.
 
     Args:
         phase: The phase afterwards.
         records_teacher: Whether the logits of the task's best weights are recorded.
-        rolls_back: Whether all weights return to the task's best, which takes from the other tasks what they have
-            learned since.
-        loss_every: Where `phase` is `stopped`: the task's loss counts at every so-many-th optimizer step; 0: never.
-            No effect in the other phases, where every step counts.
-        return_below: The default of the setting of that name, a share of the best score; None: never.
+        rolls_back: Whether all weights return to the task's best, so that the other tasks lose what they have learned
+            since.
+        loss_every: Where ``phase`` is ``stopped``: the task's loss counts at every n-th optimizer step; 0: never. No
+            effect in the other phases, where every step counts.
+        return_below: Default of the setting of that name, a share of the best score; None: never.
     """
 
     phase: Phase
@@ -40,11 +42,11 @@ ACTIONS: dict[str, Action] = {
     "distill": Action(phase="distilling", records_teacher=True),
     "stop": Action(phase="stopped", loss_every=0),
     "continue": Action(phase="learning"),
-    # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and all go on from its best. Steps and
-    # the learning rate's schedule go on, where mSFT searches anew from the weights that it returns to.
+    # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and the run goes on from its best. Steps
+    # and the learning-rate schedule go on, where mSFT starts a new search from the weights that it returns to.
     "rollback": Action(phase="stopped", rolls_back=True, loss_every=0),
     # Lu et al., "12-in-1: Multi-Task Vision and Language Representation Learning", CVPR 2020: a stopped task is still
-    # trained at every 4th step, and is back at every step once it has lost 0.5 % of its best. When it stops is left to
-    # the criterion.
+    # trained at every 4th step, and at every step again once it has lost 0.5 % of its best. The criterion decides when
+    # it stops.
     "stop_and_go": Action(phase="stopped", loss_every=4, return_below=0.995),
 }

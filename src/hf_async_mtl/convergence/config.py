@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..validation import (
@@ -13,6 +13,7 @@ from ..validation import (
     Requirement,
     check,
     check_fields,
+    check_keys,
     number,
     one_of,
     optional,
@@ -115,12 +116,15 @@ class ConvergenceSettings:
             ConfigurationError: A key is not known, or a value is out of range.
         """
         check("convergence", {} if section is None else section, MAPPING)
+        names = [item.name for item in fields(ConvergenceConfig)]
+        check_keys("convergence", section or {}, [*names, "tasks", "final_evaluations"])
         shared = dict(section or {})
         own = shared.pop("tasks", None) or {}
         check("convergence.tasks", own, MAPPING)
         rest = {"final_evaluations": shared.pop("final_evaluations")} if "final_evaluations" in shared else {}
         default = parse_section("convergence", ConvergenceConfig, shared)
-        return cls(default, {name: _parse_own(name, shared, values) for name, values in own.items()}, **rest)
+        tasks = {name: _parse_own(name, shared, values) for name, values in own.items() if values is not None}
+        return cls(default, tasks, **rest)
 
     def of(self, task: str) -> ConvergenceConfig:
         """Return the settings of a task."""

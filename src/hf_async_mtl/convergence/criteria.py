@@ -1,7 +1,9 @@
-"""Has a task converged? One small class for each way to tell.
+"""When has a task converged? One small class for each criterion.
 
 A new criterion is a subclass of `Criterion` and its entry in `CRITERIA`.
 """
+
+from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
@@ -21,54 +23,60 @@ __all__ = [
 
 
 class Criterion(ABC):
-    """Watches the scores of one task. Higher is better.
+    """Follow the scores of one task. Higher is better.
 
     Attributes:
         needs_standard_error: Whether `update` reads the standard error.
+        state_names: The attributes that `update` changes.
         reference_step: The step of the evaluation that scores are compared with; None before there is one.
     """
 
     needs_standard_error: ClassVar[bool] = False
+    state_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: ConvergenceConfig) -> None:
         self.config = config
+        self.reference: float | None = None
         self.reference_step: int | None = None
 
     @abstractmethod
     def update(
         self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
     ) -> bool:
-        """Takes the score of one evaluation in.
+        """Take in the score of one evaluation.
 
         Args:
             step: The optimizer step of the evaluation.
             value: The monitored metric. None or a value that is not finite is no improvement.
             loss: The supervised loss on the validation set, lower is better.
-            standard_error: That of the difference between this evaluation's metric and the one of `reference_step`,
-                paired by example. None or a value that is not finite counts as 0.
+            standard_error: Of the difference between this evaluation's metric and that of `reference_step`, paired by
+                example. None or a value that is not finite counts as 0.
 
         Returns:
-            Whether the task has converged, `min_steps` and `min_epochs` aside, which the schedule sees to.
+            Whether the task has converged, apart from ``min_steps`` and ``min_epochs``.
         """
 
     @abstractmethod
-    def renew(self) -> None:
-        """Grants full patience again. The reference stays."""
+    def reset_patience(self) -> None:
+        """Start to count again. The reference stays."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that the next `update` depends on, besides the configuration, as JSON values."""
+        """Return all that the next `update` depends on, besides the configuration, as JSON values."""
+        return {name: getattr(self, name) for name in self.state_names}
 
-    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: A key is missing, or there is one too many.
+            ValueError: A key is missing or unexpected.
         """
+        what = f"The state of a {self.config.criterion} criterion"
+        check_keys(state, self.state_names, what, "was it saved by another version, or with another criterion?")
+        for name in self.state_names:
+            setattr(self, name, state[name])
 
     def _margin(self, standard_error: float | None) -> float:
-        """What a difference to the reference has to exceed."""
+        """Return what a difference to the reference must exceed."""
         noise = 0.0
         if self.needs_standard_error and standard_error is not None and math.isfinite(standard_error):
             noise = self.config.z * standard_error
@@ -76,19 +84,20 @@ class Criterion(ABC):
 
 
 class Plateau(Criterion):
-    """Converged when `patience` evaluations in a row have not beaten the best score by more than `min_delta`.
+    """Converged after ``patience`` consecutive evaluations that do not beat the best score by more than ``min_delta``.
 
-    The best score here is the last one that was accepted as an improvement. So many small gains, each below
-    `min_delta`, are accepted once together they exceed it.
+    The best score is the last one that was accepted as an improvement: small gains, each below ``min_delta``, are
+    accepted once their sum exceeds it.
 
-    >>> plateau = Plateau(ConvergenceConfig(patience=2))
+    >>> plateau = Plateau(ConvergenceConfig(criterion="plateau", patience=2))
     >>> [plateau.update(step, value) for step, value in [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7)]]
     [False, False, False, True]
     """
 
+    state_names = ("reference", "reference_step", "evaluations_without_improvement")
+
     def __init__(self, config: ConvergenceConfig) -> None:
         super().__init__(config)
-        self.reference: float | None = None
         self.evaluations_without_improvement = 0
 
     def update(
@@ -106,28 +115,15 @@ class Plateau(Criterion):
             return False
         return self.reference is None or value > self.reference + self._margin(standard_error)
 
-    def renew(self) -> None:
+    def reset_patience(self) -> None:
         self.evaluations_without_improvement = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "reference": self.reference,
-            "reference_step": self.reference_step,
-            "evaluations_without_improvement": self.evaluations_without_improvement,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_keys(state, self.state_dict(), f"The state of a {self.config.criterion} criterion", _OTHER_CRITERION)
-        self.reference = state["reference"]
-        self.reference_step = state["reference_step"]
-        self.evaluations_without_improvement = state["evaluations_without_improvement"]
 
 
 class Significant(Plateau):
-    """A plateau on which a gain must exceed `z` standard errors as well as `min_delta`.
+    """A plateau where a gain must exceed ``z`` standard errors as well as ``min_delta``.
 
-    The gain is over the last score that was accepted, and the standard error is that of this difference. The first
-    finite score is always accepted.
+    The gain is over the last accepted score, and the standard error is that of this difference. The first finite score
+    is always accepted.
 
     >>> significant = Significant(ConvergenceConfig(criterion="significant", patience=2, z=2))
     >>> scores = [(10, 0.50), (20, 0.56), (30, 0.58), (40, 0.59)]
@@ -139,11 +135,12 @@ class Significant(Plateau):
 
 
 class Decline(Criterion):
-    """Converged when the score has fallen below its best, or the loss has risen, at `patience` evaluations in a row.
+    """Converged after ``patience`` consecutive evaluations with a score below the best, or with a rising loss.
 
-    A fall must exceed `min_delta` and `z` standard errors of the difference to the best evaluation; a score that is not
-    a number has fallen, once there is a best. A loss has risen where it is greater than at the evaluation before; one
-    that is not a number breaks the row. A task that stays at its best for ever never converges by its metric.
+    A decrease must exceed ``min_delta`` and ``z`` standard errors of the difference to the best evaluation. A score
+    that is not a number counts as a decrease, once there is a best. A loss rises where it is greater than at the
+    evaluation before; one that is not a number ends the row. A task that stays at its best never converges by its
+    metric.
 
     >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
     >>> scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7), (50, 0.6), (60, 0.6)]
@@ -155,10 +152,10 @@ class Decline(Criterion):
     """
 
     needs_standard_error = True
+    state_names = ("reference", "reference_step", "falls", "last_loss", "loss_rises")
 
     def __init__(self, config: ConvergenceConfig) -> None:
         super().__init__(config)
-        self.reference: float | None = None
         self.falls = 0
         self.last_loss: float | None = None
         self.loss_rises = 0
@@ -166,12 +163,12 @@ class Decline(Criterion):
     def update(
         self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
     ) -> bool:
-        self._take_value(step, value, standard_error)
-        self._take_loss(loss)
+        self._update_falls(step, value, standard_error)
+        self._update_loss_rises(loss)
         counts = {"metric": self.falls, "loss": self.loss_rises, "either": max(self.falls, self.loss_rises)}
         return counts[self.config.watch] >= self.config.patience
 
-    def _take_value(self, step: int, value: float | None, standard_error: float | None) -> None:
+    def _update_falls(self, step: int, value: float | None, standard_error: float | None) -> None:
         if value is None or not math.isfinite(value):
             self.falls = 0 if self.reference is None else self.falls + 1
         elif self.reference is None or value > self.reference:
@@ -181,40 +178,22 @@ class Decline(Criterion):
             fallen = value < self.reference - self._margin(standard_error)
             self.falls = self.falls + 1 if fallen else 0
 
-    def _take_loss(self, loss: float | None) -> None:
+    def _update_loss_rises(self, loss: float | None) -> None:
         known = loss if loss is not None and math.isfinite(loss) else None
         risen = known is not None and self.last_loss is not None and known > self.last_loss
         self.loss_rises = self.loss_rises + 1 if risen else 0
         self.last_loss = known
 
-    def renew(self) -> None:
+    def reset_patience(self) -> None:
         self.falls = self.loss_rises = 0
-        self.last_loss = None  # It may be of other weights than the next one's.
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "reference": self.reference,
-            "reference_step": self.reference_step,
-            "falls": self.falls,
-            "last_loss": self.last_loss,
-            "loss_rises": self.loss_rises,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_keys(state, self.state_dict(), "The state of a decline criterion", _OTHER_CRITERION)
-        self.reference = state["reference"]
-        self.reference_step = state["reference_step"]
-        self.falls = state["falls"]
-        self.last_loss = state["last_loss"]
-        self.loss_rises = state["loss_rises"]
+        self.last_loss = None  # it may be of other weights than the next one
 
 
 CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, "significant": Significant}
-_OTHER_CRITERION = "was it saved by another version, or with another criterion?"
 
 
-def check_keys(found: Collection[str], required: Collection[str], what: str, way_out: str) -> None:
-    """Requires exactly the given keys.
+def check_keys(found: Collection[str], required: Collection[str], what: str, hint: str) -> None:
+    """Require exactly the given keys.
 
     >>> check_keys(["a", "x"], ["a", "b"], "The state", "resume with the same tasks.")
     Traceback (most recent call last):
@@ -222,7 +201,7 @@ def check_keys(found: Collection[str], required: Collection[str], what: str, way
     ValueError: The state must have exactly the keys a, b (missing b, unexpected x); resume with the same tasks.
 
     Raises:
-        ValueError: Names the keys that are missing and those that are unexpected.
+        ValueError: Names the missing and the unexpected keys.
     """
     missing = [key for key in required if key not in found]
     unexpected = [str(key) for key in found if key not in required]
@@ -230,4 +209,4 @@ def check_keys(found: Collection[str], required: Collection[str], what: str, way
         f"{fault} {', '.join(keys)}" for fault, keys in (("missing", missing), ("unexpected", unexpected)) if keys
     ]
     if faults:
-        raise ValueError(f"{what} must have exactly the keys {', '.join(required)} ({', '.join(faults)}); {way_out}")
+        raise ValueError(f"{what} must have exactly the keys {', '.join(required)} ({', '.join(faults)}); {hint}")

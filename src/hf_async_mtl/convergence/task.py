@@ -190,7 +190,7 @@ class TaskTracker:
         share, best = self._return_below, self._counted_best
         if share is not None and best is not None and best > 0 and score < share * best:
             state.phase, state.converged_step = "learning", None
-            self._criterion.renew()
+            self._criterion.reset_patience()
             return [Event(step=step, task=self.name, event="returned")]
         if is_constant:
             return []

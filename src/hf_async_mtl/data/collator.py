@@ -1,4 +1,4 @@
-"""Collate examples of mixed tasks into one packed batch."""
+"""Examples to batches: packed rows of mixed tasks, or padded rows of one task."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["MultiTaskCollator", "PaddedCollator", "pack", "pack_rows"]
 
 
 class MultiTaskCollator:
-    """Packs the segments of mixed examples into rows.
+    """Pack the segments of examples of mixed tasks into rows.
 
-    The examples of a batch are put in the order of their tasks: the model then reads each task's as a slice.
-    ``example_ids`` comes first, because Trainer and accelerate count a batch by its first tensor.
+    The examples of a batch are sorted by task, so that the model reads those of one task as a slice. ``example_ids``
+    comes first, because Trainer and accelerate take the size of a batch from its first tensor.
 
     Args:
         tasks: Name -> type, in the order of the task ids.
-        row_length: The longest row, in tokens.
-        pad_token_id: What fills a row.
+        row_length: Maximum length of a row, in tokens.
+        pad_token_id: The token that fills a row.
     """
 
     def __init__(self, tasks: Mapping[str, str], row_length: int, pad_token_id: int) -> None:
@@ -35,7 +35,7 @@ class MultiTaskCollator:
         """Make a batch.
 
         Args:
-            examples: Items of a `TaskMixture` or an `EncodedTask`.
+            examples: Items of a `MultiTaskDataset` or a `TaskDataset`.
 
         Returns:
             ``example_ids``, ``task_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``position_ids``, ``segment_ids``,
@@ -82,7 +82,7 @@ class PaddedCollator:
         """Make a batch.
 
         Args:
-            examples: Items of an `EncodedTask`.
+            examples: Items of a `TaskDataset`.
 
         Returns:
             ``example_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``attention_mask`` and, if the examples have

@@ -33,7 +33,7 @@ _HUB_KEYS = ("hub", "name", "revision")
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """How often each task is drawn; see `hf_async_mtl.data.mixing.draws_per_task`.
+    """How often each task is drawn; see `hf_async_mtl.data.sampler.draws_per_task`.
 
     Args:
         strategy: ``proportional``: an epoch has every example once. ``temperature``: small tasks are drawn more often.

@@ -1,4 +1,4 @@
-"""Which examples recorded logits were made for: a hash of their tokens and labels."""
+"""A hash of tokenized examples, which tells whether recorded logits belong to them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ROWS = 1000
 
 
 def fingerprint(rows: Dataset) -> str:
-    """Hash the token ids and labels of encoded rows, whatever file they came from and however it is chunked.
+    """Return a hash of the token ids and labels of encoded rows; the file that they are in does not matter.
 
-    Kept beside the rows' cache file, where they have one: of millions of rows it takes seconds.
+    It is kept beside the cache file of the rows, if they have one: hashing millions of rows takes seconds.
 
     Args:
         rows: An encoded split with ``input_ids`` and ``labels``.

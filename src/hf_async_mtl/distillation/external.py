@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..building.build import position_limit
 from ..data.collator import PaddedCollator
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, token_counts, unit_counts
 from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
@@ -110,7 +110,7 @@ class ExternalTeacher:
         # Rows of similar length share a batch, so that little is padding. The longest come first, and fail first.
         order = np.argsort(-token_counts(encoded), kind="stable")
         batches = IndexBatches(order, batch_size, rank, ranks)
-        examples, collate = EncodedTask(self.name, 0, self.task, encoded), PaddedCollator(self.tokenizer)
+        examples, collate = TaskDataset(self.name, 0, self.task, encoded), PaddedCollator(self.tokenizer)
         self.model.to(device)
         for indices, logits in iterate_logits(self._forward, examples, collate, batches, device):
             self._check_finite(indices, logits[self.name], units)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..data.dataset import TaskDataset
 from ..data.fingerprint import fingerprint
-from ..data.mixing import EncodedTask
 from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
@@ -51,7 +51,7 @@ class Teachers:
         examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
     """
 
-    def __init__(self, folder: Path, config: DistillationConfig, train: Mapping[str, EncodedTask]) -> None:
+    def __init__(self, folder: Path, config: DistillationConfig, train: Mapping[str, TaskDataset]) -> None:
         self.store = TeacherStore(folder)
         self.config = config
         self.train = dict(train)

@@ -10,12 +10,7 @@ from datasets import Dataset
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["is_unlabelled", "with_placeholders"]
-
-
-def is_unlabelled(rows: Dataset, task: TaskConfig) -> bool:
-    """Return whether raw rows have none of the columns of the task's labels."""
-    return not any(column in rows.column_names for column in task.target_columns)
+__all__ = ["with_placeholders"]
 
 
 def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.collator import PaddedCollator
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..data.tokenization import token_counts
 from ..inference.logits import IndexBatches, iterate_logits, split_by_example
 from ..modeling.heads import HEADS
@@ -18,7 +18,7 @@ from ..modeling.heads import HEADS
 __all__ = ["onnx_logits"]
 
 
-def onnx_logits(session: Any, rows: EncodedTask, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
+def onnx_logits(session: Any, rows: TaskDataset, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
     """Return the logits of each example, as `TaskType.predictions` takes them.
 
     Args:
@@ -40,7 +40,7 @@ def onnx_logits(session: Any, rows: EncodedTask, tokenizer: Any, batch_size: int
     return found
 
 
-def run_graph(session: Any, rows: EncodedTask, batch: Mapping[str, Tensor]) -> Tensor:
+def run_graph(session: Any, rows: TaskDataset, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the logits of a padded batch: ``[U, C]`` for tokens, ``[B, n]`` for choices, else ``[B, ...]``."""
     inputs = {name: tensor.numpy() for name, tensor in batch.items()}
     # The encoder reads token types, and the tokenizer does not return them.

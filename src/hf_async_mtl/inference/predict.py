@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.collator import MultiTaskCollator
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, token_counts, truncation_warning
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
@@ -108,7 +108,7 @@ def _predict_group(
     types = {name: other.type for name, other in config.task_configs.items()}
     batches = iterate_logits(
         lambda batch: model(**batch, tasks=names).logits,
-        EncodedTask(first, config.task_order.index(first), task, encoded),
+        TaskDataset(first, config.task_order.index(first), task, encoded),
         MultiTaskCollator(types, max_length, tokenizer.pad_token_id),
         IndexBatches(len(encoded), batch_size),
         model.device,

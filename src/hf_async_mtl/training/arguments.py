@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -17,9 +17,9 @@ from ..balancing.config import BalancingConfig
 from ..convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from ..data.config import MixingConfig
 from ..distillation.config import DistillationConfig
-from ..validation import ConfigurationError, check, number, optional, parse_section, whole_number
+from ..validation import ConfigurationError, check, number, of_type, optional, parse_section, whole_number
 
-__all__ = ["REFUSED", "SECTIONS", "AsyncMTLTrainingArguments"]
+__all__ = ["REFUSED", "SECTIONS", "AsyncMTLTrainingArguments", "check_types"]
 
 logger = logging.get_logger(__name__)
 
@@ -41,6 +41,12 @@ REFUSED = {
     "ddp_find_unused_parameters": "every parameter has a gradient at every step",
 }
 """Fields of `transformers.TrainingArguments` that have no effect here, or a wrong one, each with the reason."""
+
+# Upstream checks these at the first step, or not at all.
+_ABOVE_ZERO = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
+    *("learning_rate", "eval_steps", "save_steps", "logging_steps", "save_total_limit"),
+)
 
 SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 
@@ -191,3 +197,18 @@ def _without_folder(source: str) -> str:
     """Return the last name of an absolute path; a Hub id or a relative path as it is."""
     path = Path(source).expanduser()
     return path.name if path.is_absolute() else source
+
+
+def check_types(values: Mapping[str, Any]) -> None:
+    """Check values from a file against the types of their fields, which upstream does not.
+
+    Raises:
+        ConfigurationError: A value has another type, or is not above 0 where it must be.
+    """
+    hints = get_type_hints(AsyncMTLTrainingArguments)
+    for key, value in values.items():
+        requirement = of_type(hints[key])
+        if key in _ABOVE_ZERO and isinstance(value, int | float):
+            check(f"training.{key}", value, number(0, exclusive=True))
+        if requirement is not None:
+            check(f"training.{key}", value, requirement)

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState,
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
-from ..data.mixing import MixingSampler
+from ..data.sampler import MultiTaskSampler
 from ..report.tables import progress_table, render
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint import RunCheckpoint
@@ -25,16 +25,15 @@ from .loss import MultiTaskLoss
 __all__ = ["RunCallback", "TableCallback", "build_sampler"]
 
 
-def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MixingSampler:
+def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MultiTaskSampler:
     """Return the sampler of a run.
 
     Args:
         sizes: Training examples of each task.
         args: Of the run.
     """
-    mixing, ranks = args.mixing_config, args.world_size
-    multiple = 1 if ranks == 1 else ranks * args.per_device_train_batch_size
-    return MixingSampler(sizes, args.seed, mixing.strategy, mixing.temperature, multiple)
+    multiple = 1 if args.world_size == 1 else args.world_size * args.per_device_train_batch_size
+    return MultiTaskSampler(sizes, args.seed, args.mixing_config, multiple)
 
 
 class RunCallback(TrainerCallback):
@@ -50,7 +49,7 @@ class RunCallback(TrainerCallback):
 
     def __init__(
         self,
-        sampler: MixingSampler,
+        sampler: MultiTaskSampler,
         controller: ConvergenceController,
         checkpoint: RunCheckpoint,
         loss: MultiTaskLoss,

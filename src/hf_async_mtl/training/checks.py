@@ -13,10 +13,11 @@ from ..building.freezing import check_trainable
 from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
 from ..convergence.config import ScheduleConfig
+from ..data.loading import is_unlabeled
 from ..distillation.config import DistillationConfig
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import is_unlabelled, with_placeholders
+from ..distillation.unlabeled import with_placeholders
 from ..metrics import METRICS, check_metric
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_task_names
 from ..modeling.modeling_multitask import MultiTaskModel
@@ -231,7 +232,7 @@ def with_labels(
     Raises:
         ConfigurationError: A loss on such labels is asked for, or a task does not know what it would find in them.
     """
-    names = [name for name in config.teachers if name in train and is_unlabelled(train[name], tasks[name])]
+    names = [name for name in config.teachers if name in train and is_unlabeled(train[name], tasks[name])]
     if names and config.hard_label_weight:
         raise ConfigurationError(
             f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. "

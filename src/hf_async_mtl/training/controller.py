@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
@@ -61,7 +61,7 @@ class ConvergenceController:
         teachers: Teachers,
         evaluator: TaskEvaluator,
         loss: MultiTaskLoss,
-        logits_of: Callable[[EncodedTask], Batches],
+        logits_of: Callable[[TaskDataset], Batches],
     ) -> None:
         self.args, self.model, self.accelerator = args, model, accelerator
         self.schedule, self.teachers, self.evaluator = schedule, teachers, evaluator

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..inference.logits import IndexBatches, iterate_logits
 from ..metrics import compute
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -30,7 +30,7 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def iterate_over_ranks(
-    model: nn.Module, dataset: EncodedTask, collate: Any, args: TrainingArguments, accelerator: Accelerator
+    model: nn.Module, dataset: TaskDataset, collate: Any, args: TrainingArguments, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a model over the rows of one set, which the ranks share.
 
@@ -70,7 +70,7 @@ class TaskEvaluator:
     def __init__(
         self,
         model: MultiTaskModel,
-        validation: Mapping[str, EncodedTask],
+        validation: Mapping[str, TaskDataset],
         own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]],
     ) -> None:
         self.model = model
@@ -102,7 +102,7 @@ class TaskEvaluator:
         losses = outputs.losses[name].float()
         return losses.mean(), {"logits": logits, "losses": losses}
 
-    def score(self, dataset: EncodedTask, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
+    def score(self, dataset: TaskDataset, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
         """Turn what the evaluation loop has gathered into logits in the order of the examples, and metrics.
 
         Args:
@@ -121,7 +121,7 @@ class TaskEvaluator:
             metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
         return output._replace(predictions=logits, label_ids=None, metrics=metrics)
 
-    def metrics(self, dataset: EncodedTask, logits: np.ndarray) -> dict[str, float]:
+    def metrics(self, dataset: TaskDataset, logits: np.ndarray) -> dict[str, float]:
         """Return the metrics of a set from the logits of its examples, in their order."""
         task, task_type = dataset.task, TASK_TYPES[dataset.task.type]
         assert task.metrics is not None
@@ -134,7 +134,7 @@ class TaskEvaluator:
             found = {**found, **self.own_metrics[dataset.name](EvalPrediction(logits, labels))}
         return found
 
-    def label_ids(self, dataset: EncodedTask, logits: np.ndarray) -> np.ndarray | None:
+    def label_ids(self, dataset: TaskDataset, logits: np.ndarray) -> np.ndarray | None:
         """Return the labels of a set as `Trainer.predict` does; None for rows without labels."""
         if "labels" not in dataset.rows.column_names:
             return None

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from ..data.collator import MultiTaskCollator
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
 from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments
 from .checks import (
@@ -51,8 +51,8 @@ class TrainerInputs:
     args: AsyncMTLTrainingArguments
     task_sets: TaskSets
     own_metrics: Mapping[str, Metrics]
-    train: dict[str, EncodedTask]
-    validation: dict[str, EncodedTask]
+    train: dict[str, TaskDataset]
+    validation: dict[str, TaskDataset]
     external_rows: dict[str, Dataset]
 
     def collator(self) -> MultiTaskCollator:

@@ -16,7 +16,7 @@ from ..balancing.config import BalancingConfig
 from ..balancing.split import LossSplit, split_losses, weighted_sums
 from ..building.freezing import last_shared_layer
 from ..convergence.schedule import ConvergenceSchedule
-from ..data.mixing import example_places
+from ..data.dataset import decode_example_ids
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
@@ -133,7 +133,7 @@ class MultiTaskLoss:
         assert outputs.losses is not None
         assert outputs.logits is not None
         in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
-        indices, counts = example_places(example_ids)
+        indices, counts = decode_example_ids(example_ids)
         # On one process all examples count, and it need not wait for the device.
         all_count = self.accelerator.num_processes == 1 or bool(counts.all())
         found: dict[str, Tensor] = {}

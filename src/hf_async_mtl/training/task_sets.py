@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.mixing import EncodedTask
+from ..data.dataset import TaskDataset
+from ..data.loading import is_unlabeled
 from ..data.tokenization import encode, truncation_warning
-from ..distillation.unlabeled import is_unlabelled
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .arguments import AsyncMTLTrainingArguments
 from .checks import find_task, task_of
@@ -56,7 +56,7 @@ class TaskSets:
             )
         return found
 
-    def encode(self, sets: Mapping[str, Dataset | EncodedTask], *, needs_labels: bool = True) -> dict[str, EncodedTask]:
+    def encode(self, sets: Mapping[str, Dataset | TaskDataset], *, needs_labels: bool = True) -> dict[str, TaskDataset]:
         """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks.
 
         Args:
@@ -67,18 +67,18 @@ class TaskSets:
         encoded = {}
         for name in sorted(sets, key=lambda name: order.index(task_of(name, self.tasks))):
             rows = sets[name]
-            if not isinstance(rows, EncodedTask):
+            if not isinstance(rows, TaskDataset):
                 rows = self._encode(rows, name, task_of(name, self.tasks), needs_labels)
             encoded[name] = rows
         return encoded
 
-    def encode_one(self, rows: Dataset | EncodedTask, *, needs_labels: bool = True) -> EncodedTask:
+    def encode_one(self, rows: Dataset | TaskDataset, *, needs_labels: bool = True) -> TaskDataset:
         """Encode one set, whose task is found by its columns.
 
         Raises:
             ConfigurationError: The columns are those of no task, or of several.
         """
-        if isinstance(rows, EncodedTask):
+        if isinstance(rows, TaskDataset):
             return rows
         if not isinstance(rows, Dataset):
             raise ConfigurationError(
@@ -87,17 +87,17 @@ class TaskSets:
         task = find_task(rows.column_names, self.tasks)
         return self._encode(rows, task, task, needs_labels)
 
-    def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool) -> EncodedTask:
+    def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool) -> TaskDataset:
         task = self.tasks[task_name]
-        with_labels = needs_labels or not is_unlabelled(rows, task)
+        with_labels = needs_labels or not is_unlabeled(rows, task)
         with self.args.main_process_first():
             encoded = encode(rows, name, task, self.tokenizer, self.length_of(task_name), with_labels=with_labels)
         if not with_labels and "labels" in encoded.column_names:
             # Token tasks have the places of words there, which are no labels to evaluate against.
             encoded = encoded.remove_columns("labels")
-        return EncodedTask(task_name, list(self.tasks).index(task_name), task, encoded)
+        return TaskDataset(task_name, list(self.tasks).index(task_name), task, encoded)
 
-    def warn_truncated(self, sets: Mapping[str, Mapping[str, EncodedTask]]) -> None:
+    def warn_truncated(self, sets: Mapping[str, Mapping[str, TaskDataset]]) -> None:
         """Warn of the texts that are longer than their task reads.
 
         Args:

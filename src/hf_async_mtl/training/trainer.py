@@ -16,7 +16,8 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStr
 
 from ..building.lora import merged_copy
 from ..convergence.actions import PHASES
-from ..data.mixing import EncodedTask, MixingSampler, TaskMixture
+from ..data.dataset import MultiTaskDataset, TaskDataset
+from ..data.sampler import MultiTaskSampler
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
@@ -100,7 +101,7 @@ class AsyncMTLTrainer(Trainer):
             model=inputs.model,
             args=inputs.args,
             data_collator=inputs.collator(),
-            train_dataset=TaskMixture(list(inputs.train.values())) if inputs.train else None,
+            train_dataset=MultiTaskDataset(list(inputs.train.values())) if inputs.train else None,
             # Without a set the parent refuses an `eval_strategy`; a trainer that evaluates explicit sets has none.
             eval_dataset=inputs.validation,
             processing_class=processing_class,
@@ -138,7 +139,7 @@ class AsyncMTLTrainer(Trainer):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MixingSampler:
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MultiTaskSampler:
         return self._sampler
 
     def get_batch_samples(
@@ -295,7 +296,7 @@ class AsyncMTLTrainer(Trainer):
             output = super().predict(rows, ignore_keys, metric_key_prefix)
         return output._replace(label_ids=self.evaluator.label_ids(rows, output.predictions))
 
-    def iterate_logits(self, dataset: EncodedTask) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate_logits(self, dataset: TaskDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the model over the rows of one set; see `iterate_over_ranks`."""
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         return iterate_over_ranks(model, dataset, self.data_collator, self.args, self.accelerator)

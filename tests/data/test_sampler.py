@@ -1,4 +1,4 @@
-"""Mixing: one index space, and an order that is a function of the seed and the epoch alone."""
+"""The sampler: its order depends only on the seed and the epoch."""
 
 import random
 from collections import Counter
@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny import raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError
-from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture, draws_per_task
-from hf_async_mtl.data.tokenization import encode
+from hf_async_mtl.data.config import MixingConfig
+from hf_async_mtl.data.sampler import MultiTaskSampler, draws_per_task
 
 SIZES = [70, 5, 25]
 STRATEGIES = [("proportional", 1.0), ("temperature", 2.0), ("temperature", 5.0), ("uniform", 1.0)]
@@ -31,11 +30,11 @@ def counts_per_task(order, sizes):
 @pytest.mark.parametrize(("strategy", "temperature"), STRATEGIES)
 def test_order_is_a_function_of_seed_and_epoch(strategy, temperature):
     """An order that hangs on earlier epochs, or on the global random state, cannot be resumed."""
-    straight = epochs(MixingSampler(SIZES, 7, strategy, temperature), 4)
+    straight = epochs(MultiTaskSampler(SIZES, 7, MixingConfig(strategy, temperature)), 4)
     torch.manual_seed(1)
     np.random.default_rng(2)
     random.seed(3)
-    resumed = MixingSampler(SIZES, 7, strategy, temperature)
+    resumed = MultiTaskSampler(SIZES, 7, MixingConfig(strategy, temperature))
     resumed.set_epoch(3)
     assert list(resumed) == straight[3]
     assert list(resumed) == straight[3]
@@ -49,13 +48,13 @@ def test_order_leaves_the_global_random_state_alone():
     """An order drawn from the global generator would change dropout."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(MixingSampler(SIZES, 0))
+    list(MultiTaskSampler(SIZES, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_seeds_and_epochs_differ():
     """A seed added to the epoch would give epoch 1 of seed 0 the order of epoch 0 of seed 1."""
-    orders = [tuple(order) for seed in range(5) for order in epochs(MixingSampler(SIZES, seed), 5)]
+    orders = [tuple(order) for seed in range(5) for order in epochs(MultiTaskSampler(SIZES, seed), 5)]
     assert len(set(orders)) == len(orders)
 
 
@@ -64,13 +63,13 @@ def test_proportional_visits_each_example_once():
     generator = random.Random(0)
     for seed in range(20):
         sizes = [generator.randint(1, 300) for _ in range(generator.randint(1, 8))]
-        for order in epochs(MixingSampler(sizes, seed), 2):
+        for order in epochs(MultiTaskSampler(sizes, seed), 2):
             assert sorted(order) == list(range(sum(sizes)))
 
 
 def test_tasks_are_mixed_from_the_first_draws_on():
     """Task after task in turn is catastrophic forgetting, and no batch would mix."""
-    order = next(iter(epochs(MixingSampler([200, 200], 0), 1)))
+    order = next(iter(epochs(MultiTaskSampler([200, 200], 0), 1)))
     for start in range(0, 400, 50):
         assert 5 < counts_per_task(order[start : start + 50], [200, 200])[0] < 45
 
@@ -78,7 +77,7 @@ def test_tasks_are_mixed_from_the_first_draws_on():
 def test_uniform_draws_are_equal_and_other_each_epoch():
     """A small task repeats all its examples before any again; a large one shows others in each epoch."""
     sizes = [90, 10]
-    sampler = MixingSampler(sizes, 0, "uniform")
+    sampler = MultiTaskSampler(sizes, 0, MixingConfig("uniform"))
     assert sampler.draws == [50, 50]
     seen = set()
     for order in epochs(sampler, 5):
@@ -96,13 +95,13 @@ def test_temperature_draws_follow_the_formula(temperature):
     sizes = [1000, 100, 10]
     shares = np.array(sizes) ** (1 / temperature)
     expected = shares / shares.sum() * sum(sizes)
-    assert draws_per_task(sizes, "temperature", temperature) == pytest.approx(expected, abs=1)
+    assert draws_per_task(sizes, MixingConfig("temperature", temperature)) == pytest.approx(expected, abs=1)
 
 
 def test_temperature_goes_from_proportional_to_uniform():
     """The two ends of the temperature are known strategies."""
-    assert draws_per_task(SIZES, "temperature", 1.0) == draws_per_task(SIZES, "proportional") == SIZES
-    assert draws_per_task(SIZES, "temperature", 1e9) == draws_per_task(SIZES, "uniform")
+    assert draws_per_task(SIZES, MixingConfig("temperature", 1.0)) == draws_per_task(SIZES) == SIZES
+    assert draws_per_task(SIZES, MixingConfig("temperature", 1e9)) == draws_per_task(SIZES, MixingConfig("uniform"))
 
 
 def test_draws_add_up_to_the_number_of_examples():
@@ -113,11 +112,11 @@ def test_draws_add_up_to_the_number_of_examples():
             generator.choice([1, 3, 10, 1000, 393702]) + generator.randrange(7) for _ in range(generator.randint(1, 9))
         ]
         for strategy, temperature in STRATEGIES:
-            draws = draws_per_task(sizes, strategy, temperature)
+            draws = draws_per_task(sizes, MixingConfig(strategy, temperature))
             assert sum(draws) == sum(sizes)
             assert min(draws) >= 0
         assert draws_per_task(sizes) == sizes
-        sampler = MixingSampler(sizes, 0, "uniform")
+        sampler = MultiTaskSampler(sizes, 0, MixingConfig("uniform"))
         assert len(sampler) == sum(sizes)
 
 
@@ -135,43 +134,5 @@ def test_draws_add_up_to_the_number_of_examples():
 def test_wrong_mixing_is_refused(arguments, message):
     """A name that nobody knows would fall to some default."""
     with pytest.raises(ConfigurationError) as error:
-        draws_per_task(SIZES, *arguments)
+        MixingConfig(*arguments)
     assert str(error.value) == message
-
-
-# -- the index space --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tasks():
-    made = []
-    for task_id, (name, task) in enumerate(task_configs().items()):
-        rows = encode(raw_sets(3 + task_id)[name], name, task, tiny_tokenizer(), 32)
-        made.append(EncodedTask(name, task_id, task, rows))
-    return made
-
-
-def test_each_index_is_one_example_of_one_task(tasks):
-    """An index off by one at a border gives an example to another task's head."""
-    mixture = TaskMixture(tasks)
-    assert len(mixture) == sum(map(len, tasks))
-    found = [(item["task_id"], item["example_id"]) for item in (mixture[i] for i in range(len(mixture)))]
-    assert found == [(task.task_id, i) for task in tasks for i in range(len(task))]
-
-
-def test_items_are_the_encoded_rows_and_no_more(tasks):
-    """Texts and answers that travel to the collator cost memory in every worker."""
-    for task in tasks:
-        for index in range(len(task)):
-            item, row = task[index], task.rows[index]
-            keys = {"input_ids", "token_type_ids", "labels"}
-            assert set(item) == {"task_id", "example_id"} | keys
-            assert {key: item[key] for key in keys} == {key: row[key] for key in keys}
-
-
-@pytest.mark.parametrize("index", ["end", -100])
-def test_index_outside_is_an_error(tasks, index):
-    """An index past the end must not wrap around to some other example."""
-    mixture = TaskMixture(tasks)
-    with pytest.raises(IndexError):
-        mixture[len(mixture) if index == "end" else index]

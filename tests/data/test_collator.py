@@ -8,7 +8,8 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from hf_async_mtl.data.collator import MultiTaskCollator
-from hf_async_mtl.data.mixing import EncodedTask, MixingSampler, TaskMixture
+from hf_async_mtl.data.dataset import MultiTaskDataset, TaskDataset
+from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.modeling.losses import IGNORE
 
@@ -20,8 +21,8 @@ def make_mixture(token_types=True):
     tokenizer, tasks = tiny_tokenizer(token_types), []
     for task_id, (name, task) in enumerate(task_configs().items()):
         rows = encode(raw_sets(12)[name], name, task, tokenizer, task.max_length or 40)
-        tasks.append(EncodedTask(name, task_id, task, rows))
-    return TaskMixture(tasks)
+        tasks.append(TaskDataset(name, task_id, task, rows))
+    return MultiTaskDataset(tasks)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_rows_to_predict_have_no_labels():
     """`predict` has no labels, and must be packed by the same code."""
     name, task = "polarity", task_configs()["polarity"]
     rows = encode(raw_sets(5)[name], name, task, tiny_tokenizer(), 32, with_labels=False)
-    encoded = EncodedTask(name, 0, task, rows)
+    encoded = TaskDataset(name, 0, task, rows)
     batch = collate([encoded[i] for i in range(5)])
     assert "labels" not in batch
     assert [segments for _, _, segments in examples_of(batch)] == rows["input_ids"][:]
@@ -170,7 +171,7 @@ def test_workers_give_the_same_batches(mixture):
     """Workers that draw, sort or hold something of their own would train on another order than one process."""
     batches = []
     for workers in (0, 2):
-        sampler = MixingSampler([len(task) for task in mixture.tasks], seed=3)
+        sampler = MultiTaskSampler([len(task) for task in mixture.tasks], seed=3)
         sampler.set_epoch(2)
         collator = MultiTaskCollator(TYPES, ROW_LENGTH, PAD)
         batches.append(list(DataLoader(mixture, 16, sampler=sampler, collate_fn=collator, num_workers=workers)))
