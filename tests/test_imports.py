@@ -29,6 +29,7 @@ FOLDERS = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 # allowed stands for all that is in it.
 TABLE: dict[str, set[str]] = {
     "utils": set(),
+    "registration": set(),
     "validation": {"utils"},
     "modeling": {"modeling"},
     "tasks": {"tasks", "validation", "modeling", "utils"},
@@ -59,7 +60,7 @@ TABLE: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     # The public names, imported when they are asked for.
-    "": {"run", "training", "inference", "building", "tasks", "modeling"},
+    "": {"registration", "run", "training", "inference", "building", "tasks", "modeling", "validation"},
 }
 
 

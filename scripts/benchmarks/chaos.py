@@ -1,17 +1,17 @@
-"""Kill a training run again and again, resume it each time, and compare its end with that of a run left in peace.
+"""Kill a training run repeatedly, resume it each time, and compare the result with that of an undisturbed run.
 
     python scripts/benchmarks/chaos.py [CONFIG.yaml] [--kills 50] [--seed 0] [--folder DIR] [--set key.path=value ...]
 
-Without a configuration the demo's bundle is trained, with an evaluation and a checkpoint every few steps. Half of the
-kills (SIGKILL) come at a random moment; the others wait for one that is rare: a checkpoint, a snapshot or a teacher
-half written, a teacher being recorded, an evaluation. A run that has ended between two kills is compared, and another
-is begun, until there were as many kills as were asked for. The status is 0 where
+Without a configuration, the demo is trained, with an evaluation and a checkpoint every few steps. Half of the kills
+(SIGKILL) come at a random moment. The others wait for a rare moment: a partly written checkpoint, snapshot or teacher,
+a teacher that is being recorded, an evaluation. A run that ends between two kills is compared, and another run starts,
+until the number of kills is reached. The exit status is 0 if
 
-* every resumed run goes on without an error,
-* the final weights, ``convergence.json`` and all metrics equal the uninterrupted run's to the last bit, and
-* the output folder holds the same files: nothing that a killed run left has stayed.
+* every resumed run continues without an error,
+* the final weights, ``convergence.json`` and all metrics equal those of the uninterrupted run bitwise, and
+* the output folder has the same files, without remains of killed runs.
 
-Progress goes to stderr; the last line on stdout is a JSON object with the kills by what they hit.
+Progress goes to stderr. The last line on stdout is a JSON object with the number of kills by moment.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ CLOCK = ("runtime", "per_second", "preparation_time", "train_loss")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, kill, resume, compare; 0 where nothing differs."""
+    """Run, kill, resume and compare. Return 0 if nothing differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="default: a temporary folder")
     parser.add_argument("--set", action="append", default=[], metavar="key.path=value")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         config, settings = args.config, args.set
         if config is None:
-            config, settings = write_demo(folder / "bundle"), [*DEMO, *args.set]
+            config, settings = write_demo(folder / "demo"), [*DEMO, *args.set]
         command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "train", str(config)]
         for setting in settings:
             command += ["--set", setting]
         begun = time.monotonic()
-        subprocess.run([*command, "--output-dir", str(folder / "whole")], check=True, capture_output=True)
-        whole_time = time.monotonic() - begun
+        subprocess.run([*command, "--output-dir", str(folder / "undisturbed")], check=True, capture_output=True)
+        duration = time.monotonic() - begun
         hits: Counter[str] = Counter()
         dice, differing, runs = random.Random(args.seed), 0, 0
         while sum(hits.values()) < args.kills:
             killed = folder / f"killed-{runs}"
-            for words in harass(command, killed, args.kills - sum(hits.values()), dice, whole_time):
+            for words in harass(command, killed, args.kills - sum(hits.values()), dice, duration):
                 hits[words] += 1
                 print(f"{sum(hits.values())} of {args.kills}: {words}", file=sys.stderr)
-            for words in differences(folder / "whole", killed):
+            for words in differences(folder / "undisturbed", killed):
                 differing += 1
                 print(f"{killed}: {words}", file=sys.stderr)
             shutil.rmtree(killed)
@@ -75,24 +75,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if differing else 0
 
 
-def harass(command: Sequence[str], out: Path, kills: int, dice: random.Random, whole_time: float) -> Iterator[str]:
-    """Start a run, kill it, and start it again, until it has ended.
+def harass(command: Sequence[str], out: Path, kills: int, dice: random.Random, duration: float) -> Iterator[str]:
+    """Start a run, kill it, and start it again, until it ends.
 
     Args:
         command: The run, without its output folder.
         out: Its output folder.
-        kills: How often at most.
-        dice: Moments and aims.
-        whole_time: Seconds that the whole run takes.
+        kills: Maximum number of kills.
+        dice: Source of moments and aims.
+        duration: Seconds of an undisturbed run.
 
     Yields:
-        What each kill hit.
+        The moment that each kill hit.
     """
     log = out.with_name("killed.log")
     for kill in range(kills + 1):
         aim = dice.choice(list(AIMS)) if dice.random() < 0.5 else None
-        # A run that is killed before its first new checkpoint has gained nothing: some are let live for longer.
-        moment = dice.uniform(0.0, 0.6) * whole_time if kill < kills else math.inf
+        # Some runs live longer, because a run that is killed before its first new checkpoint makes no progress.
+        moment = dice.uniform(0.0, 0.6) * duration if kill < kills else math.inf
         since = time.time()
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -112,26 +112,26 @@ def harass(command: Sequence[str], out: Path, kills: int, dice: random.Random, w
             return
 
 
-# -- what a run is at -------------------------------------------------------------------------------------------------
+# -- moments of a run -------------------------------------------------------------------------------------------------
 
 
 def is_writing_checkpoint(out: Path, _log: Path, since: float) -> bool:
-    """Return whether a checkpoint lacks our state, which is written last; one of an earlier kill does not count."""
+    """Return whether a new checkpoint has no state of ours, which is written last."""
     return any(not (path / STATE_FILE).exists() and is_new(path, since) for path in out.glob("checkpoint-*"))
 
 
 def is_writing_teacher(out: Path, _log: Path, since: float) -> bool:
-    """Whether a snapshot or recorded logits are on their way."""
+    """Return whether a snapshot or recorded logits are being written."""
     return any(is_new(path, since) for path in out.glob("_teachers/*.partial"))
 
 
 def is_recording(_out: Path, log: Path, _since: float) -> bool:
-    """Whether a teacher runs over its task's training set."""
+    """Return whether a teacher runs over the training set of its task."""
     return last_words(log).startswith("Recording")
 
 
 def is_evaluating(_out: Path, log: Path, _since: float) -> bool:
-    """Whether a task is being evaluated."""
+    """Return whether a task is being evaluated."""
     return last_words(log).startswith("Evaluating")
 
 
@@ -144,7 +144,7 @@ AIMS: dict[str, Callable[[Path, Path, float], bool]] = {
 
 
 def is_new(path: Path, since: float) -> bool:
-    """Whether something was written after a moment; False where it has just gone."""
+    """Return whether a file was written after a moment; False if it no longer exists."""
     try:
         return path.stat().st_mtime > since
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def is_new(path: Path, since: float) -> bool:
 
 
 def hit(out: Path, log: Path, since: float) -> str:
-    """What a run was at when it was killed."""
+    """Return the moment at which a run was killed."""
     for name, holds in AIMS.items():
         if holds(out, log, since):
             return name
@@ -160,37 +160,37 @@ def hit(out: Path, log: Path, since: float) -> str:
 
 
 def last_words(log: Path) -> str:
-    """The last thing that a progress bar has said."""
+    """Return the last output of a progress bar."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 2000))
         said = file.read().decode(errors="replace").replace("\x1b[A", "")
     return next((part.strip() for part in reversed(said.replace("\n", "\r").split("\r")) if part.strip()), "")
 
 
-# -- what is left -----------------------------------------------------------------------------------------------------
+# -- comparison ------------------------------------------------------------------------------------------------------
 
 
-def differences(whole: Path, killed: Path) -> Iterator[str]:
-    """In words, all in which one run's folder differs from another's."""
+def differences(undisturbed: Path, killed: Path) -> Iterator[str]:
+    """Yield one sentence per difference between the folders of two runs."""
     files = [
         {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - set(events(out))
-        for out in (whole, killed)
+        for out in (undisturbed, killed)
     ]
     for name in sorted(files[0] ^ files[1]):
-        yield f"{name} is in one of the two folders alone."
-    left, right = (load_file(out / "model.safetensors") for out in (whole, killed))
+        yield f"{name} is in one of the two folders only."
+    left, right = (load_file(out / "model.safetensors") for out in (undisturbed, killed))
     for name in left:
         if left[name].tobytes() != right[name].tobytes():
             yield f"The weights {name} differ."
     for name in ("convergence.json", "all_results.json"):
-        one, other = (json.loads((out / name).read_text(encoding="utf-8")) for out in (whole, killed))
+        one, other = (json.loads((out / name).read_text(encoding="utf-8")) for out in (undisturbed, killed))
         for key in sorted(one.keys() | other.keys()):
             if not key.endswith(CLOCK) and one.get(key) != other.get(key):
                 yield f"{name}: {key} is {other.get(key)}, and was {one.get(key)}."
 
 
 def events(out: Path) -> Iterator[str]:
-    """TensorBoard's files, of which each start writes one."""
+    """Yield the files of TensorBoard; each start writes one."""
     return (str(path.relative_to(out)) for path in out.rglob("events.out.tfevents.*"))
 
 

@@ -1,10 +1,10 @@
-"""Compare runs of one configuration: the last and the best-average checkpoint of each, per task, as a Markdown table.
+"""Compare runs of one configuration: a Markdown table of the last and the best-average checkpoint of each run.
 
     python scripts/benchmarks/compare_runs.py CONFIG.yaml runs/distill runs/continue [--output figures.json]
 
-The best-average checkpoint is the model that a run left (`load_best_model_at_end`); its figures are in
-`all_results.json`. The last one is the newest `checkpoint-N`; it is evaluated here, on the validation and the test
-splits of the configuration. Retention is a validation value over the best of the same run.
+The best-average checkpoint is the final model of a run (``load_best_model_at_end``), with its metrics in
+``all_results.json``. The last one is the newest ``checkpoint-N``. It is evaluated here, on the validation and test
+splits of the configuration. Retention is a validation value divided by the best value of the same run.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ METRIC_NAMES = {"matthews_correlation": "MCC", "seqeval_f1": "span F1", "accurac
 
 
 def evaluate(model: Path, config: Path, split: str) -> dict[str, float]:
-    """The metrics of a checkpoint, as the command line gives them."""
+    """Return the metrics of a checkpoint, from the command line."""
     command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "evaluate", str(model), str(config), "--split", split]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def figures_of(run: Path, config: Path) -> dict[str, Any]:
-    """Everything that the table shows of a run."""
+    """Return the figures of a run for the table."""
     report = json.loads((run / "convergence.json").read_text(encoding="utf-8"))
     best = json.loads((run / "all_results.json").read_text(encoding="utf-8"))
     checkpoint = last_complete_checkpoint(run)
     if checkpoint is None or "final" not in report:
-        raise SystemExit(f"{run} must be a run that has ended, with its last checkpoint.")
+        raise SystemExit(f"{run} must be a finished run with its last checkpoint.")
     last = {**evaluate(checkpoint, config, "validation"), **evaluate(checkpoint, config, "test")}
     tasks = {}
     for name, task in report["tasks"].items():
@@ -60,7 +60,7 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """The figures as a Markdown table: for each run and checkpoint, validation / test / retention in percent."""
+    """Return a Markdown table: validation / test / retention in percent for each run and checkpoint."""
     columns = [(run, which) for run in runs for which in ("last", "best")]
     lines = [
         _row("validation / test / retention %", [f"{run}, {_title(runs[run], which)}" for run, which in columns]),
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON too")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     args = parser.parse_args()
     runs = {run.name: figures_of(run, args.config) for run in args.runs}
     if args.output is not None:

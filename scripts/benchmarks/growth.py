@@ -1,19 +1,19 @@
-"""What do the tasks of a trained bundle lose when it gets one more? Taught by the bundle, and fine-tuned plainly.
+"""Measure what the tasks of a trained model lose when a task is added, with and without teachers.
 
     python scripts/benchmarks/growth.py [--seeds 0 1 2] [--work DIR] [--output FILE.json]
 
 `scripts/configs/growth_old.yaml` trains three tasks; `growth_new.yaml` starts from that model and adds a fourth:
 
-* *taught*, as it is by default: the old tasks distil from the old model;
-* *taught, weight 3*: the same, an example of theirs counting three times as much as one of the new task;
-* *labels*: all four learn from labels, for which the old ones' are needed;
-* *new task alone*: plain fine-tuning. The old heads stay as they are, on an encoder that moves.
+* *taught*, the default: the old tasks distill from the old model;
+* *taught, weight 3*: the same, with a weight of 3 for each example of an old task;
+* *labels*: all four tasks learn from labels;
+* *new task alone*: plain fine-tuning. The old heads are unchanged, on an encoder that is trained.
 
-Seed, rows, steps and the choice of the checkpoint (the best validation average) are the same. All figures are those of
-the test sets, which no run looks at.
+Seed, rows, steps and the choice of the checkpoint (the best validation average) are the same. All figures are from the
+test sets, which do not influence the runs.
 
-A run that is there is not made again; one that was made with other settings is refused. The table is Markdown; its
-changes are percents of the metric before.
+An existing run is used again; one with other settings is refused. The table is Markdown. Its changes are in percent of
+the metric before.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ WAYS = {
     "taught": [],
     "taught, weight 3": [f"tasks.{name}.weight=3.0" for name in OLD],
     "labels": [NO_TEACHERS],
-    # So small that Adam's epsilon leaves nothing of it.
+    # So small that the epsilon of Adam suppresses the gradient.
     "new task alone": [NO_TEACHERS, *(f"tasks.{name}.weight=1.0e-12" for name in OLD)],
 }
 METRICS = {"mrpc": "f1", "stsb": "pearson", "sst2": "accuracy", "qnli": "accuracy"}
 
 
 def train(config: str, folder: Path, settings: Sequence[str], **variables: str) -> dict[str, float]:
-    """Make a run, or take the one that is there; its test metrics."""
+    """Run a training, unless it exists, and return its test metrics."""
     results, asked = folder / "all_results.json", folder.with_suffix(".asked.json")
     plan = {"config": (CONFIGS / config).read_text(encoding="utf-8"), "settings": list(settings)}
     if asked.is_file() and json.loads(asked.read_text(encoding="utf-8")) != plan:
@@ -59,7 +59,7 @@ def train(config: str, folder: Path, settings: Sequence[str], **variables: str) 
 
 
 def table(seeds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Seed -> way -> task -> metric, as a table of means over the seeds.
+    """Return a table of means over the seeds, from seed -> way -> task -> metric.
 
     Examples:
         >>> run = {"mrpc": 0.5, "stsb": 0.5, "sst2": 0.5}

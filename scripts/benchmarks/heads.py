@@ -1,11 +1,11 @@
-"""What do eight heads on a text cost, against one? The encoder runs once for all of them.
+"""Measure the time of eight heads on a text, compared with one. The encoder runs once for all of them.
 
     python scripts/benchmarks/heads.py --encoder ENCODER [--texts 256] [--rounds 15] [--output FILE.json]
 
-One model with eight heads: six for classification, one for regression, one for tags on words. The pipeline is asked for
-one task, for seven (without the tags, which Transformers' own code puts together word by word), and for all eight, on
-the same random texts of 5 to 40 words, in turns: one round of each, then the next. A ratio is taken within each round,
-against the one task. The heads are not trained: what they say costs no time.
+The model has eight heads: six for classification, one for regression, one for tags on words. The pipeline predicts one
+task, seven tasks (without the tags, which Transformers' own code aggregates word by word) and all eight, on the same
+random texts of 5 to 40 words, in turns: one round of each, then the next. Ratios are computed within each round,
+relative to one task. The heads are not trained, which does not change the time.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ ASKED = {"one head": CLASSES[:1], "seven heads": [*CLASSES, "score"], "eight hea
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of common words, the same at each call."""
+    """Return texts of common words, the same at each call."""
     dice = random.Random(0)
     return [" ".join(dice.choices(WORDS, k=dice.randint(5, 40))) for _ in range(count)]
 
 
 def measure(pipe: MultiTaskPipeline, texts: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Ask in turns; how long each round took, and how often the encoder ran in one."""
+    """Predict in turns; return the seconds of each round and the encoder passes per round."""
     passes = [0]
     hook = pipe.model.encoder.register_forward_pre_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
     found: dict[str, dict[str, Any]] = {name: {"seconds": [], "passes": 0} for name in ASKED}
-    # The first round warms up.
+    # The first round is a warm-up.
     for number in range(rounds + 1):
         for name, tasks in ASKED.items():
             passes[0], begun = 0, time.perf_counter()

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 2_000_000])
-    parser.add_argument("--folder", type=Path, help="default: a temporary one; some GiB")
+    parser.add_argument("--folder", type=Path, help="default: a temporary folder; needs some GiB")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--child", metavar="CONFIG", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -98,7 +98,7 @@ def write_run(folder: Path, rows: int, record: bool) -> Path:
             "use_cpu": True,
         },
     }
-    path = folder / "bundle.yaml"
+    path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 

@@ -1,43 +1,42 @@
-"""Speed and peak memory of the trainer on five GLUE tasks, against a hand-written PyTorch loop on the same batches.
+"""Measure speed and peak memory of the trainer on five GLUE tasks, compared with a hand-written PyTorch loop.
 
     python scripts/benchmarks/speed.py --data GLUE --encoder ENCODER --rounds 5 --steps 10 --output speed.json
 
 ``GLUE`` is a folder with ``<task>/train.jsonl`` for cola, sst2, mrpc, stsb and rte, with the columns of the Hub;
-``ENCODER`` is a folder or a Hub id. The environment variables GLUE_DATA and ENCODER stand in for the two options.
+``ENCODER`` is a folder or a Hub id. The environment variables GLUE_DATA and ENCODER are the defaults of the two
+options.
 
-*What is compared.* Three loops, each with every task on its true labels (learning) and with every task on recorded
-logits (distilling), which makes six variants:
+*Loops.* There are three loops, each with all tasks on labels (learning) and with all tasks on recorded logits
+(distilling), which gives six variants:
 
-- ``plain PyTorch``: what one would write by hand. Tokenized examples in a list, batches padded to their longest
-  sequence, one forward of the encoder, a linear layer a task, the losses of the trainer's heads, and the trainer's
-  fused AdamW, clipping and linear schedule. It looks its teachers' logits up in a tensor.
-- ``trainer, auto``: `AsyncMTLTrainer.train()` with ``packing: auto``: sequences share rows where the encoder allows it.
-- ``trainer, off``: the same with ``packing: off``: length groups, several padded forwards a batch.
+- ``plain PyTorch``: a hand-written loop. Tokenized examples in a list, batches padded to their longest sequence, one
+  forward of the encoder, one linear layer per task, the losses of the trainer's heads, and the fused AdamW, clipping
+  and linear schedule of the trainer. The teachers' logits are in a tensor.
+- ``trainer, auto``: `AsyncMTLTrainer.train()` with ``packing: auto``: sequences share rows if the encoder supports it.
+- ``trainer, off``: the same with ``packing: off``: length groups, several padded forwards per batch.
 
-All six start from the same weights and see the same examples in the same batches, drawn by the trainer's own sampler
-from all of the five training sets in proportion to their size. With an encoder without dropout their losses agree step
-by step, which is a test; the mean losses of each round are in the output. The recorded logits are random, but written
-and looked up as a run does it: what they say costs no time. So the figures say nothing about what a model learns.
+All variants start from the same weights and process the same examples in the same batches, drawn by the sampler of the
+trainer from the five training sets in proportion to their size. With an encoder without dropout, their losses agree
+step by step, which a test checks; the mean losses of each round are in the output. The recorded logits are random, but
+they are written and read as in a run. The figures contain no information about the quality of a model.
 
-*How it is timed.* Each variant lives in a process of its own, and they take turns: one round of the first, of the
-second, ..., of the sixth, then the next round. Whatever drifts (other load, heat) hits all alike. Those that wait are
-blocked on a pipe and use no processor. A round is ``--steps`` optimizer steps; the clock runs from the end of a step to
-the end of another, so that reading, collating and packing are in it, and loading, evaluation and checkpoints are not.
-Two steps to warm up come before. A ratio is taken within each round, against the plain loop with the same losses, and
-above 1 the trainer is faster; the table gives the median over the rounds and their range. On a machine with other work
-the range says how far to trust it.
+*Timing.* Each variant runs in its own process, in turns: one round of the first, the second, ..., the sixth, then the
+next round, so that changes of the machine affect all variants. Waiting processes are blocked on a pipe. A round is
+``--steps`` optimizer steps, timed from the end of a step to the end of a step: reading, collating and packing are
+included; loading, evaluation and checkpoints are not. Two warm-up steps come first. Ratios are computed within each
+round, relative to the plain loop with the same losses; above 1, the trainer is faster. The table has the median and the
+range over the rounds. On a busy machine, the range shows how reliable the median is.
 
-*Memory* is the highest resident size of the variant's process up to its last round (``ru_maxrss``; on a GPU
-``torch.cuda.max_memory_allocated``). All six have the same libraries loaded, the trainer's too, which a plain loop
-would not need; ``rss_before_training`` in the output says how much was taken before the first step.
+*Memory* is the maximum resident size of the process up to the last round (``ru_maxrss``; on a GPU
+``torch.cuda.max_memory_allocated``). All variants load the same libraries, including those that a plain loop would not
+need; ``rss_before_training`` in the output is the size before the first step.
 
-*Real tokens* is the share of the positions given to the encoder that hold a token and no padding. What the trainer
-gains over this plain loop it gains by computing less padding; a hand-written loop that sorts by length or packs would
-be nearer to it.
+*Real tokens* is the share of the encoder's positions that are not padding. The trainer is faster because it computes
+less padding; a hand-written loop that sorts by length or packs would be closer to it.
 
-On Linux with glibc, much of the time can go to the system taking memory back between steps, in all loops alike. Set
-MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ and MALLOC_TOP_PAD_ to some 10^9 to see the loops themselves; the output
-records these variables. Needs Unix.
+On Linux with glibc, much of the time can be spent on returning memory to the system between steps, in all loops. Set
+MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ and MALLOC_TOP_PAD_ to about 10^9 to avoid this; the output records these
+variables. Needs Unix.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ ENVIRONMENT = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHO
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says."""
+    """The options of the command line."""
 
     data: str
     encoder: str
@@ -114,7 +113,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the loops, with one kind of losses."""
+    """One loop with one kind of losses."""
 
     loop: str
     distilling: bool
@@ -131,7 +130,7 @@ VARIANTS = [Variant(loop, distilling) for distilling in (False, True) for loop i
 
 
 @dataclass(frozen=True)
-class Bundle:
+class TaskSet:
     """The raw training sets, their tasks and the tokenizer."""
 
     raw: dict[str, Dataset]
@@ -139,7 +138,7 @@ class Bundle:
     tokenizer: Any
 
     @classmethod
-    def load(cls, settings: Settings) -> Bundle:
+    def load(cls, settings: Settings) -> TaskSet:
         raw = {}
         for name in TASKS:
             path = Path(settings.data) / name / "train.jsonl"
@@ -150,7 +149,7 @@ class Bundle:
         return cls(raw, tasks, AutoTokenizer.from_pretrained(settings.encoder))
 
     def encoded(self, max_length: int) -> list[TaskDataset]:
-        """The tokenized training sets; made once, then read from the cache."""
+        """Return the tokenized training sets, from the cache if possible."""
         return [
             TaskDataset(name, index, task, encode(self.raw[name], name, task, self.tokenizer, max_length))
             for index, (name, task) in enumerate(self.tasks.items())
@@ -158,7 +157,7 @@ class Bundle:
 
 
 def drawn_examples(encoded: Sequence[TaskDataset], settings: Settings) -> list[dict[str, Any]]:
-    """The examples of the whole run, in the order in which the trainer will see them."""
+    """Return the examples of the run, in the order of the trainer."""
     mixture = MultiTaskDataset(encoded)
     wanted = settings.total_steps * settings.batch_size
     if wanted > len(mixture):
@@ -171,7 +170,7 @@ def drawn_examples(encoded: Sequence[TaskDataset], settings: Settings) -> list[d
 
 
 def record_teachers(encoded: Sequence[TaskDataset], folder: Path, seed: int) -> None:
-    """Write logits for every training example of every task, drawn at random."""
+    """Write random logits for every training example of every task."""
     generator = np.random.default_rng(seed)
     for part in encoded:
         task, size = part.task, len(part)
@@ -191,7 +190,7 @@ def record_teachers(encoded: Sequence[TaskDataset], folder: Path, seed: int) -> 
 
 
 class Turns:
-    """Lets a loop run one round at a time and tells the main process what each round took.
+    """Run a loop one round at a time, and report the time of each round to the main process.
 
     Args:
         pipe: To the main process.
@@ -213,11 +212,11 @@ class Turns:
         self.started = time.perf_counter()
 
     def count_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook before each forward of the encoder."""
+        """Count the positions of a forward of the encoder; a hook before it."""
         self.positions += kwargs["input_ids"].numel()
 
     def end_step(self, loss: Tensor) -> None:
-        """Count an optimizer step; after a round's last one report and wait for the next turn, or end the process."""
+        """Count an optimizer step. After the last step of a round, report and wait for the next turn or the end."""
         self.losses.append(loss.detach())
         self.left -= 1
         if self.left:
@@ -245,22 +244,22 @@ class Turns:
 
 
 def peak_rss() -> int:
-    """The highest resident size of this process so far, in bytes."""
+    """Return the maximum resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -> None:
-    """The life of a variant's process."""
+    """Run the process of a variant."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    bundle = Bundle.load(settings)
+    task_set = TaskSet.load(settings)
     set_seed(settings.seed)
     model = MultiTaskModel.from_encoder(
-        settings.encoder, bundle.tasks, packing=PACKINGS.get(variant.loop, "off"), max_length=settings.max_length
+        settings.encoder, task_set.tasks, packing=PACKINGS.get(variant.loop, "off"), max_length=settings.max_length
     )
     args = AsyncMTLTrainingArguments(
         str(folder / variant.losses / PACKINGS.get(variant.loop, "plain")),
@@ -281,14 +280,14 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
     )
     teachers = {name: RecordedLogits(LogitsFiles.of(folder, name)) for name in TASKS} if variant.distilling else {}
     if variant.loop == PLAIN:
-        examples = drawn_examples(bundle.encoded(settings.max_length), settings)
+        examples = drawn_examples(task_set.encoded(settings.max_length), settings)
         run_plain(model, examples, teachers, args, settings, pipe)
     else:
-        run_trainer(model, bundle, teachers, args, settings, pipe)
+        run_trainer(model, task_set, teachers, args, settings, pipe)
 
 
 def round_lengths(settings: Settings) -> list[int]:
-    """Optimizer steps of the warm-up and of each round."""
+    """Return the optimizer steps of the warm-up and of each round."""
     return [WARM_UP, *[settings.steps] * settings.rounds]
 
 
@@ -296,7 +295,7 @@ def round_lengths(settings: Settings) -> list[int]:
 
 
 def pad(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch padded to its longest sequence, with the rows, labels and places of each task's examples."""
+    """Return a batch padded to its longest sequence, with the rows, labels and indices of each task."""
     segments = [torch.tensor(example["input_ids"][0]) for example in examples]
     inputs = {
         "input_ids": pad_sequence(segments, batch_first=True),
@@ -325,7 +324,7 @@ def run_plain(
     settings: Settings,
     pipe: Connection,
 ) -> None:
-    """Train as one would by hand. Of the model it uses the weights, and none of its code."""
+    """Train with a hand-written loop, which uses the weights of the model but not its code."""
     device = args.device
     model.to(device).train()
     configs = model.config.task_configs
@@ -368,7 +367,7 @@ def run_plain(
 
 
 class LossKeepingTrainer(AsyncMTLTrainer):
-    """Keeps the loss of the last step where a callback can see it."""
+    """Trainer that keeps the loss of the last step for a callback."""
 
     last_loss: Tensor
 
@@ -380,7 +379,7 @@ class LossKeepingTrainer(AsyncMTLTrainer):
 
 
 class TurnsCallback(TrainerCallback):
-    """Puts the tasks into their phase before the run, and holds the run between its rounds."""
+    """Set the phase of the tasks before the run, and pause the run between rounds."""
 
     def __init__(
         self, trainer: LossKeepingTrainer, teachers: dict[str, RecordedLogits], lengths: Sequence[int], pipe: Connection
@@ -405,7 +404,7 @@ class TurnsCallback(TrainerCallback):
 
 def run_trainer(
     model: MultiTaskModel,
-    bundle: Bundle,
+    task_set: TaskSet,
     teachers: dict[str, RecordedLogits],
     args: AsyncMTLTrainingArguments,
     settings: Settings,
@@ -415,16 +414,16 @@ def run_trainer(
     trainer = LossKeepingTrainer(
         model=model,
         args=args,
-        processing_class=bundle.tokenizer,
-        train_dataset=bundle.raw,
+        processing_class=task_set.tokenizer,
+        train_dataset=task_set.raw,
         # It must have some, and never comes to read them.
-        eval_dataset={name: rows.select(range(2)) for name, rows in bundle.raw.items()},
+        eval_dataset={name: rows.select(range(2)) for name, rows in task_set.raw.items()},
     )
     trainer.add_callback(TurnsCallback(trainer, teachers, round_lengths(settings), pipe))
     trainer.train()
 
 
-# -- the whole --------------------------------------------------------------------------------------------------------
+# -- all variants ------------------------------------------------------------------------------------------------------
 
 
 def measure(settings: Settings, folder: Path) -> list[list[dict[str, Any]]]:
@@ -460,7 +459,7 @@ def measure(settings: Settings, folder: Path) -> list[list[dict[str, Any]]]:
 
 
 def receive(pipe: Connection, variant: Variant) -> dict[str, Any]:
-    """What a variant's process says after a round."""
+    """Return the report of a variant after a round."""
     try:
         return pipe.recv()
     except EOFError:
@@ -468,14 +467,14 @@ def receive(pipe: Connection, variant: Variant) -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """Show progress where it does not mix with the table."""
+    """Show progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def summarize(
     reports: Sequence[Sequence[dict[str, Any]]], examples: Sequence[dict[str, Any]], settings: Settings
 ) -> list[dict[str, Any]]:
-    """One entry a variant, from what all of them reported."""
+    """Return one entry per variant, from all reports."""
     timed = examples[WARM_UP * settings.batch_size :]
     real = sum(len(example["input_ids"][0]) for example in timed)
     seconds = {
@@ -511,7 +510,7 @@ def summarize(
 
 
 def table_of(summary: Sequence[dict[str, Any]]) -> Table:
-    """The summary for people; as it stands it can be pasted into Markdown."""
+    """Return the summary as a Markdown table."""
     on_gpu = summary[0]["peak_gpu"] is not None
     table = Table(box=box.MARKDOWN, header_style="bold")
     for header in ("loop", "losses"):
@@ -535,7 +534,7 @@ def table_of(summary: Sequence[dict[str, Any]]) -> Table:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Return the name of the processor, if the system has it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -574,7 +573,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started, load = datetime.now(timezone.utc), os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         # Tokenized here, so that no variant pays for it, in time or in memory.
-        encoded = Bundle.load(settings).encoded(settings.max_length)
+        encoded = TaskSet.load(settings).encoded(settings.max_length)
         examples = drawn_examples(encoded, settings)
         record_teachers(encoded, Path(scratch), settings.seed)
         reports = measure(settings, Path(scratch))

@@ -1,18 +1,21 @@
-"""Multi-task fine-tuning of text encoders with asynchronous convergence, for Hugging Face Transformers."""
+"""Multi-task fine-tuning of text encoders with asynchronous convergence, for Hugging Face Transformers.
+
+The public names are imported when they are first used. After ``import hf_async_mtl``, ``AutoModel`` and ``pipeline``
+know the classes of this package.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .inference.pipeline import PIPELINE_TASK, MultiTaskPipeline
-from .modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
-from .modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from .registration import register_with_transformers
+from .validation import ConfigurationError
 
 if TYPE_CHECKING:
+    from .inference.pipeline import MultiTaskPipeline
+    from .modeling.configuration_multitask import MultiTaskConfig, TaskConfig
+    from .modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
     from .run import Run, load_run
     from .training.arguments import AsyncMTLTrainingArguments
     from .training.trainer import AsyncMTLTrainer
@@ -32,23 +35,26 @@ __all__ = [
     "load_run",
 ]
 
-AutoConfig.register("hf_async_mtl", MultiTaskConfig, exist_ok=True)
-AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
-# `save_pretrained` copies the modelling code beside the weights, so that `trust_remote_code` loads it without us.
-MultiTaskConfig.register_for_auto_class()
-MultiTaskModel.register_for_auto_class("AutoModel")
-PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, MultiTaskPipeline, pt_model=AutoModel, type="text")
-
-# Inference needs the model alone; what trains is imported when it is asked for.
-_LAZY = {
+_MODULES = {
     "AsyncMTLTrainer": "training.trainer",
     "AsyncMTLTrainingArguments": "training.arguments",
+    "MultiTaskConfig": "modeling.configuration_multitask",
+    "MultiTaskModel": "modeling.modeling_multitask",
+    "MultiTaskOutput": "modeling.modeling_multitask",
+    "MultiTaskPipeline": "inference.pipeline",
     "Run": "run",
+    "TaskConfig": "modeling.configuration_multitask",
     "load_run": "run",
 }
 
+register_with_transformers()
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

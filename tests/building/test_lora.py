@@ -16,7 +16,7 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel
-from hf_async_mtl.building.lora import add_lora, is_adapter
+from hf_async_mtl.building.lora import add_lora, is_adapter, merge_lora
 
 TASKS = ("polarity", "overlap", "colors")
 LORA = {"r": 4, "lora_alpha": 8}
@@ -133,7 +133,7 @@ def test_merged_it_is_a_model_like_any_other(checkpoint: Path, tmp_path: Path) -
     """Bug: what was learnt is lost in merging, or the merged model still asks for peft."""
     model = MultiTaskModel.from_pretrained(checkpoint)
     expected = answers(model)
-    model.merge_adapter()
+    merge_lora(model)
     assert_same(answers(model), expected, rtol=1e-4, atol=1e-5)
     assert all(parameter.requires_grad for parameter in model.parameters())
     model.save_pretrained(tmp_path)
@@ -142,7 +142,7 @@ def test_merged_it_is_a_model_like_any_other(checkpoint: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["lora"] is None
     assert_same(answers(MultiTaskModel.from_pretrained(tmp_path)), answers(model))
     with pytest.raises(ConfigurationError, match="must have low-rank layers; this one has none"):
-        model.merge_adapter()
+        merge_lora(model)
 
 
 def test_a_run_is_resumed(run: Path, tmp_path: Path) -> None:
@@ -234,4 +234,4 @@ def test_what_is_not_finite_is_not_merged(checkpoint: Path) -> None:
     broken = next(parameter for name, parameter in model.named_parameters() if is_adapter(name))
     torch.nn.init.constant_(broken, float("nan"))
     with pytest.raises(ConfigurationError, match="Weights that are merged must be finite"):
-        model.merge_adapter()
+        merge_lora(model)

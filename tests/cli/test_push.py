@@ -148,7 +148,7 @@ def test_what_is_pushed_on_the_way_loads(pushed: Pushed, tmp_path: Path) -> None
     """Bug: until the run has ended the repository has weights and no code, and no card."""
     first = next(commit for commit in pushed.commits if commit.summary.startswith("Training in progress"))
     assert {path.name for path in Path(hf_async_mtl.modeling.__file__).parent.glob("*.py")} - set(first.files) == UNUSED
-    assert "had not ended when this card was written" in first.files["README.md"].decode()
+    assert "was not finished when this card was written" in first.files["README.md"].decode()
     for name, content in first.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)

@@ -36,13 +36,16 @@ FEW = "--set training.max_steps=4 --set training.eval_steps=2 --set training.use
 RUN_ALL = """
 import json, sys
 from hf_async_mtl.cli.commands import main
-for arguments in json.loads(sys.argv[1]):
-    if status := main(arguments):
+for part in json.loads(sys.argv[1]):
+    if isinstance(part, str):
+        exec(part, {})
+    elif status := main(part):
         sys.exit(status)
 """
+"""Runs Python texts and commands of the package one after the other, and imports the package once."""
 NOT_OURS = ("python3", "pip", "pytest", "ruff", "mypy", "source", "export", "hf", "bash")
 NOT_FOLLOWED = ("demo", "export")
-"""Commands that tests of their own run."""
+"""Commands that have tests of their own."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class Newcomer:
 
     def follow(self, page: str, *headings: str) -> str:
         """Follow sections of a page, and return what was printed."""
-        printed = []
+        parts: list[list[str] | str] = []
+        launches = []
         for block in blocks(ROOT / page):
             if block.heading not in headings:
                 continue
@@ -173,16 +177,15 @@ class Newcomer:
                 assert block.file is not None
                 (self.folder / block.file).write_text(block.text, encoding="utf-8")
             elif block.language == "python":
-                printed.append(self.run([sys.executable, "-c", shortened_python(block.text)]))
+                parts.append(shortened_python(block.text))
             else:
-                printed += self.follow_commands(command_lines(shortened(block.text)))
-        return "".join(printed)
-
-    def follow_commands(self, commands: list[list[str]]) -> list[str]:
-        """Run commands; those of the package in one process, which imports it once."""
-        ours = [words[1:] for words in commands if words[0] == "hf-async-mtl" and words[1] not in NOT_FOLLOWED]
-        printed = [self.run([sys.executable, "-c", RUN_ALL, json.dumps(ours)])] if ours else []
-        return printed + [self.run(words) for words in commands if words[0] == "accelerate"]
+                commands = command_lines(shortened(block.text))
+                parts += [
+                    words[1:] for words in commands if words[0] == "hf-async-mtl" and words[1] not in NOT_FOLLOWED
+                ]
+                launches += [words for words in commands if words[0] == "accelerate"]
+        printed = self.run([sys.executable, "-c", RUN_ALL, json.dumps(parts)])
+        return printed + "".join(self.run(words) for words in launches)
 
     def run(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -302,13 +305,14 @@ def test_every_recipe_is_followed() -> None:
 
 def test_readme(newcomer: Newcomer) -> None:
     """Bug: the first commands that a newcomer copies do not work one after the other."""
-    newcomer.follow("README.md", "Train on your own tasks")
-    results = json.loads((newcomer.folder / "runs" / "tasks" / "all_results.json").read_text(encoding="utf-8"))
+    newcomer.follow("README.md", "Train on your own tasks", "Use it from Python")
+    runs = newcomer.folder / "runs"
+    results = json.loads((runs / "tasks" / "all_results.json").read_text(encoding="utf-8"))
     assert "test_match_f1" in results
-    assert (newcomer.folder / "runs" / "tasks" / "report.html").is_file()
+    assert (runs / "tasks" / "report.html").is_file()
+    assert (runs / "gpus" / "model.safetensors").is_file()
+    assert (runs / "rte-stsb").is_dir()
     assert "model.safetensors" in newcomer.commits[-1].files
-    newcomer.follow("README.md", "Use it from Python")
-    assert (newcomer.folder / "runs" / "rte-stsb").is_dir()
 
 
 def test_quickstart(newcomer: Newcomer) -> None:
@@ -328,17 +332,16 @@ def test_glue_on_one_gpu_and_on_eight(newcomer: Newcomer) -> None:
 
 def test_csv_files_and_what_follows(newcomer: Newcomer) -> None:
     """Bug: a recipe reads a file that no other has made; or a growing run cannot be resumed."""
-    newcomer.follow("docs/recipes.md", "Your own CSV files")
+    recipes = ("Your own CSV files", "LoRA", "Adding a task", "Resuming", "Pushing")
+    newcomer.follow("docs/recipes.md", *recipes)
     assert len((newcomer.folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 6
-    newcomer.follow("docs/recipes.md", "Adding a task")
     report = json.loads((newcomer.folder / "runs" / "grown" / "convergence.json").read_text(encoding="utf-8"))
     assert report["tasks"]["category"]["phase"] == "distilling"
-    printed = newcomer.follow("docs/recipes.md", "Resuming", "Pushing")
-    assert "runs/grown" in printed
-    assert "model.safetensors" in newcomer.commits[-1].files
-    newcomer.follow("docs/recipes.md", "LoRA")
-    assert b"lora" not in newcomer.commits[-1].files["model.safetensors"]
-    assert b"word_embeddings" in newcomer.commits[-1].files["model.safetensors"]
+    pushed = [commit.files["model.safetensors"] for commit in newcomer.commits if "model.safetensors" in commit.files]
+    merged_lora, grown = pushed[-2:]
+    assert b"lora" not in merged_lora
+    assert b"word_embeddings" in merged_lora
+    assert b"heads.returned" in grown
 
 
 def test_tags_and_an_intent_on_the_same_text(newcomer: Newcomer) -> None:

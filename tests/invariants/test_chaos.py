@@ -47,6 +47,6 @@ def test_every_difference_is_told(chaos: ModuleType, tmp_path: Path) -> None:
     (right / "convergence.json").write_text((left / "convergence.json").read_text().replace('"step": 12', '"step": 13'))
     shutil.copy(left / "checkpoint-4" / "model.safetensors", right / "model.safetensors")
     told = list(chaos.differences(left, right))
-    assert "left_behind.partial is in one of the two folders alone." in told
+    assert "left_behind.partial is in one of the two folders only." in told
     assert any(words.startswith("The weights encoder.") for words in told)
     assert "convergence.json: step is 13, and was 12." in told

@@ -59,7 +59,7 @@ def test_a_full_disk_costs_no_checkpoint(
     said = capsys.readouterr().err
     assert status == 1
     assert "hf-async-mtl: The disk is full" in said
-    assert "go on from the last checkpoint with --resume" in said
+    assert "continue from the last checkpoint with --resume" in said
     assert last_complete_checkpoint(out) is not None
     assert disk.mount("size=64m")
     assert main(["train", str(config), "--output-dir", str(out), "--resume", *RUN]) == 0
@@ -83,10 +83,13 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "The disk is full: to. What"),
-        (OSError(errno.EROFS, "Read-only file system"), "The file system is read-only. What"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "is full. What"),
-        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "is full. What"),
+        (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), "The disk is full: to. Complete"),
+        (OSError(errno.EROFS, "Read-only file system"), "The file system is read-only. Complete"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "full. Complete",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "full. Complete"),
     ],
 )
 def test_every_writer_says_that_the_disk_is_full(error: Exception, words: str) -> None:

@@ -16,10 +16,10 @@ from hf_async_mtl.modeling.configuration_multitask import (
     ConfigurationError,
     MultiTaskConfig,
     TaskConfig,
-    check_task_names,
 )
 from hf_async_mtl.modeling.heads import HEADS
 from hf_async_mtl.tasks.labels import label_encoder
+from hf_async_mtl.tasks.names import check_task_names
 from hf_async_mtl.tasks.presets import PRESETS
 
 
@@ -93,8 +93,8 @@ from hf_async_mtl.tasks.presets import PRESETS
         ),
         (
             {"type": "classification", "text_columns": ["a"], "label_names": ["only"]},
-            "A classification task needs two classes or more; found ['only']. Remove the task, or give it data in "
-            "which it can be wrong.",
+            "A classification task needs two classes or more; found ['only']. Remove the task, or provide rows of "
+            "at least two classes.",
         ),
         (
             {"type": "classification", "text_columns": ["a"], "label_column": ["x", "y"]},
@@ -367,8 +367,7 @@ def test_no_task() -> None:
         ({"max_length": 0}, "`max_length` must be a whole number of at least 8; found 0."),
         (
             {"task_order": ["topic", "topic"]},
-            "`task_order` must name each of the tasks topic, stars once; found ['topic', 'topic']. Without it, the "
-            "order is that of `tasks`.",
+            "`task_order` must name each of topic, stars once; found ['topic', 'topic']. Leave it out.",
         ),
         ({"tasks": {"type": TASKS["topic"]}}, "The task name 'type' is reserved. Choose another, such as 'type_task'."),
     ],
@@ -411,5 +410,5 @@ def test_an_empty_configuration_can_be_made() -> None:
 def test_what_needs_the_package_says_so(module: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: with a pushed model's code alone, a preset or labels to be found end in a ModuleNotFoundError."""
     monkeypatch.setitem(sys.modules, f"hf_async_mtl.tasks.{module}", None)
-    with pytest.raises(ConfigurationError, match="need the package"):
+    with pytest.raises(ImportError, match="needs the package hf_async_mtl"):
         call()

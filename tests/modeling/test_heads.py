@@ -9,6 +9,7 @@ from families import TASKS
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_async_mtl.data.collator import collate_targets
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
 from hf_async_mtl.modeling.heads import HEADS, Head, pool
 from hf_async_mtl.modeling.packing import Layout, Ragged
@@ -53,7 +54,7 @@ def states_of(layout: Layout, seed: int = 0) -> Ragged:
 
 
 def labels_of(task_type: str) -> Tensor:
-    return HEADS[task_type].collate_labels(LABELS[task_type])
+    return collate_targets(task_type, LABELS[task_type])
 
 
 def distil(task_type: str, logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -117,7 +118,7 @@ def test_an_example_has_its_own_loss(task_type: str, supervised: bool) -> None:
 
 
 def _one_label(task_type: str, example: int) -> Tensor:
-    return HEADS[task_type].collate_labels(LABELS[task_type][example : example + 1])
+    return collate_targets(task_type, LABELS[task_type][example : example + 1])
 
 
 @pytest.mark.parametrize("task_type", TYPES)

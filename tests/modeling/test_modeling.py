@@ -762,7 +762,14 @@ def test_inference_imports_the_model_alone(tmp_path: Path) -> None:
     found = run_python(INFERENCE, tmp_path, PYTHONPATH=str(SOURCES))
     assert found["heads"] == list(TASKS)
     ours = {name for name in found["modules"] if name.startswith("hf_async_mtl.")}
-    assert {name.split(".")[1] for name in ours} <= {"modeling", "inference", "tasks", "utils", "validation"}
+    assert {name.split(".")[1] for name in ours} <= {
+        "modeling",
+        "inference",
+        "registration",
+        "tasks",
+        "utils",
+        "validation",
+    }
     assert "hf_async_mtl.modeling.modeling_multitask" in ours
     assert not {"datasets", "evaluate"} & set(found["modules"])
 

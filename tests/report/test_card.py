@@ -205,7 +205,7 @@ def test_conflicts_are_shown_where_they_were_measured() -> None:
 
 def test_convergence_table_names_the_teacher_only_after_convergence() -> None:
     """Bug: the candidate of a task that never converged is called its teacher."""
-    rows = {row[0]: row for row in table_rows(str(make_card().to_model_card()), "How each task converged")}
+    rows = {row[0]: row for row in table_rows(str(make_card().to_model_card()), "Convergence")}
     tasks = fake_report()["tasks"]
     assert rows["`aspects`"][1:5] == ["learning", MISSING, MISSING, MISSING]
     match = tasks["match"]
@@ -224,7 +224,7 @@ def test_card_claims_distillation_only_where_there_was_some() -> None:
     for task in report["tasks"].values():
         task["phase"] = "learning"
     text = str(make_card(report=report).to_model_card())
-    assert "None was distilled" in text
+    assert "without distillation" in text
     assert "asynchronous convergence" not in text
     assert "4 of 5 tasks converged" in text
 
@@ -263,7 +263,7 @@ def test_every_type_has_a_card() -> None:
 def test_card_of_a_running_run() -> None:
     """Bug: a push at every save fails for want of a final checkpoint, or the card links a missing plot."""
     text = str(make_card(report=fake_report(ended=False)).to_model_card())
-    assert "had not ended" in text
+    assert "was not finished" in text
     assert "plots/retention.png" not in text
     assert table_rows(text, "Results")[0][2:5] == ["0.9000", "0.9100", MISSING]
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import without_pooler
+from ..tasks.names import check_task_names
 from .lora import add_lora, merge_lora
 from .transfer import inherit_from_trained, shared_tasks
 
@@ -66,6 +67,7 @@ def from_encoder(
         settings = _inherit_settings(source, found, settings, kept)
     encoder_config = found.encoder_config if isinstance(found, MultiTaskConfig) else found
     _check_text_encoder(source, encoder_config)
+    check_task_names({name: task.metrics or () for name, task in tasks.items()})
     config = MultiTaskConfig(encoder_config=encoder_config, tasks=dict(tasks), **settings)
     model = model_class(config)
     _check_positions(source, model)

@@ -22,11 +22,12 @@ from ..data.loading import is_unlabeled, load_splits
 from ..data.tokenization import encode
 from ..demo.task_set import write_demo
 from ..distillation.logits import TeacherError
-from ..modeling.configuration_multitask import ConfigurationError, check_task_names
+from ..modeling.configuration_multitask import ConfigurationError
 from ..report.page import make_page
 from ..report.plots import draw
 from ..report.tables import final_table, progress_table, render
 from ..run import evaluation_sets, load_model, prepare_run
+from ..tasks.names import check_task_names
 from ..training.distributed import newest_checkpoint
 from ..training.trainer import AsyncMTLTrainer
 from ..utils import write_atomic
@@ -46,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The arguments; those of the process, where absent.
+        argv: The arguments; None: those of the process.
 
     Returns:
-        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher, a full disk; 2 the user's input is
-        wrong; 143 interrupted and resumable. Anything else raises.
+        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher or a full disk; 2 wrong input of the
+        user; 143 interrupted and resumable. Other errors are raised.
     """
     args = _parser().parse_args(argv)
     try:
@@ -59,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-async-mtl: {error}", file=sys.stderr)
         return USER_ERROR
     except RunInterrupted as interruption:
-        # Of several processes, all of which have been interrupted, one says so.
+        # All processes have been interrupted; the first one reports it.
         if os.environ.get("RANK", "0") == "0":
             print(
-                f"hf-async-mtl: interrupted at step {interruption}, with a checkpoint. Go on with the same command and "
-                "--resume.",
+                f"hf-async-mtl: interrupted at step {interruption}, with a checkpoint. To continue, repeat "
+                "the command with --resume.",
                 file=sys.stderr,
             )
         return INTERRUPTED
@@ -88,9 +89,9 @@ _DISK_ERRORS = {
 
 
 def _disk_words(error: Exception) -> str | None:
-    """What a user can mend; None for any other error, which is a bug and shows where it is."""
+    """Return a message for an error of the disk; None for other errors."""
     number = error.errno if isinstance(error, OSError) else None
-    # Writers of weights lose the number: safetensors writes it out, torch speaks of a position in its file.
+    # Writers of weights lose the number: safetensors has it in its message, torch reports a position in its file.
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
     elif "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
@@ -99,8 +100,8 @@ def _disk_words(error: Exception) -> str | None:
         return None
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
     return (
-        f"{_DISK_ERRORS[number]}{f': {path}' if path else ''}. What was written whole is intact: make room or choose "
-        "another folder, and go on from the last checkpoint with --resume."
+        f"{_DISK_ERRORS[number]}{f': {path}' if path else ''}. Complete files are intact. Free space or choose "
+        "another folder, and continue from the last checkpoint with --resume."
     )
 
 
@@ -110,13 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a bundle of tasks")
+    train = commands.add_parser("train", help="train a task set")
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     _add_run_options(train)
     _add_overrides(train)
     train.set_defaults(command=_train)
 
-    demo = commands.add_parser("demo", help="generate a small bundle of tasks and train it")
+    demo = commands.add_parser("demo", help="generate a small task set and train it")
     _add_run_options(demo)
     demo.set_defaults(command=_demo)
 
@@ -133,25 +134,29 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="print the table and draw the plots of a run")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
-    report.add_argument("--html", action="store_true", help="write a page too, RUN_DIR/report.html")
+    report.add_argument("--html", action="store_true", help="also write a page, RUN_DIR/report.html")
     report.set_defaults(command=_report)
     return parser
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key.path=value", help="change the configuration; values are YAML"
+        "--set",
+        action="append",
+        default=[],
+        metavar="key.path=value",
+        help="override a key; the value is YAML",
     )
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output-dir", type=Path, metavar="DIR")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="the folder of the run; must be new or empty")
     parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
         metavar="CHECKPOINT",
-        help="go on from the newest whole checkpoint, or from this one",
+        help="continue from this checkpoint; without a value, from the newest complete one",
     )
 
 
@@ -167,7 +172,7 @@ def _demo(args: argparse.Namespace) -> None:
     output_dir = args.output_dir or Path("runs/demo")
     check_output_dir(output_dir, args.resume)
     with tempfile.TemporaryDirectory() as scratch:
-        # Generated anew each time, the same to the byte, so that a resumed run finds what it began with.
+        # Generated bitwise identically each time, so that a run can be resumed.
         _run(load_config(write_demo(Path(scratch))), output_dir, args.resume)
 
 
@@ -184,7 +189,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
         trainer = run.trainer(callbacks=[interruption])
         with interruption.watching():
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # Not a push yet: the figures and the card are still to be written.
+    # The push comes later: figures and model card are not written yet.
     trainer.save_model(_internal_call=True)
     results = {**result.metrics, **trainer.evaluate()}
     if test:
@@ -203,7 +208,7 @@ def _run(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None
 def _evaluate_sets(
     trainer: AsyncMTLTrainer, sets: Mapping[str, Dataset], prefix: str, tasks: Collection[str]
 ) -> dict[str, float]:
-    """The metrics of some sets; an average over some of the tasks only would be read as one over all."""
+    """Return the metrics of some sets. The average is NaN if a task is missing."""
     metrics = trainer.evaluate(sets, metric_key_prefix=prefix)
     if not set(tasks) <= set(sets):
         metrics[f"{prefix}_average"] = math.nan
@@ -211,7 +216,7 @@ def _evaluate_sets(
 
 
 def _to_json(metrics: Mapping[str, Any]) -> str:
-    """JSON knows no NaN; what is not defined is null."""
+    """Return metrics as JSON; NaN and infinity become null."""
     finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in metrics.items()}
     return json.dumps(finite, indent=2, allow_nan=False)
 
@@ -238,9 +243,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if not sets:
         raise ConfigurationError(f"No task of {args.config} has a {args.split} split with labels.")
     prefix = "eval" if args.split == "validation" else args.split
-    # The Trainer wants a folder, and a bar on stdout would end up in the JSON.
+    # The Trainer needs a folder. A progress bar on stdout would be part of the JSON.
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
-        # Precision and batches as in training, so that the figures are those of the run.
+        # Precision and batch size are those of training, so that the figures equal those of the run.
         arguments = config.arguments(scratch, report_to="none", push_to_hub=False)
         trainer = AsyncMTLTrainer(model=model, args=arguments, processing_class=tokenizer)
         metrics = _evaluate_sets(trainer, sets, prefix, config.tasks)
@@ -257,8 +262,8 @@ def _report(args: argparse.Namespace) -> None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{path} must be what a run has written: {error}") from None
-    # Plots are named after tasks.
+        raise ConfigurationError(f"{path} must be a file that a run has written: {error}") from None
+    # The names of plots contain names of tasks.
     check_task_names(dict.fromkeys(report["tasks"], ()))
     print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):

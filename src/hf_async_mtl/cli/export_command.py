@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..building.lora import merge_lora
 from ..data.dataset import TaskDataset
 from ..data.loading import load_splits
 from ..data.tokenization import encode
@@ -43,7 +44,7 @@ def _export(args: argparse.Namespace) -> None:
     sets = {} if args.evaluate is None else _rows(model, tokenizer, args.evaluate, args.split)
     if model.config.lora is not None:
         # An engine has no use for two layers where one gives the same.
-        model.merge_adapter()
+        merge_lora(model)
     files = [args.output / "model.onnx"]
     # A bundle that was stored in half precision too: few engines compute in it.
     export_onnx(model.float(), files[0])

@@ -1,4 +1,4 @@
-"""A run that is told to stop writes a checkpoint first, so that nothing is lost."""
+"""A run that receives a signal to stop writes a checkpoint first."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..training.distributed import any_rank
 __all__ = ["CheckpointOnSignal", "RunInterrupted"]
 
 
-class RunInterrupted(Exception):  # noqa: N818 - no error, but an order
-    """The run was told to stop, and wrote a checkpoint. Its argument is the step."""
+class RunInterrupted(Exception):  # noqa: N818 - not an error
+    """The run received a signal and wrote a checkpoint. The argument is the step."""
 
 
 class CheckpointOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT, to any process: finish the step, write a checkpoint, raise `RunInterrupted` on all.
+    """On SIGTERM or SIGINT to any process, finish the step, write a checkpoint and raise `RunInterrupted` on all.
 
-    A second signal is not held back.
+    A second signal has its usual effect.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class CheckpointOnSignal(TrainerCallback):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hold the signals back while the block runs."""
+        """Handle the signals while the block runs."""
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in signals}
 

@@ -47,11 +47,11 @@ def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
         )
     if isinstance(resume, str) and read_state(Path(resume)) is None:
         raise ConfigurationError(
-            f"`--resume` must name a whole checkpoint; {resume} has no {STATE_FILE}. Without a name it "
-            "takes the newest whole one of the output folder."
+            f"`--resume` must name a complete checkpoint; {resume} has no {STATE_FILE}. Without a name, it "
+            "takes the newest complete one of the output folder."
         )
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise ConfigurationError(
-            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or go on with "
+            f"The output folder {output_dir} must be empty or new. Choose another with --output-dir, or continue with "
             "--resume."
         )

@@ -42,7 +42,8 @@ def task_configs(tasks: Mapping[str, Any], sources: Mapping[str, DataSource]) ->
     Raises:
         ConfigurationError: A section does not fit its type, or two tasks would log under one key.
     """
-    from ..modeling.configuration_multitask import TaskConfig, check_task_names
+    from ..modeling.configuration_multitask import TaskConfig
+    from ..tasks.names import check_task_names
 
     check_task_names(dict.fromkeys(tasks, ()))
     found = {}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..modeling.heads import HEADS
 from ..modeling.packing import PackedRows, segment_tokens
+from ..tasks.registry import TASK_TYPES
 
-__all__ = ["MultiTaskCollator", "PaddedCollator", "pack", "pack_rows"]
+__all__ = ["MultiTaskCollator", "PaddedCollator", "collate_targets", "pack", "pack_rows"]
 
 
 class MultiTaskCollator:
@@ -64,7 +65,7 @@ class MultiTaskCollator:
             for task_id, (name, task_type) in enumerate(self.tasks.items()):
                 labels = [example["labels"] for example in examples if example["task_id"] == task_id]
                 if labels:
-                    batch["labels"][name] = HEADS[task_type].collate_labels(labels)
+                    batch["labels"][name] = collate_targets(task_type, labels)
         return batch
 
 
@@ -95,6 +96,19 @@ class PaddedCollator:
             "segment_counts": torch.tensor([len(example["input_ids"]) for example in examples]),
             **self.tokenizer.pad(segments, return_attention_mask=True, return_tensors="pt"),
         }
+
+
+def collate_targets(task_type: str, targets: Sequence[Any]) -> Tensor:
+    """Return the targets of a batch from those of its examples; for a head on tokens, one after another.
+
+    Examples:
+        >>> collate_targets("regression", [1, 2.5]), collate_targets("token_classification", [[0, -100], [2]])
+        (tensor([1.0000, 2.5000]), tensor([   0, -100,    2]))
+    """
+    if HEADS[task_type].unit == "token":
+        targets = [unit for example in targets for unit in example]
+    is_float = "float" in str(TASK_TYPES[task_type].target_type)
+    return torch.tensor(targets, dtype=torch.float32 if is_float else torch.int64)
 
 
 def pack_rows(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Pipeline, TokenClassificationPipeline
+from transformers import AutoModel, Pipeline, TokenClassificationPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.token_classification import AggregationStrategy
 
 from ..modeling.configuration_multitask import ConfigurationError
@@ -151,3 +152,6 @@ class MultiTaskPipeline(Pipeline):
                 (prediction,) = task_type.predictions(task, values, None)
                 predictions[name] = task_type.format_prediction(task, prediction, values[0], {}, {})
         return predictions
+
+
+PIPELINE_REGISTRY.register_pipeline(PIPELINE_TASK, MultiTaskPipeline, pt_model=AutoModel, type="text")

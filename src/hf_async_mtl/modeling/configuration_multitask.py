@@ -1,12 +1,13 @@
-"""What a multi-task model is: its encoder's configuration and its tasks, as they stand in ``config.json``."""
+"""Configuration of a multi-task model: its encoder's configuration and its tasks, as in ``config.json``."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,55 +23,42 @@ except ImportError:  # The code was loaded from the Hub, and the package is not 
         """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
-__all__ = [
-    "RENAMED",
-    "ConfigurationError",
-    "MultiTaskConfig",
-    "TaskConfig",
-    "check_task_names",
-    "truncated_repr",
-]
+__all__ = ["RENAMED", "ConfigurationError", "MultiTaskConfig", "TaskConfig", "check_task_name", "from_package"]
 
 RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
-"""Fields of `TaskConfig` in version 0.1, each with its name today."""
+"""Fields of `TaskConfig` in version 0.1 -> their names today."""
 
 POOLINGS = ("cls", "mean", "max")
 PACKINGS = ("auto", "off")
 # `eval_average` is ours; the others would make keys such as `train_loss` or `eval_loss`, which are the Trainer's own.
 _RESERVED = frozenset({"average", "encoder", "eval", "test", "train", "total", "loss", "all"})
-_NOT_INSTALLED = "Presets, and labels found in data, need the package: `pip install hf_async_mtl`."
-_SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-def truncated_repr(value: Any) -> str:
-    """Return the ``repr`` of a value for a message, of at most 200 characters.
-
-    Examples:
-        >>> truncated_repr("good"), len(truncated_repr("good cat" * 1_000_000))
-        ("'good'", 200)
-    """
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def from_package(module: str) -> Any:
+    """Import a module of the package. It is needed for training only, and does not travel with a model."""
+    try:
+        return importlib.import_module(f"hf_async_mtl.{module}")
+    except ImportError as error:
+        raise ImportError("This needs the package hf_async_mtl. Run `pip install hf-async-mtl`.") from error
 
 
 @dataclasses.dataclass
 class TaskConfig:
-    """One task: all that is needed to use its head, and nothing of how it was trained.
+    """One task: what is needed to use its head, and nothing about its training.
 
     Args:
         type: One of ``classification``, ``multilabel``, ``regression``, ``token_classification``, ``multiple_choice``,
             ``question_answering``.
-        text_columns: The columns that are read: one, or two for a pair; the column of word lists for
-            ``token_classification``; ``[question, context]``; ``{"prompt": [...], "choices": [...]}``.
-        label_column: The column of the labels; several 0/1 columns for ``multilabel``; ``answers`` for
+        text_columns: One column, or two for a pair; the column of word lists for ``token_classification``;
+            ``[question, context]``; ``{"prompt": [...], "choices": [...]}``.
+        label_column: The column of labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
-        label_names: The names of the classes, in the order of the logits. Found by `resolve` where they are not given.
-        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of its head.
-        max_length: The longest sequence of the task, in tokens. Default: the bundle's.
-        doc_stride: Tokens that two windows of a long question-answering context share.
-        target_mean: Mean of a regression task's training targets; found by `resolve`.
-        target_std: Their standard deviation; found by `resolve`. A head learns standardised targets, so that tasks
-            with other units weigh the same; its logits are in the data's own units.
+        label_names: Names of the classes, in the order of the logits. Default: found by `resolve`.
+        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the head.
+        max_length: Maximum length of a sequence in tokens. Default: that of the model.
+        doc_stride: Number of tokens that two windows of a long question-answering context share.
+        target_mean: Mean of the training targets of a regression task; found by `resolve`.
+        target_std: Their standard deviation; found by `resolve`. Losses are those of standardized targets.
 
     Raises:
         ConfigurationError: A value does not fit the type.
@@ -91,9 +79,8 @@ class TaskConfig:
     target_std: float | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> TaskConfig:
-        for key in fields:
-            if key in RENAMED:
-                raise ConfigurationError(f"`{key}` is now `{RENAMED[key]}`. Rename the key.")
+        for key in fields.keys() & RENAMED:
+            raise ConfigurationError(f"`{key}` is now `{RENAMED[key]}`. Rename the key.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -168,12 +155,12 @@ class TaskConfig:
         if len(set(self.label_names)) < len(self.label_names):
             (twice, count), *_ = Counter(self.label_names).most_common(1)
             raise ConfigurationError(
-                f"`label_names` must differ from each other; found {truncated_repr(twice)} {count} times. Name it once."
+                f"`label_names` must differ from each other; found {twice!r:.200} {count} times. Name it once."
             )
         if len(self.label_names) < HEADS[self.type].min_labels:
             raise ConfigurationError(
-                f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or give "
-                "it data in which it can be wrong."
+                f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or "
+                "provide rows of at least two classes."
             )
         if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
             raise ConfigurationError(
@@ -214,11 +201,7 @@ class TaskConfig:
 
     @property
     def num_labels(self) -> int:
-        """The number of outputs of the head: one per label name, or a number fixed by the type.
-
-        Raises:
-            ConfigurationError: The label names are not known yet; see `resolve`.
-        """
+        """The number of outputs of the head: one per label name, or a number fixed by the type."""
         outputs = HEADS[self.type].num_outputs
         if outputs is not None:
             return outputs
@@ -231,42 +214,33 @@ class TaskConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> TaskConfig:
-        """Return the task of a preset, such as ``glue/mrpc``.
+        """Return the task of a preset.
 
         Args:
-            name: A name in `hf_async_mtl.tasks.presets.PRESETS`.
-            **overrides: Fields that replace the preset's own.
+            name: A name in `hf_async_mtl.tasks.presets.PRESETS`, such as ``glue/mrpc``.
+            **overrides: Fields that replace those of the preset.
 
         Examples:
             >>> TaskConfig.from_preset("glue/rte").label_names
             ['entailment', 'not_entailment']
         """
-        try:
-            from hf_async_mtl.tasks.presets import PRESETS
-        except ImportError as error:
-            raise ConfigurationError(_NOT_INSTALLED) from error
-        if name not in PRESETS:
-            raise ConfigurationError(f"`preset` must be one of {', '.join(sorted(PRESETS))}; found {name!r}.")
-        fields = {key: value for key, value in PRESETS[name].items() if key != "data"}
+        presets = from_package("tasks.presets").PRESETS
+        if name not in presets:
+            raise ConfigurationError(f"`preset` must be one of {', '.join(sorted(presets))}; found {name!r}.")
+        fields = {key: value for key, value in presets[name].items() if key != "data"}
         return cls(**copy.deepcopy({**fields, **overrides}))
 
     def resolve(self, dataset: Any) -> TaskConfig:
-        """Return the task with what its training split tells: the label names, or the targets' mean and deviation.
+        """Return a task with the label names, or the mean and deviation of the targets, of its training split.
 
         Args:
-            dataset: The raw training split, a `datasets.Dataset`. Fields that are set already are kept.
-
-        Returns:
-            A new task.
+            dataset: The raw training split, a `datasets.Dataset`. Fields that are set are kept.
 
         Raises:
-            ConfigurationError: A label is missing or no number, all targets are the same, or there is one class only.
+            ConfigurationError: A label is missing or not a number, all targets are equal, or there is only one class.
         """
-        try:
-            from hf_async_mtl.tasks.registry import TASK_TYPES
-        except ImportError as error:
-            raise ConfigurationError(_NOT_INSTALLED) from error
-        return TASK_TYPES[self.type].resolve(self, dataset)
+        resolved: TaskConfig = from_package("tasks.registry").TASK_TYPES[self.type].resolve(self, dataset)
+        return resolved
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are set, for ``config.json``."""
@@ -274,7 +248,7 @@ class TaskConfig:
 
 
 def _task_from(task: TaskConfig | Mapping[str, Any]) -> TaskConfig:
-    """Return a task as it stands in ``config.json``, which version 0.1 wrote with other names."""
+    """Return a task from its entry in ``config.json``, in which version 0.1 used other names."""
     if isinstance(task, TaskConfig):
         return task
     return TaskConfig(**{RENAMED.get(key, key): value for key, value in task.items()})
@@ -289,47 +263,29 @@ def _check_max_length(value: Any) -> None:
         raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {value!r}.")
 
 
-def check_task_names(metrics: Mapping[str, Iterable[str]]) -> None:
-    """Check the names of the tasks of a bundle against each other and against all that has a name already.
-
-    Args:
-        metrics: For every task (and every further evaluation set of one) the names of its metrics.
-
-    Raises:
-        ConfigurationError: A name is no identifier, is reserved, or two tasks would log under one key.
-    """
-    if not metrics:
-        raise ConfigurationError("A bundle needs at least one task; found none. Add one under `tasks`.")
-    modules = nn.ModuleDict()
-    owners: dict[str, str] = {}
-    for name, metric_names in metrics.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ConfigurationError(
-                "A task's name must begin with a lower-case letter and go on with lower-case letters, digits and "
-                f"underscores; found {name!r}."
-            )
-        if name in _RESERVED or hasattr(modules, name):
-            raise ConfigurationError(f"The task name {name!r} is reserved. Choose another, such as {name + '_task'!r}.")
-        for key in (f"{name}_{metric}" for metric in (*metric_names, *_SPEED_KEYS)):
-            if key in owners:
-                raise ConfigurationError(
-                    f"The tasks {owners[key]!r} and {name!r} would both log {key!r}. Rename one of them."
-                )
-            owners[key] = name
+def check_task_name(name: Any) -> None:
+    """Raise a `ConfigurationError` if a name is not an identifier, or is reserved."""
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigurationError(
+            "A task's name must begin with a lower-case letter and go on with lower-case letters, digits and "
+            f"underscores; found {name!r}."
+        )
+    if name in _RESERVED or hasattr(nn.ModuleDict(), name):
+        raise ConfigurationError(f"The task name {name!r} is reserved. Choose another, such as {name + '_task'!r}.")
 
 
 class MultiTaskConfig(PreTrainedConfig):
-    """The configuration of a `MultiTaskModel`.
+    """Configuration of a `MultiTaskModel`.
 
     Args:
-        encoder_config: The encoder's configuration, or its dictionary with a ``model_type``.
+        encoder_config: Configuration of the encoder, or its dictionary with a ``model_type``.
         tasks: Name -> `TaskConfig` or its dictionary.
-        pooling: What a sequence head reads of a segment's states: ``cls`` (the first), ``mean`` or ``max``.
-        packing: ``auto`` packs where a probe shows that the encoder can; ``off`` never does.
-        max_length: The longest sequence, in tokens, where a task does not say.
-        task_order: The names of the tasks in the order of their ids; found from ``tasks``. It is a field of its own
+        pooling: What a sequence head reads of the token states: ``cls`` (the first), ``mean`` or ``max``.
+        packing: ``auto`` packs if a probe shows that the encoder can; ``off`` never does.
+        max_length: Maximum length of a sequence in tokens, for tasks without their own.
+        task_order: Names of the tasks in the order of their ids; default: that of ``tasks``. It is a field of its own
             because ``config.json`` is written with sorted keys.
-        lora: The low-rank layers beside the encoder's; see `hf_async_mtl.building.lora.add_lora`.
+        lora: Low-rank layers of the encoder: fields of `peft.LoraConfig`.
     """
 
     model_type = "hf_async_mtl"
@@ -352,12 +308,11 @@ class MultiTaskConfig(PreTrainedConfig):
             self.task_order = list(tasks)
         if sorted(self.task_order) != sorted(tasks):
             raise ConfigurationError(
-                f"`task_order` must name each of the tasks {', '.join(tasks)} once; found {self.task_order!r}. Without "
-                "it, the order is that of `tasks`."
+                f"`task_order` must name each of {', '.join(tasks)} once; found {self.task_order!r}. Leave it out."
             )
         self.tasks = {name: tasks[name] for name in self.task_order}
-        if self.tasks:
-            check_task_names({name: task["metrics"] for name, task in self.tasks.items()})
+        for name in self.tasks:
+            check_task_name(name)
         if self.pooling not in POOLINGS:
             raise ConfigurationError(f"`pooling` must be one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.packing not in PACKINGS:
@@ -373,7 +328,7 @@ class MultiTaskConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The configuration that has the vocabulary: the encoder's. Upstream's resizing of embeddings asks for it."""
+        """Return the encoder's configuration, whose vocabulary upstream resizes."""
         return self if self.encoder_config is None else self.encoder_config
 
     @property

@@ -1,14 +1,12 @@
-"""The heads: one class per task type, with its logits, its supervised loss, its distillation loss and its targets.
+"""Heads: one class per task type, with its logits, its supervised loss and its distillation loss.
 
-To add a type, write its class here and enter it in `HEADS`, and write its file in ``hf_async_mtl/tasks``.
+To add a type, add its class here and to `HEADS`, and its file to ``hf_async_mtl/tasks``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from .losses import (
@@ -29,7 +27,7 @@ __all__ = ["HEADS", "Head", "pool"]
 
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
-    """Make one vector of each segment's token states.
+    """Return one vector per segment.
 
     Args:
         ragged: States ``[T, H]`` of S segments.
@@ -44,14 +42,14 @@ def pool(ragged: Ragged, pooling: str) -> Tensor:
     segment = segment_index(tokens, len(states))
     empty = states.new_zeros(len(tokens) - 1, states.shape[-1])
     if pooling == "mean":
-        # A sum of many half-precision numbers would lose their digits.
+        # In float32: a sum of many half-precision numbers loses digits.
         total = empty.float().index_add(0, segment, states.float())
         return (total / tokens.diff().clamp(min=1).unsqueeze(1)).to(states.dtype)
     return empty.scatter_reduce(0, segment[:, None].expand_as(states), states, "amax", include_self=False)
 
 
 class Head(nn.Module):
-    """What all heads share: dropout and a linear layer on pooled segments or on tokens.
+    """Dropout and a linear layer, on pooled segments or on tokens.
 
     Args:
         hidden_size: H, the width of the encoder's states.
@@ -84,30 +82,25 @@ class Head(nn.Module):
         self.linear = nn.Linear(hidden_size, task.num_labels)
 
     def forward(self, ragged: Ragged) -> Tensor:
-        """Logits of the examples: ``[B, C]``, read from the first segment of each."""
+        """Return the logits of the examples, ``[B, C]``, from the first segment of each."""
         first = ragged.layout.segments[:-1]
         return self.linear(self.dropout(pool(ragged, self.pooling)[first]))
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        """The supervised loss of each example, ``[B]``."""
+        """Return the supervised loss of each example, ``[B]``."""
         raise NotImplementedError
 
     def distillation_loss(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
     ) -> Tensor:
-        """The distillation loss of each example, ``[B]``: 0, with a gradient of 0, where ``logits`` are ``teacher``."""
+        """Return the distillation loss of each example, ``[B]``: 0, with a gradient of 0, if both logits are equal."""
         raise NotImplementedError
-
-    @staticmethod
-    def collate_labels(labels: Sequence[Any]) -> Tensor:
-        """The targets of a batch, from those of its examples."""
-        return torch.tensor(labels)
 
 
 class ClassificationHead(Head):
     """One class out of C: cross-entropy, and KL between the distributions over the classes. Labels ``[B]``."""
 
-    default_metric: ClassVar[str] = "accuracy"
+    default_metric = "accuracy"
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return cross_entropy(logits, labels)
@@ -121,9 +114,9 @@ class ClassificationHead(Head):
 class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
 
-    default_metric: ClassVar[str] = "micro_f1"
-    min_labels: ClassVar[int] = 1
-    takes_label_columns: ClassVar[bool] = True
+    default_metric = "micro_f1"
+    min_labels = 1
+    takes_label_columns = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return multilabel_cross_entropy(logits, labels)
@@ -133,20 +126,16 @@ class MultilabelHead(Head):
     ) -> Tensor:
         return bernoulli_kl(logits, teacher, temperature)
 
-    @staticmethod
-    def collate_labels(labels: Sequence[Any]) -> Tensor:
-        return torch.tensor(labels, dtype=torch.float32)
-
 
 class RegressionHead(Head):
-    """A number: squared error on standardised targets, to the label or to the teacher's prediction. Labels ``[B]``.
+    """A number: squared error on standardized targets, to the label or to the teacher's prediction. Labels ``[B]``.
 
-    The linear layer works in standard deviations from the mean; the logits are in the data's own units. There is no
-    temperature in a squared error: it is left out.
+    The linear layer computes standard deviations from the mean; the logits are in the units of the data. A squared
+    error has no temperature: it is ignored.
     """
 
-    default_metric: ClassVar[str] = "pearson"
-    num_outputs: ClassVar[int | None] = 1
+    default_metric = "pearson"
+    num_outputs = 1
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__(hidden_size, task, dropout, pooling)
@@ -154,7 +143,7 @@ class RegressionHead(Head):
         self.std = 1.0 if task.target_std is None else task.target_std
 
     def forward(self, ragged: Ragged) -> Tensor:
-        """Predictions of the examples: ``[B]``."""
+        """Return the predictions of the examples, ``[B]``."""
         return super().forward(ragged).squeeze(-1).float() * self.std + self.mean
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
@@ -165,24 +154,38 @@ class RegressionHead(Head):
     ) -> Tensor:
         return squared_error(logits, teacher.detach(), self.std)
 
-    @staticmethod
-    def collate_labels(labels: Sequence[Any]) -> Tensor:
-        return torch.tensor(labels, dtype=torch.float32)
 
+class MultipleChoiceHead(ClassificationHead):
+    """One of n segments: a score for each, and a distribution over the choices of an example. Labels ``[B]``."""
 
-class TokenClassificationHead(Head):
-    """One class out of C for each word, read at its first sub-word. Labels ``[T]``, -100 on all other sub-words.
-
-    The loss of an example is the mean over its words, with labels and with a teacher alike.
-    """
-
-    default_metric: ClassVar[str] = "seqeval_f1"
-    unit: ClassVar[str] = "token"
-    text_counts: ClassVar[tuple[int, ...]] = (1,)
+    num_outputs = 1
+    has_choices = True
 
     def forward(self, ragged: Ragged) -> Tensor:
-        """Logits of all tokens: ``[T, C]``."""
+        """Return the scores of the choices, ``[B, n]``."""
+        scores = self.linear(self.dropout(pool(ragged, self.pooling))).squeeze(-1)
+        # `len` would be a constant in an exported graph.
+        examples = ragged.layout.segments.shape[0] - 1
+        # In a plain call with one sequence per row, n is 1.
+        return scores.view(examples, -1) if examples else scores.view(0, 1)
+
+
+class _TokenHead(Head):
+    unit = "token"
+
+    def forward(self, ragged: Ragged) -> Tensor:
+        """Return the logits of all tokens, ``[T, C]``."""
         return self.linear(self.dropout(ragged.states))
+
+
+class TokenClassificationHead(_TokenHead):
+    """One class out of C for each word, at its first sub-word. Labels ``[T]``, -100 on all other sub-words.
+
+    Both losses of an example are means over its words.
+    """
+
+    default_metric = "seqeval_f1"
+    text_counts = (1,)
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return ragged_mean(cross_entropy(logits, labels), layout.example_tokens, labels != IGNORE)
@@ -192,42 +195,17 @@ class TokenClassificationHead(Head):
     ) -> Tensor:
         return ragged_mean(categorical_kl(logits, teacher, temperature), layout.example_tokens, labels != IGNORE)
 
-    @staticmethod
-    def collate_labels(labels: Sequence[Any]) -> Tensor:
-        return torch.tensor([label for example in labels for label in example], dtype=torch.long)
 
+class QuestionAnsweringHead(_TokenHead):
+    """Start and end of an answer among the tokens of each window. Labels ``[S, 2]``, 0 if a window has no answer.
 
-class MultipleChoiceHead(ClassificationHead):
-    """One of n segments: a score each, and a distribution over the choices of an example. Labels ``[B]``."""
-
-    default_metric: ClassVar[str] = "accuracy"
-    num_outputs: ClassVar[int | None] = 1
-    has_choices: ClassVar[bool] = True
-
-    def forward(self, ragged: Ragged) -> Tensor:
-        """Scores of the choices: ``[B, n]``."""
-        scores = self.linear(self.dropout(pool(ragged, self.pooling))).squeeze(-1)
-        # `len` would be a constant in an exported graph.
-        examples = ragged.layout.segments.shape[0] - 1
-        # A plain call with one sequence a row scores each row by itself.
-        return scores.view(examples, -1) if examples else scores.view(0, 1)
-
-
-class QuestionAnsweringHead(Head):
-    """Start and end of an answer among the tokens of each window. Labels ``[S, 2]``, 0 where a window has no answer.
-
-    The loss of an example is the mean over its windows and over start and end.
+    Both losses of an example are means over its windows, and over start and end.
     """
 
-    default_metric: ClassVar[str] = "squad_f1"
-    unit: ClassVar[str] = "token"
-    num_outputs: ClassVar[int | None] = 2
-    text_counts: ClassVar[tuple[int, ...]] = (2,)
-    has_windows: ClassVar[bool] = True
-
-    def forward(self, ragged: Ragged) -> Tensor:
-        """Start and end logits of all tokens: ``[T, 2]``."""
-        return self.linear(self.dropout(ragged.states))
+    default_metric = "squad_f1"
+    num_outputs = 2
+    text_counts = (2,)
+    has_windows = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return ragged_mean(ragged_cross_entropy(logits, labels, layout.tokens).mean(-1), layout.segments)
@@ -236,10 +214,6 @@ class QuestionAnsweringHead(Head):
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
     ) -> Tensor:
         return ragged_mean(ragged_kl(logits, teacher, layout.tokens, temperature).mean(-1), layout.segments)
-
-    @staticmethod
-    def collate_labels(labels: Sequence[Any]) -> Tensor:
-        return torch.tensor([window for example in labels for window in example], dtype=torch.long)
 
 
 HEADS: dict[str, type[Head]] = {

@@ -6,8 +6,7 @@ Every function returns a vector, so that the caller decides how examples are wei
 
 The distillation losses are those of Hinton et al., "Distilling the Knowledge in a Neural Network" (2015): with a
 temperature :math:`T`, :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(z_t / T) \,\|\, \mathrm{softmax}(z_s / T))`. The
-factor :math:`T^2` keeps the size of the gradient. They are divergences (the teacher's entropy is subtracted): 0, with a
-gradient of 0, if student and teacher are equal.
+factor :math:`T^2` keeps the size of the gradient. They are 0, with a gradient of 0, if student and teacher are equal.
 """
 
 from __future__ import annotations
@@ -62,14 +61,11 @@ def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of class indices.
+    """Return the cross-entropy of class indices: ``[U]``, in nats.
 
     Args:
         logits: ``[U, C]``.
         labels: ``[U]``, indices in 0..C-1, or -100 for a loss of 0.
-
-    Returns:
-        ``[U]``, in nats.
     """
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
 
@@ -118,15 +114,12 @@ def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the KL divergence between independent Bernoulli distributions, averaged over the labels.
+    """Return the KL divergence of independent Bernoulli distributions, averaged over the labels: ``[B]``, in nats.
 
     Args:
         student: Logits ``[B, C]``.
         teacher: Logits ``[B, C]``; no gradient flows to them.
         temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
-
-    Returns:
-        ``[B]``, in nats, >= 0.
     """
     s, t = student.float() / temperature, teacher.detach().float() / temperature
     # Log-probabilities of both outcomes: 1 - sigmoid(z) loses all digits where z is large, sigmoid(-z) loses none.
@@ -146,16 +139,13 @@ def _ragged_log_softmax(logits: Tensor, segment: Tensor, segments: int) -> Tenso
 
 
 def ragged_kl(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return the KL divergence between distributions over the units of each segment, such as the tokens of a window.
+    """Return the KL divergence of distributions over the units of each segment: ``[S]`` or ``[S, K]``, in nats.
 
     Args:
         student: Logits ``[U]``, or ``[U, K]`` for K distributions over the same units (start and end).
         teacher: Logits of the same shape; no gradient flows to them.
         offsets: ``[S + 1]``, the units of each segment.
         temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
-
-    Returns:
-        ``[S]`` or ``[S, K]``, in nats, >= 0.
 
     Examples:
         >>> scores = torch.tensor([1.0, 2.0, 0.5])

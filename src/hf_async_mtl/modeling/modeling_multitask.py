@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, from_package
 from .heads import HEADS, Head
 from .packing import (
     Layout,
@@ -30,14 +29,6 @@ from .packing import (
 __all__ = ["MultiTaskModel", "MultiTaskOutput", "without_pooler"]
 
 
-def _package(module: str) -> Any:
-    """Import a module of the package, which stays at home: only the files beside this one travel with a model."""
-    try:
-        return importlib.import_module(f"hf_async_mtl.{module}")
-    except ImportError as error:
-        raise ImportError("This needs the package hf_async_mtl. Run `pip install hf-async-mtl`.") from error
-
-
 @dataclass
 class MultiTaskOutput(ModelOutput):
     """Output of a `MultiTaskModel`.
@@ -47,8 +38,7 @@ class MultiTaskOutput(ModelOutput):
         logits: Task -> logits. ``[B, C]`` for sequences, ``[B]`` for regression, ``[B, n]`` for choices. Tokens:
             ``[T, C]`` over the task's tokens in a packed batch, ``[B, L, C]`` in a padded call (0 where
             ``attention_mask`` is 0). A task without an example in a packed batch is left out.
-        losses: Task -> supervised loss of each of its examples, ``[b]``, if labels were given. In a packed batch all
-            tasks are present; one without an example has an empty vector that is part of the graph.
+        losses: Task -> supervised loss of each of its examples, ``[b]``, if labels were given; packed: of all tasks.
         layouts: Task -> the layout of its tokens and segments; packed batches only.
     """
 
@@ -80,8 +70,7 @@ class MultiTaskModel(PreTrainedModel):
         config: With an ``encoder_config`` and resolved ``tasks``.
 
     Raises:
-        ConfigurationError: The configuration has no encoder or no tasks, the labels of a task are not known, or the
-            model has low-rank layers and peft is not installed.
+        ConfigurationError: The configuration has no encoder, no tasks, or a task without its labels.
     """
 
     config_class = MultiTaskConfig
@@ -122,8 +111,6 @@ class MultiTaskModel(PreTrainedModel):
             ) from error
         self.encoder.add_adapter(LoraConfig(**settings))
 
-    # -- for training: needs the package, which does not travel with a model -------------------------------------------
-
     @classmethod
     def from_encoder(
         cls,
@@ -137,20 +124,18 @@ class MultiTaskModel(PreTrainedModel):
         lora: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> MultiTaskModel:
-        """Return a model with new heads on a pretrained encoder. From a trained model, it keeps the heads it has.
+        """Return a model with new heads on a pretrained encoder, or with the heads of a trained model.
 
         Args:
             encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``; or of a
                 `MultiTaskModel`, whose heads are kept for the tasks of the same names, with their label names or the
-                scale of their targets. The other heads are dropped.
+                scale of their targets.
             tasks: Name -> resolved task.
-            pooling: ``cls`` (the default), ``mean`` or ``max``. Heads of a trained model need the pooling they have.
+            pooling: ``cls`` (the default), ``mean`` or ``max``. Heads that are kept need the pooling they have.
             packing: ``auto`` or ``off``.
-            max_length: Maximum length of a sequence in tokens, for tasks without their own. Default: 128, or that of
-                the trained model.
+            max_length: See `MultiTaskConfig`. Default: 128, or that of the trained model.
             new_heads: Tasks that get a new head although the trained model has one.
-            lora: Fields of `peft.LoraConfig`: low-rank layers are trained in place of the encoder's own weights. Those
-                of a trained model are merged first.
+            lora: Fields of `peft.LoraConfig`: low-rank layers are trained in place of the encoder's own weights.
             **kwargs: For ``AutoModel.from_pretrained``. Weights are float32 unless ``dtype`` says otherwise: small
                 updates are lost in half precision; use ``bf16`` in the training arguments instead.
 
@@ -159,24 +144,11 @@ class MultiTaskModel(PreTrainedModel):
                 than the longest sequence, or a task does not fit its head in the trained model.
         """
         settings = {"pooling": pooling, "packing": packing, "max_length": max_length}
-        build = _package("building.build")
+        build = from_package("building.build")
         return build.from_encoder(cls, encoder, tasks, settings=settings, new_heads=new_heads, lora=lora, **kwargs)
 
-    def merge_adapter(self) -> None:
-        """Add the low-rank updates to the encoder's own weights, in place, and remove the layers.
-
-        A run saves its final model merged; its checkpoints have the layers. To save the adapter alone, in peft's
-        format, call ``model.encoder.save_pretrained(folder)`` on a model loaded from a checkpoint.
-
-        Raises:
-            ConfigurationError: The model has no low-rank layers, or a merged weight is not finite.
-        """
-        _package("building.lora").merge_lora(self)
-
     def freeze_encoder(self, layers: int | None = None) -> None:
-        """Freeze the encoder for training, or its embeddings and first layers.
-
-        Dropout stays active in frozen layers. A model that is saved and loaded is not frozen.
+        """Freeze the encoder for training, or its embeddings and first layers; not saved. Dropout stays active.
 
         Args:
             layers: Number of first layers; None: the encoder.
@@ -184,7 +156,7 @@ class MultiTaskModel(PreTrainedModel):
         Raises:
             ConfigurationError: The encoder has fewer layers.
         """
-        _package("building.freezing").freeze(self.encoder, layers)
+        from_package("building.freezing").freeze(self.encoder, layers)
 
     def as_sequence_classifier(self, task: str) -> PreTrainedModel:
         """Return one task as a stock model, for code such as ``transformers.pipeline("text-classification", ...)``.
@@ -193,23 +165,19 @@ class MultiTaskModel(PreTrainedModel):
             task: A task of classification, multi-label classification or regression.
 
         Returns:
-            A view: it shares weights and mode with this model. ``logits`` are a tensor, and its configuration has
-            ``id2label`` and ``problem_type``.
+            A view, which shares weights and mode with this model.
 
         Raises:
             ConfigurationError: The task is not known, or is of another type.
         """
-        return _package("inference.single_task").SequenceView(self, task)
+        return from_package("inference.single_task").SequenceView(self, task)
 
     def as_token_classifier(self, task: str) -> PreTrainedModel:
-        """Return a token classification task as a stock model, for ``transformers.pipeline("token-classification")``.
+        """Return a token classification task as a stock model; see `as_sequence_classifier`.
 
-        The label of a word is that of its first sub-word: ask the pipeline for ``aggregation_strategy="first"``. See
-        `as_sequence_classifier`.
+        The label of a word is that of its first sub-word: ask the pipeline for ``aggregation_strategy="first"``.
         """
-        return _package("inference.single_task").TokenView(self, task)
-
-    # -- inputs to logits ----------------------------------------------------------------------------------------------
+        return from_package("inference.single_task").TokenView(self, task)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -318,13 +286,10 @@ class MultiTaskModel(PreTrainedModel):
             end = example + ids.count(index)
             first, last = segments[example], segments[end]
             start, stop = tokens[first], tokens[last]
-            parts[name] = Ragged(
-                ragged.states[start:stop],
-                Layout(
-                    ragged.layout.tokens[first : last + 1] - start,
-                    ragged.layout.segments[example : end + 1] - first,
-                ),
+            layout = Layout(
+                ragged.layout.tokens[first : last + 1] - start, ragged.layout.segments[example : end + 1] - first
             )
+            parts[name] = Ragged(ragged.states[start:stop], layout)
             example = end
         return parts
 

@@ -21,19 +21,13 @@ __all__ = [
     "Layout",
     "PackedRows",
     "Ragged",
-    "attention_mask",
-    "block_mask",
     "encode",
     "encode_length_groups",
     "encode_rows",
     "forward_arguments",
-    "length_groups",
-    "offsets_of",
     "probe_packing",
     "ragged_from_mask",
-    "ragged_from_rows",
     "segment_tokens",
-    "sliding_block_mask",
 ]
 
 # Errors of encoders that were not written for a 4-D mask: a shape that does not fit, or a refusal.
@@ -115,9 +109,6 @@ def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_exampl
     return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
 
 
-# -- the encoder ------------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def forward_arguments(model_class: type) -> frozenset[str]:
     """Return the names of the arguments of a model's ``forward``."""
@@ -134,10 +125,10 @@ def encode_rows(encoder: Any, rows: PackedRows, segment_counts: Tensor, position
     """Encode packed rows in one forward.
 
     Args:
-        encoder: An encoder that packs; see `probe_packing`.
+        encoder: An encoder that packs.
         rows: The rows.
         segment_counts: ``[B]``, the number of segments of each example.
-        position_offset: The encoder's number of the first position.
+        position_offset: See `probe_packing`.
     """
     hidden = encode(
         encoder,
@@ -150,15 +141,9 @@ def encode_rows(encoder: Any, rows: PackedRows, segment_counts: Tensor, position
 
 
 def block_mask(segment_ids: Tensor) -> Tensor:
-    """Return the block-diagonal mask of packed rows: True where a token attends to another.
+    """Return the block-diagonal mask of ``segment_ids`` ``[R, L]``: boolean, ``[R, 1, L, L]``.
 
     Padding attends to padding: a row of the mask without a True would give NaN in the softmax.
-
-    Args:
-        segment_ids: ``[R, L]``.
-
-    Returns:
-        Boolean, ``[R, 1, L, L]``.
     """
     return (segment_ids[:, :, None] == segment_ids[:, None, :]).unsqueeze(1)
 
@@ -189,14 +174,7 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
 
 
 def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int = 4) -> Ragged:
-    """Encode the segments of packed rows in padded forwards, one for each of a few groups of similar length.
-
-    Args:
-        encoder: Any encoder.
-        rows: The rows.
-        segment_counts: ``[B]``, the number of segments of each example.
-        groups: Maximum number of forwards.
-    """
+    """Encode the segments of packed rows in at most ``groups`` padded forwards; see `encode_rows`."""
     starts, lengths, types = rows.segment_starts, rows.segment_lengths, rows.token_type_ids
     sizes, pad, device = lengths.tolist(), encoder.config.pad_token_id or 0, starts.device
     padded, padded_starts, end = [], torch.empty_like(starts), 0
@@ -249,9 +227,6 @@ def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
         best = extended
     bounds = [0, *best[len(order)][1]]
     return [order[start:end] for start, end in pairwise(bounds)]
-
-
-# -- the probe --------------------------------------------------------------------------------------------------------
 
 
 def probe_packing(encoder: Any) -> int | None:

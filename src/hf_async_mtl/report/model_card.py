@@ -1,4 +1,4 @@
-"""The model card of a run: facts of the run, a template, and the id of the repository that it is pushed to."""
+"""The model card of a run, rendered from a template."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["RunCard", "card_for_repository", "installed_versions", "without_folder", "write_card"]
 
-MISSING = "–"  # noqa: RUF001, an en dash, where a value is null, NaN or was never measured
+MISSING = "–"  # noqa: RUF001, an en dash, for a value that is null, NaN or was not measured
 TAGS = ["hf_async_mtl", "multi-task", "knowledge-distillation"]
 TEMPLATE = Path(__file__).with_name("card_template.md")
 PACKAGES = ("hf_async_mtl", "torch", "transformers", "datasets", "accelerate", "tokenizers")
 LABELS_SHOWN = 8
 
 _MIXING = {
-    "proportional": "An epoch has each training row of each task once.",
-    "temperature": "Small tasks were drawn more often than their share of the rows (a temperature, below).",
-    "uniform": "All tasks were drawn equally often, whatever their size.",
+    "proportional": "An epoch contains each training row of each task once.",
+    "temperature": "Small tasks were drawn more often than in proportion to their rows (see the temperature below).",
+    "uniform": "All tasks were drawn equally often.",
 }
 _HUB_METRICS = {
     "macro_f1": "f1",
@@ -47,24 +47,24 @@ _HUB_METRICS = {
 
 @dataclass
 class RunCard:
-    """What a model card says of a run.
+    """The content of a model card.
 
     Args:
-        model_name: The model's name or its repository, such as `user/model`.
+        model_name: Name of the model or its repository, such as ``user/model``.
         tasks: The task configurations, by name, with their labels resolved.
-        report: The content of `convergence.json`.
-        results: The content of `all_results.json`: `eval_<task>_<metric>`, `test_<task>_<metric>` and the averages.
-            What is missing, None or NaN is shown as an en dash.
-        encoder: The Hub id or the folder of the pretrained encoder. Of a folder, the last name alone is published. A
-            relative folder that does not exist from here is taken for a Hub id: give an absolute one.
-        training: Settings of note, by name; values may be nested. Absolute paths in them are cut to their last name.
-        data: The tasks' `data` sections. Only a Hub dataset (`hub`, `name`) is published.
-        rows: Task -> `train` and `validation` -> how many rows it had there.
-        license: The model's licence as the Hub names it.
+        report: The content of ``convergence.json``.
+        results: The content of ``all_results.json``: ``eval_<task>_<metric>``, ``test_<task>_<metric>`` and the
+            averages. A missing value, None and NaN are shown as an en dash.
+        encoder: Hub id or folder of the pretrained encoder. Only the last name of a folder is published. A relative
+            folder that does not exist in the working directory is read as a Hub id.
+        training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
+        data: The ``data`` sections of the tasks. Only Hub datasets (``hub``, ``name``) are published.
+        rows: Task -> ``train`` and ``validation`` -> number of rows.
+        license: License of the model, as named by the Hub.
         language: The language or languages of the data, as ISO codes.
-        versions: The packages of note and their versions.
+        versions: Package -> version.
 
-    Example:
+    Examples:
         >>> from hf_async_mtl.modeling.configuration_multitask import TaskConfig
         >>> task = TaskConfig(type="classification", text_columns=["title"], label_names=["toy", "tool"])
         >>> history = {"phase": "learning", "converged_step": None, "teacher_value": 0.8, "teacher_step": 10,
@@ -88,11 +88,7 @@ class RunCard:
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
     def to_model_card(self) -> ModelCard:
-        """Fill the template and the metadata.
-
-        Returns:
-            The card; `save(path)` writes it.
-        """
+        """Return the card, with its metadata; ``save(path)`` writes it."""
         phases = [task["phase"] for task in self.report["tasks"].values()]
         example_task, example_inputs = self._example()
         card: ModelCard = ModelCard.from_template(
@@ -132,7 +128,7 @@ class RunCard:
         return card
 
     def metadata(self) -> ModelCardData:
-        """The YAML block, its model index with the test results, or the validation results of a task without any."""
+        """Return the YAML block; its model index has the test results, or the validation results if there are none."""
         return ModelCardData(
             model_name=_last_name(self.model_name),
             base_model=self.base_model,
@@ -147,7 +143,7 @@ class RunCard:
 
     @property
     def base_model(self) -> str | None:
-        """The encoder's Hub id; None where it is a folder."""
+        """Hub id of the encoder; None for a folder."""
         try:
             validate_repo_id(self.encoder)
         except HFValidationError:
@@ -158,8 +154,8 @@ class RunCard:
         return [f"{name}_{metric}" for name, task in self.tasks.items() for metric in task.metrics or ()]
 
     def _eval_results(self) -> list[EvalResult]:
-        # One split a task: the Hub merges entries of the same dataset and split, and a validation split that was
-        # carved out of another has no name of its own there.
+        # One split per task: the Hub merges entries of the same dataset and split, and rows that were split off another
+        # split have no name there.
         results = []
         for name, task in self.tasks.items():
             tested = any(_is_number(self.results.get(f"test_{name}_{metric}")) for metric in task.metrics or ())
@@ -186,7 +182,7 @@ class RunCard:
         return results
 
     def _example(self) -> tuple[str | None, str]:
-        """A task that a plain call of the tokenizer can feed, and that call."""
+        """Return a task whose input is a plain call of the tokenizer, and that call."""
         for name, task in self.tasks.items():
             if TASK_TYPES[task.type].problem_type is not None:
                 return name, TASK_TYPES[task.type].tokenizer_call(task)
@@ -260,7 +256,7 @@ class RunCard:
         return _markdown_table(header, rows, numbers_from=2)
 
 
-# Last line of a generated card: a hash of all above it, by which a card that its author has edited is recognized.
+# Last line of a generated card: a hash of the text above it, which reveals a card that its author has edited.
 _SIGNATURE = "\n<!-- generated by hf_async_mtl: {digest} -->\n"
 _MODEL_ID = re.compile(r'from_pretrained\("([^"]+)"')
 
@@ -269,9 +265,9 @@ def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]
     """Write a card.
 
     Args:
-        path: Of ``README.md``.
-        card: The facts.
-        metadata: More keys of the YAML block; a list is added to the list that the card has.
+        path: The path of ``README.md``.
+        card: The content.
+        metadata: Further keys of the YAML block; a list extends the list of the card.
     """
     rendered = card.to_model_card()
     for key, value in (metadata or {}).items():
@@ -289,7 +285,7 @@ def card_for_repository(card: str, repository: str) -> str:
         repository: Such as ``user/model``.
 
     Returns:
-        The card; one that its author has edited, as it is.
+        The card; a card that its author has edited is unchanged.
     """
     body, _, _ = card.rpartition(_SIGNATURE.partition("{")[0])
     found = _MODEL_ID.search(body)
@@ -308,25 +304,25 @@ def _signed(body: str) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of the packages that made a model, as far as they are installed."""
+    """Return the versions of the packages that produced a model, if they are installed."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # our own, in a source tree that is not installed
+        except importlib.metadata.PackageNotFoundError:  # this package, in a source tree that is not installed
             continue
     return versions
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> str:
-    """A table whose columns are right-aligned from `numbers_from` on."""
+    """Return a table whose columns from index ``numbers_from`` on are right-aligned."""
     first_number = len(header) if numbers_from is None else numbers_from
     rule = ["---" if i < first_number else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
 
 
 def _code(text: object) -> str:
-    """A code span that holds any text, in a table's cell too."""
+    """Return a code span for any text, also in the cell of a table."""
     flat = " ".join(str(text).split()).replace("|", "\\|")
     return f"`` {flat} ``" if "`" in flat else f"`{flat}`"
 
@@ -362,7 +358,7 @@ def _setting(value: object) -> str:
 
 
 def without_folder(text: str) -> str:
-    """The last name of an absolute path, as where it lies is nobody else's; any other text as it is."""
+    """Return the last name of an absolute path, which keeps local folders private; other text is unchanged."""
     return _last_name(text) if _is_absolute(text) else text
 
 

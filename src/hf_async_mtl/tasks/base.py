@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
-from .labels import HINT, find_column_labels, truncated_repr
+from ..utils import truncated_repr
+from .labels import HINT, find_column_labels
 from .pretruncation import shorten
 
 if TYPE_CHECKING:

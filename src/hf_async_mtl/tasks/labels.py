@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, truncated_repr
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..utils import truncated_repr
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +21,6 @@ __all__ = [
     "find_label_names",
     "is_missing",
     "label_encoder",
-    "truncated_repr",
     "unique_values",
 ]
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..utils import truncated_repr
 from .base import Target, TaskType
 from .classification import CARD_LABELS
-from .labels import LabelError, label_encoder, truncated_repr
+from .labels import LabelError, label_encoder
 
 if TYPE_CHECKING:
     from datasets import Dataset

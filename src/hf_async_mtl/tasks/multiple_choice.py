@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..utils import truncated_repr
 from .base import Columns, Target, TaskType, example_text, group_segments, tokenizer_call
-from .labels import LabelError, is_missing, truncated_repr
+from .labels import LabelError, is_missing
 from .pretruncation import shorten
 
 if TYPE_CHECKING:

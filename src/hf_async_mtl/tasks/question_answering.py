@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..utils import truncated_repr
 from .base import Columns, Target, TaskType, group_segments
-from .labels import LabelError, truncated_repr
+from .labels import LabelError
 from .pretruncation import shorten
 
 if TYPE_CHECKING:

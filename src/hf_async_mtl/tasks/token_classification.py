@@ -10,9 +10,10 @@ import torch
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.losses import IGNORE
+from ..utils import truncated_repr
 from .base import Columns, Target, TaskType, group_segments, tokenizer_call
 from .classification import CARD_LABELS
-from .labels import LabelError, label_encoder, truncated_repr
+from .labels import LabelError, label_encoder
 from .pretruncation import shorten_words
 
 if TYPE_CHECKING:
