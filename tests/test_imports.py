@@ -55,7 +55,7 @@ TABLE: dict[str, set[str]] = {
         *("tasks", "building", "modeling", "utils", "validation"),
     },
     "cli": {
-        *("cli", "run", "demo", "export", "training", "report", "balancing", "distillation", "inference"),
+        *("", "cli", "run", "demo", "export", "training", "report", "balancing", "distillation", "inference"),
         *("convergence", "significance", "metrics", "data", "tasks", "building", "modeling", "utils", "validation"),
     },
     "__main__": {"cli"},

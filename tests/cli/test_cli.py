@@ -20,7 +20,7 @@ from transformers import AutoModel, TrainerControl, TrainerState, TrainingArgume
 
 import hf_async_mtl.modeling
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel
-from hf_async_mtl.cli import commands
+from hf_async_mtl.cli import train
 from hf_async_mtl.cli.commands import main
 from hf_async_mtl.cli.interruption import CheckpointOnSignal
 from hf_async_mtl.metrics import compute
@@ -482,7 +482,7 @@ def test_a_run_that_is_interrupted_goes_on_as_if_it_was_not(pair, pair_run, tmp_
     monkeypatch.setattr(ToldAt, "number", number)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "CheckpointOnSignal", ToldAt)
+        patch.setattr(train, "CheckpointOnSignal", ToldAt)
         status, _, stderr = call("train", pair, "--output-dir", tmp_path)
     assert status == 143
     assert f"interrupted at step {step}" in stderr

@@ -22,8 +22,8 @@ from datasets import ClassLabel, Dataset, Value
 from fake_hub import Commit, Repository, serving_all
 from tiny import raw_sets, tiny_encoder
 
-from hf_async_mtl.cli.commands import _parser
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.cli.parser import build_parser
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -117,7 +117,7 @@ def test_commands_exist(block: Block) -> None:
             words = ["hf-async-mtl", *words[words.index("hf_async_mtl") + 1 :]]
         script = next((word for word in words if word.startswith("scripts/") and word.endswith(".py")), None)
         if Path(words[0]).name == "hf-async-mtl":
-            _parser().parse_args(words[1:])
+            build_parser().parse_args(words[1:])
         elif script is not None:
             text = (ROOT / script).read_text(encoding="utf-8")
             options = [word for word in words[words.index(script) :] if word.startswith("--")]

@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
 )
 def test_every_writer_says_that_the_disk_is_full(error: Exception, words: str) -> None:
     """Bug: which library wrote last decides whether the user gets a sentence or a traceback."""
-    assert words in (commands._disk_words(error) or "")
+    assert words in (commands._disk_message(error) or "")
 
 
 def test_other_errors_are_shown_as_they_are() -> None:
@@ -104,4 +104,4 @@ def test_other_errors_are_shown_as_they_are() -> None:
         RuntimeError("shape mismatch"),
         SafetensorError("x"),
     ):
-        assert commands._disk_words(error) is None
+        assert commands._disk_message(error) is None

@@ -742,7 +742,37 @@ def test_a_saved_model_carries_its_code(tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path / "again").task_order == list(TASKS)
     code = {path.name: path.read_bytes() for path in (tmp_path / "model").glob("*.py")}
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*.py")} == code
-    assert {"configuration_multitask.py", "modeling_multitask.py", "heads.py", "losses.py", "packing.py"} <= set(code)
+    assert set(code) == {"configuration_multitask.py", "modeling_multitask.py", "heads.py", "losses.py", "packing.py"}
+
+
+def test_a_reader_has_little_code_to_trust(tmp_path: Path) -> None:
+    """Who sets `trust_remote_code` was asked to read presets, label discovery and all that only training needs."""
+    tiny_model("bert").save_pretrained(tmp_path)
+    code = list(tmp_path.glob("*.py"))
+    assert len(code) == 5
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in code) <= 1350
+
+
+def test_a_model_of_version_0_1_loads(tmp_path: Path) -> None:
+    """Fields of a task have new names in `config.json` since then, and `lora_base` and `lora_only` are gone."""
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    old = {new: name for name, new in RENAMED.items()}
+    config["tasks"] = {
+        name: {old.get(key, key): value for key, value in task.items()} for name, task in config["tasks"].items()
+    }
+    assert all("text" in task and "text_columns" not in task for task in config["tasks"].values())
+    file.write_text(json.dumps({**config, "lora_base": None, "lora_only": False}), encoding="utf-8")
+    again = MultiTaskModel.from_pretrained(tmp_path, attn_implementation="eager")
+    assert again.config.task_configs == model.config.task_configs
+    batch = packed(model, random_examples())
+    assert_same_answers(logits_of(again, batch), logits_of(model, batch))
+    again.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text(encoding="utf-8"))
+    assert not {"lora_base", "lora_only"} & saved.keys()
+    assert not any(old_name in task for task in saved["tasks"].values() for old_name in RENAMED)
 
 
 INFERENCE = """

@@ -10,6 +10,7 @@ import pytest
 from bundles import write_bundle
 from runs import tiny_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import integrations
 
 from hf_async_mtl.cli import config_file
 
@@ -128,5 +129,5 @@ def test_wandb(wandb_folder: Path, tmp_path: Path) -> None:
 def test_no_tracker_is_imported_that_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: every command waits for W&B, which is imported to see whether it is there."""
     config = config_file.load_config(write_bundle(tmp_path))
-    monkeypatch.setattr(config_file, "get_available_reporting_integrations", lambda: pytest.fail("It was asked."))
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: pytest.fail("It was asked."))
     assert config.arguments(tmp_path / "run").report_to == []

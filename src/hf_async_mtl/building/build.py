@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import without_pooler
@@ -98,11 +101,27 @@ def _inherit_settings(
 
 
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    encoder, info = encoder_class.from_pretrained(
-        source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
-    )
+    # The report is about weights that the checkpoint has in excess, such as those of the pooler.
+    with _load_report_hidden():
+        encoder, info = encoder_class.from_pretrained(
+            source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
+        )
     _check_complete(source, info)
     return encoder
+
+
+@contextmanager
+def _load_report_hidden() -> Iterator[None]:
+    logger = logging.get_logger("transformers.modeling_utils")
+
+    def is_shown(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
 
 
 def _load_trained(

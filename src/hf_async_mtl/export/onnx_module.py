@@ -1,4 +1,4 @@
-"""A bundle's answers on padded rows, without ragged lengths: what a graph with fixed operations can hold."""
+"""The model as a module on padded rows: a graph has no ragged lengths."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..modeling.heads import Head
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..modeling.packing import Layout, Ragged, forward_arguments
 
-__all__ = ["DenseBundle", "pool_padded"]
+__all__ = ["OnnxModule", "pool_padded"]
 
 
 def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector a row, as `hf_async_mtl.modeling.heads.pool` makes one a segment.
+    """Return one vector per row, as `hf_async_mtl.modeling.heads.pool` returns one per segment.
 
     Args:
         states: ``[B, L, H]``.
-        mask: ``[B, L]``, 1 on tokens, of which each row has at least one, and 0 on padding, on either side.
+        mask: ``[B, L]``, 1 on tokens, at least one per row, and 0 on padding on either side.
         pooling: ``cls`` (the first token), ``mean`` or ``max``.
 
     Returns:
@@ -40,16 +40,16 @@ def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return states.masked_fill(here == 0, torch.finfo(states.dtype).min).amax(1)
 
 
-class DenseBundle(nn.Module):
-    """Encoder and heads of a `MultiTaskModel`, whose weights it shares.
+class OnnxModule(nn.Module):
+    """Run the encoder and the heads of a `MultiTaskModel`, whose weights it shares, on padded rows.
 
     Args:
-        model: The model; it is put in evaluation mode.
+        model: The model, which is put in evaluation mode.
 
     Attributes:
-        inputs: The names of what `forward` takes, in order: ``input_ids``, ``attention_mask`` and, where the encoder
+        inputs: Names of the arguments of `forward`, in order: ``input_ids``, ``attention_mask`` and, if the encoder
             reads them, ``token_type_ids``.
-        tasks: The names of what it returns, in order.
+        tasks: Names of the tasks whose logits `forward` returns, in order.
     """
 
     def __init__(self, model: MultiTaskModel) -> None:
@@ -61,7 +61,7 @@ class DenseBundle(nn.Module):
         self.tasks = list(model.config.task_order)
         heads: dict[str, nn.Module] = {}
         for name in self.tasks:
-            # Pooled states come in as sequences of one token, of which the first is the only one.
+            # Pooled states arrive as sequences of one token.
             heads[name] = copy.copy(model.heads[name])
             heads[name].pooling = "cls"  # type: ignore[assignment]
         self.heads = nn.ModuleDict(heads)
@@ -70,7 +70,7 @@ class DenseBundle(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """The logits of each task.
+        """Return the logits of each task.
 
         Args:
             input_ids: ``[B, L]``; a choice of a multiple-choice task, or a window of a long context, is a row.
@@ -89,13 +89,13 @@ class DenseBundle(nn.Module):
         each = torch.arange(rows + 1, device=input_ids.device)
         pooled = Ragged(pool_padded(states, attention_mask, self.pooling), Layout(each, each))
         tokens = Ragged(states.flatten(0, 1), Layout(each * length, each))
-        answers = []
+        logits = []
         for head in self.heads.values():
             assert isinstance(head, Head)
             if head.unit == "token":
                 scores = head(tokens).unflatten(0, (rows, length))
-                answers.append(scores * attention_mask.unsqueeze(-1).to(scores.dtype))
+                logits.append(scores * attention_mask.unsqueeze(-1).to(scores.dtype))
             else:
                 scores = head(pooled)
-                answers.append(scores.flatten() if head.has_choices else scores)
-        return tuple(answers)
+                logits.append(scores.flatten() if head.has_choices else scores)
+        return tuple(logits)

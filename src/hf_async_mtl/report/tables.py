@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TextIO
 
 from rich.box import Box
@@ -11,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["final_table", "percent_text", "progress_table", "render", "step_text", "value_text"]
+__all__ = ["final_table", "percent_text", "progress_line", "progress_table", "render", "step_text", "value_text"]
 
 PLAIN_WIDTH = 100  # columns if the output is not a terminal
 MISSING = "-"
@@ -57,6 +58,27 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
             step_text(task["converged_step"]),
         )
     return table
+
+
+def progress_line(report: Mapping[str, Any], max_steps: int, seconds: float) -> str:
+    """Return the progress of a run in one line, for a log.
+
+    Args:
+        report: The content of ``convergence.json``.
+        max_steps: The steps of the run.
+        seconds: The time since the start of the run.
+
+    Examples:
+        >>> tasks = {"match": {"converged_step": 200}, "stars": {"converged_step": None}}
+        >>> progress_line({"step": 300, "average": 0.75, "tasks": tasks}, max_steps=1200, seconds=65)
+        'step 300 of 1200 (25 %), 0:01:05: average 0.7500, 1 of 2 tasks converged'
+    """
+    converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
+    share, elapsed = round(100 * report["step"] / max_steps), timedelta(seconds=round(seconds))
+    return (
+        f"step {report['step']} of {max_steps} ({share} %), {elapsed}: average {value_text(report['average'])}, "
+        f"{converged} of {len(report['tasks'])} tasks converged"
+    )
 
 
 def final_table(report: Mapping[str, Any]) -> Table:

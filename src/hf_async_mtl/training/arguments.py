@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
-from transformers.utils import logging
+from transformers.utils import is_in_notebook, logging
 
 from ..balancing.build import check_parameters
 from ..balancing.config import BalancingConfig
@@ -101,6 +102,9 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             self.eval_steps = self.logging_steps
         if self.save_steps is None:
             self.save_steps = self.eval_steps or 500
+        if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
+            # In a log file each step of a bar is a line.
+            self.disable_tqdm = True
         super().__post_init__()
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, which scatters packed rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..data.sampler import MultiTaskSampler
-from ..report.tables import progress_table, render
+from ..report.tables import progress_line, progress_table, render
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint import RunCheckpoint
 from .controller import ConvergenceController
@@ -121,6 +122,7 @@ class TableCallback(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._max_steps, self._started = state.max_steps, time.monotonic()
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -147,5 +149,7 @@ class TableCallback(ProgressCallback):
         """Print nothing: numbers go to the table and to the trackers."""
 
     def show(self, report: Mapping[str, Any], epoch: float | None) -> None:
-        """Print the table of an evaluation above the progress bar."""
+        """Print the table of an evaluation above the progress bar; without a bar, print a line of progress too."""
         tqdm.write(render(progress_table(report, epoch), sys.stdout), file=sys.stdout)
+        if self.training_bar is None:
+            print(progress_line(report, self._max_steps, time.monotonic() - self._started), file=sys.stderr, flush=True)

@@ -16,23 +16,11 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..run import load_model
 from .prediction_files import to_csv, to_json_lines, writing
 
-__all__ = ["add_predict"]
+__all__ = ["run"]
 
 
-def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to a parser."""
-    predict = commands.add_parser("predict", help="write predictions for the rows of a file")
-    predict.add_argument("model", metavar="MODEL", help="a folder or a Hub id")
-    predict.add_argument("--input", required=True, metavar="FILE", help="JSON lines, CSV or Parquet")
-    predict.add_argument(
-        "--task", action="append", metavar="NAME", nargs="+", help="default: all tasks whose columns the rows have"
-    )
-    predict.add_argument("--output", type=Path, metavar="FILE", help="default: stdout")
-    predict.add_argument("--format", default="jsonl", choices=["jsonl", "csv"])
-    predict.set_defaults(command=_predict)
-
-
-def _predict(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     chosen = [name for group in args.task or [] for name in group]
     path = Path(args.input)
     if not path.is_file() or path.stat().st_size == 0:

@@ -12,7 +12,7 @@ from .. import modeling
 from ..modeling.configuration_multitask import ConfigurationError
 from ..report.model_card import card_for_repository
 
-__all__ = ["add_push"]
+__all__ = ["run"]
 
 # Full names: in a pattern of the Hub's client, `*` matches a `/` too. All other files in the folder stay local.
 _PUBLIC = (
@@ -24,17 +24,8 @@ _PUBLIC = (
 _CODE = sorted(path.name for path in Path(modeling.__file__).parent.glob("[a-z]*.py"))
 
 
-def add_push(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to a parser."""
-    push = commands.add_parser("push", help="upload a finished run to the Hub")
-    push.add_argument("run", type=Path, metavar="RUN_DIR")
-    push.add_argument("repository", metavar="USER/NAME")
-    push.add_argument("--private", action="store_true", help="if the repository is new")
-    push.add_argument("--revision", help="default: main")
-    push.set_defaults(command=_push)
-
-
-def _push(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     for name in ("convergence.json", "README.md"):
         if not (args.run / name).is_file():
             raise ConfigurationError(
