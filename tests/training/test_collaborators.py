@@ -18,7 +18,7 @@ from hf_async_mtl import AsyncMTLTrainer, ConfigurationError
 from hf_async_mtl.training.checkpoint_files import STATE_FILE, complete_checkpoints, read_state
 from hf_async_mtl.training.evaluation import TaskEvaluator, dense
 from hf_async_mtl.training.nonfinite import FiniteCheck
-from hf_async_mtl.training.state_dict import clone_state_dict, full_state_dict, load_saved_weights, load_weights
+from hf_async_mtl.training.state_dict import clone_state_dict, full_state_dict, load_weights
 from hf_async_mtl.training.upstream import refused, replaced_fields, split_head_groups
 
 PAIR = {"polarity": 6, "overlap": 6}
@@ -191,7 +191,7 @@ def test_frozen_bodies_leave_no_empty_group() -> None:
     assert [(group["lr"], len(group["params"])) for group in optimizer.param_groups] == [(1.0, 2), (0.1, 2)]
 
 
-def test_weights_go_out_and_in(tmp_path: Path) -> None:
+def test_weights_go_out_and_in() -> None:
     """Bug: a copy changes with the model, or weights are put into another model than they came from."""
     model, other = tiny_model(ALL[:2]), tiny_model(ALL[:2], seed=1)
     copied, full = clone_state_dict(model), full_state_dict(model, keep=True)
@@ -201,9 +201,6 @@ def test_weights_go_out_and_in(tmp_path: Path) -> None:
     with torch.no_grad():
         other.heads["polarity"].linear.weight.add_(1.0)
     assert torch.equal(copied["heads.polarity.linear.weight"], model.heads["polarity"].linear.weight)
-    model.save_pretrained(tmp_path)
-    load_saved_weights(other, tmp_path)
-    assert all(torch.equal(copied[name], tensor) for name, tensor in other.state_dict().items())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -59,6 +59,7 @@ class RunCallback(TrainerCallback):
         self.sampler, self.controller, self.checkpoint, self.loss = sampler, controller, checkpoint, loss
         self.write_card = write_card
         self._epochs: Iterator[int] = itertools.count()
+        self._first_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,14 +69,27 @@ class RunCallback(TrainerCallback):
         # As the Trainer counts: the step is exact, while the state's epoch may be of another batch size.
         steps_per_epoch = max(1, -(-len(batches) // args.gradient_accumulation_steps))
         self._epochs = itertools.count(state.global_step // steps_per_epoch)
+        self._first_step = state.global_step
         if self.checkpoint.best is not None:
             state.best_model_checkpoint = str(self.checkpoint.best)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Choose the order of the epoch: on several ranks the Trainer does not reach the sampler of a resumed epoch."""
+        """Choose the order of the epoch: on several ranks the Trainer does not reach the sampler of a resumed epoch.
+
+        A resumed run that was over takes no further step; see `AsyncMTLTrainer.get_batch_samples`.
+        """
         self.sampler.set_epoch(next(self._epochs))
+        if self.loss.schedule.finished or state.global_step >= state.max_steps:
+            control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate and save nothing after an epoch without a step, as at the end of a resumed run that was over."""
+        if state.global_step == self._first_step:
+            control.should_evaluate = control.should_save = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

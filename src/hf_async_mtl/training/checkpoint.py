@@ -104,14 +104,14 @@ class RunCheckpoint:
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, resume_from: str | bool | None) -> tuple[Path | None, TrainerState]:
+    def begin(self, resume_from: str | bool | None) -> tuple[Path | None, int]:
         """Begin a run, new or resumed.
 
         Args:
             resume_from: As `Trainer.train` takes it.
 
         Returns:
-            The checkpoint that the run goes on from, and the Trainer's state in it; None and a new state for a new run.
+            The checkpoint that the run goes on from, and its step; None and -1 for a new run.
 
         Raises:
             ConfigurationError: There is no such checkpoint, or it is not one of this run. Nothing was written.
@@ -132,13 +132,11 @@ class RunCheckpoint:
         self.accelerator.wait_for_everyone()
         self.best = None
         if checkpoint is None:
-            return None, TrainerState()
+            return None, -1
         # All ranks must load the same weights at the end.
         self.best = adopt_best(checkpoint, output_dir)
         self.teachers.load(name for name, phase in self.schedule.phases.items() if phase == "distilling")
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        state.best_model_checkpoint = None if self.best is None else str(self.best)
-        return checkpoint, state
+        return checkpoint, TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
 
     def final_step(self, state: TrainerState) -> int:
         """Return the step of the weights that the run ends with."""

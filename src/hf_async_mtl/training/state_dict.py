@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-__all__ = ["clone_state_dict", "full_state_dict", "load_saved_weights", "load_weights", "savable"]
+__all__ = ["clone_state_dict", "full_state_dict", "load_weights", "savable"]
 
 
 def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
@@ -51,12 +49,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             tensor = distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
         shaped[name] = tensor
     model.load_state_dict(shaped)
-
-
-def load_saved_weights(model: nn.Module, folder: Path) -> None:
-    """Load the weights that `save_pretrained` wrote into a folder."""
-    for path in sorted(folder.glob("*.safetensors")):
-        model.load_state_dict(load_file(path), strict=False)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy, TrainOutput, rotate_checkpoints
 
@@ -33,7 +33,7 @@ from .inputs import TrainerInputs, prepare_inputs
 from .loss import MultiTaskLoss
 from .phases import new_schedule
 from .publishing import publish
-from .state_dict import load_saved_weights, savable
+from .state_dict import savable
 from .upstream import refused, replaced_fields, split_head_groups
 
 if TYPE_CHECKING:
@@ -146,6 +146,9 @@ class AsyncMTLTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """Collect the batches of an optimizer step, and count its examples over accumulation, ranks and tasks."""
+        if self.control.should_training_stop:
+            # A resumed run was over: the parent asks only after a step.
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, self.batch_loss.count(batches, self.state.global_step, device)
 
@@ -183,26 +186,15 @@ class AsyncMTLTrainer(Trainer):
         if not self.encoded_train or not self.eval_dataset:
             raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
         check_disk_space(self.tasks, self.args, self.teachers)
-        checkpoint, state = self.checkpoint.begin(resume_from_checkpoint)
-        self.controller.begin(-1 if checkpoint is None else state.global_step)
+        checkpoint, step = self.checkpoint.begin(resume_from_checkpoint)
+        self.controller.begin(step)
         if checkpoint is None:
             self.controller.record_external(self._external_rows, self.task_sets)
         if self.optimizer is None and self.args.head_learning_rate is not None:
             split_head_groups(self.create_optimizer(), self.model.heads, self.args.head_learning_rate)
-        if checkpoint is not None and self._is_over(state):
-            self.state = state
-            state.init_training_references(self, state.max_steps, state.num_train_epochs, None)
-            load_saved_weights(self.model, self.checkpoint.final(state) or checkpoint)
-            result = TrainOutput(state.global_step, 0.0, {})
-        else:
-            result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+        result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
         self.controller.finish(self.checkpoint.final_step(self.state), self.evaluate)
         return result
-
-    def _is_over(self, state: TrainerState) -> bool:
-        """Return whether a resumed run is over; upstream asks only after a further step."""
-        *_, max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
-        return self.schedule.finished or state.global_step >= max_steps
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -321,10 +313,12 @@ class AsyncMTLTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save as upstream, without the pickled arguments, and with merged low-rank layers except in checkpoints."""
         folder = Path(output_dir or self.args.output_dir)
+        merges = self.model.config.lora is not None and not folder.name.startswith("checkpoint-")
+        # Before the parent, which empties the dictionary; of a sharded model only a rank that saves has the weights.
+        merged = merged_copy(self.model, state_dict) if merges and self.args.should_save else None
         with savable(self.model):
             super()._save(output_dir, state_dict)
-            if self.model.config.lora is not None and not folder.name.startswith("checkpoint-"):
-                merged = merged_copy(self.model, state_dict)
+            if merged is not None:
                 with savable(merged):
                     merged.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
