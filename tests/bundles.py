@@ -42,7 +42,7 @@ def bundle_config(tasks: Sequence[str] = ("polarity", "overlap")) -> Settings:
         "seed": 3,
         "max_length": 32,
         "tasks": sections,
-        "convergence": {"patience": 1, "final_evaluations": None},
+        "convergence": {"criterion": "plateau", "patience": 1, "final_evaluations": None},
         "training": {
             "learning_rate": 1e-3,
             "per_device_train_batch_size": 8,

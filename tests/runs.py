@@ -116,10 +116,12 @@ def tiny_trainer(
         "report_to": "none",
         "disable_tqdm": True,
         "convergence": {"patience": 1, "final_evaluations": None},
+        **settings,
     }
+    defaults["convergence"] = {"criterion": "plateau", **defaults["convergence"]}
     trainer = kind(
         model=tiny_model(list(sizes)) if model is None else model,
-        args=AsyncMTLTrainingArguments(str(folder), **{**defaults, **settings}),
+        args=AsyncMTLTrainingArguments(str(folder), **defaults),
         processing_class=tiny_tokenizer(),
         train_dataset=some_rows(sizes) if train is None else train,
         eval_dataset=some_rows(dict.fromkeys(sizes, 6), seed=1) if evaluation is None else evaluation,

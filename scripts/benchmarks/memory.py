@@ -89,7 +89,12 @@ def write_run(folder: Path, rows: int, record: bool) -> Path:
                 "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
             }
         },
-        "convergence": {"patience": 1, "on_convergence": "distill" if record else "continue", "min_delta": 1.0},
+        "convergence": {
+            "criterion": "plateau",
+            "patience": 1,
+            "on_convergence": "distill" if record else "continue",
+            "min_delta": 1.0,
+        },
         "training": {
             "max_steps": 40,
             "eval_steps": 10,

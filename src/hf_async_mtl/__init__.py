@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .training.arguments import AsyncMTLTrainingArguments
     from .training.trainer import AsyncMTLTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AsyncMTLTrainer",

@@ -33,7 +33,9 @@ CLOCK = ("runtime", "per_second")
 
 def process(*arguments: Any, **settings: Any) -> subprocess.Popen[str]:
     """Start a command as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    # A command that ran here before has set the libraries' own variables.
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_DISABLE_PROGRESS_BARS")}
+    environment["PYTHONPATH"] = str(ROOT / "src")
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment,
@@ -662,7 +664,11 @@ def launched(*arguments: Any) -> tuple[int, str]:
 
 
 def test_accelerate_launches_the_same_run(pair, pair_run, tmp_path):
-    """`accelerate launch scripts/train.py` is `hf-async-mtl train`."""
+    """`accelerate launch scripts/train.py` is `hf-async-mtl train`; its log has a line per evaluation, and no bars."""
     status, stderr = launched(pair, "--output-dir", tmp_path / "out")
     assert status == 0, stderr
     same_end(tmp_path / "out", pair_run)
+    assert "it/s" not in stderr
+    assert "%|" not in stderr
+    evaluations = read(tmp_path / "out" / "convergence.json")["tasks"]["polarity"]["history"]
+    assert stderr.count(" tasks converged\n") == len(evaluations)

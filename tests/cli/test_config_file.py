@@ -162,7 +162,7 @@ def test_defaults_are_those_of_the_contract(folder):
     assert config.output_dir is None
     own = args.convergence_of("polarity")
     assert (own.criterion, own.patience, own.min_delta, own.min_steps, own.on_convergence) == (
-        "plateau",
+        "decline",
         3,
         0.0,
         0,

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from hf_async_mtl.convergence.config import CRITERION_NAMES, ConvergenceConfig
 from hf_async_mtl.convergence.criteria import CRITERIA, Criterion, Plateau
 from hf_async_mtl.validation import ConfigurationError
 
+config_of = partial(ConvergenceConfig, criterion="plateau", watch="either")
+
 
 def converged_at(scores: Sequence[float | None], **settings: Any) -> int | None:
     """The number of the evaluation (from 1, at steps 100, 200, ...) that a plateau is declared at."""
-    plateau = Plateau(ConvergenceConfig(**settings))
+    plateau = Plateau(config_of(**settings))
     for number, score in enumerate(scores, start=1):
         if plateau.update(100 * number, score):
             return number
@@ -64,7 +67,7 @@ def test_a_gain_of_exactly_min_delta_is_too_small() -> None:
 @pytest.mark.parametrize("first", [[], [0.5]])
 def test_no_number_is_no_improvement(nothing: float | None, first: list[float]) -> None:
     """NaN or infinity became the best score, which nothing could beat from then on."""
-    plateau = Plateau(ConvergenceConfig(patience=2))
+    plateau = Plateau(config_of(patience=2))
     for step, score in enumerate([*first, nothing], start=1):
         assert not plateau.update(step, score)
     before = plateau.state_dict()
@@ -76,14 +79,14 @@ def test_no_number_is_no_improvement(nothing: float | None, first: list[float]) 
 
 def test_a_plateau_ignores_the_noise() -> None:
     """The standard error and the loss, measured for other tasks, changed when a plain plateau converges."""
-    plain, noisy = (Plateau(ConvergenceConfig(patience=2)) for _ in range(2))
+    plain, noisy = (Plateau(config_of(patience=2)) for _ in range(2))
     for step, score in enumerate([0.5, 0.51, 0.52, 0.5, 0.5]):
         assert plain.update(step, score) == noisy.update(step, score, loss=1.0 + step, standard_error=0.3)
     assert plain.state_dict() == noisy.state_dict()
 
 
 def significant_at(scores: Sequence[float], errors: Sequence[float | None], **settings: Any) -> int | None:
-    criterion = CRITERIA["significant"](ConvergenceConfig(criterion="significant", **settings))
+    criterion = CRITERIA["significant"](config_of(criterion="significant", **settings))
     for number, (score, error) in enumerate(zip(scores, errors, strict=True), start=1):
         if criterion.update(100 * number, score, standard_error=error):
             return number
@@ -108,7 +111,7 @@ def test_the_greater_threshold_counts() -> None:
 
 def test_the_first_score_is_accepted_whatever_its_noise() -> None:
     """Nothing could be the first reference, as no difference to it had been measured."""
-    criterion = CRITERIA["significant"](ConvergenceConfig(criterion="significant", patience=1))
+    criterion = CRITERIA["significant"](config_of(criterion="significant", patience=1))
     assert not criterion.update(100, 0.1, standard_error=9.0)
     assert criterion.reference_step == 100
 
@@ -117,7 +120,7 @@ def test_the_first_score_is_accepted_whatever_its_noise() -> None:
 @pytest.mark.parametrize("name", ["significant", "decline"])
 def test_an_unknown_standard_error_counts_as_none(name: str, error: float | None) -> None:
     """A NaN standard error made every comparison false: no gain counted, no fall either."""
-    criterion = CRITERIA[name](ConvergenceConfig(criterion=name, patience=1))
+    criterion = CRITERIA[name](config_of(criterion=name, patience=1))
     assert not criterion.update(1, 0.5, standard_error=error)
     assert not criterion.update(2, 0.6, standard_error=error)
     assert criterion.reference_step == 2
@@ -130,7 +133,7 @@ def decline_at(
     standard_error: float | None = None,
     **settings: Any,
 ) -> int | None:
-    decline = CRITERIA["decline"](ConvergenceConfig(criterion="decline", **settings))
+    decline = CRITERIA["decline"](config_of(criterion="decline", **settings))
     for number, score in enumerate(scores, start=1):
         loss = losses[number - 1] if losses else None
         if decline.update(100 * number, score, loss=loss, standard_error=standard_error):
@@ -181,7 +184,7 @@ def test_the_reference_is_the_evaluation_that_scores_are_compared_with() -> None
     """The noise was measured against the best evaluation, while the gain was taken over an earlier one."""
     expected = {"plateau": [1, 1, 3, 3], "significant": [1, 1, 3, 3], "decline": [1, 2, 3, 3]}
     for name, steps in expected.items():
-        criterion = CRITERIA[name](ConvergenceConfig(criterion=name, min_delta=0.1))
+        criterion = CRITERIA[name](config_of(criterion=name, min_delta=0.1))
         assert criterion.reference_step is None
         for number, score in enumerate([0.5, 0.55, 0.65, 0.6], start=1):
             criterion.update(number, score)
@@ -195,7 +198,7 @@ def answers(criterion: Criterion, scores: Sequence[float]) -> list[bool]:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
     """After a rollback, a task converged at once with the patience it had used up on other weights."""
-    criterion = CRITERIA[name](ConvergenceConfig(criterion=name, patience=2))
+    criterion = CRITERIA[name](config_of(criterion=name, patience=2))
     assert answers(criterion, [0.9, 0.8, 0.7]) == [False, False, True]
     criterion.reset_patience()
     assert criterion.reference_step == 10
@@ -204,7 +207,7 @@ def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
 
 def test_renewed_a_decline_compares_no_loss_across_the_change() -> None:
     """After a rollback to weights of a greater loss, the change itself counted as a rise."""
-    decline = CRITERIA["decline"](ConvergenceConfig(criterion="decline", patience=1))
+    decline = CRITERIA["decline"](config_of(criterion="decline", patience=1))
     assert not decline.update(100, 0.5, loss=0.25)
     decline.reset_patience()
     assert not decline.update(200, 0.5, loss=0.5)
@@ -214,7 +217,7 @@ def test_renewed_a_decline_compares_no_loss_across_the_change() -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_nan_from_the_start_has_no_reference(name: str) -> None:
     """The first evaluation was the reference although it had no score."""
-    criterion = CRITERIA[name](ConvergenceConfig(criterion=name))
+    criterion = CRITERIA[name](config_of(criterion=name))
     for step in range(3):
         criterion.update(step, math.nan, loss=math.nan, standard_error=math.nan)
     assert criterion.reference_step is None
@@ -228,7 +231,7 @@ def test_a_criterion_resumes_where_it_was(name: str, seed: int) -> None:
     rng = random.Random(seed)
     scores = [rng.choice([rng.random(), math.nan]) for _ in range(30)]
     others = [{"loss": rng.random(), "standard_error": rng.choice([None, rng.random() / 4])} for _ in range(30)]
-    config = ConvergenceConfig(criterion=name, patience=3, min_delta=0.05)
+    config = config_of(criterion=name, patience=3, min_delta=0.05)
     whole = CRITERIA[name](config)
     expected = [whole.update(step, score, **others[step]) for step, score in enumerate(scores)]
     resumed = CRITERIA[name](config)
@@ -246,7 +249,7 @@ def test_a_criterion_resumes_where_it_was(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
     """A state with a missing counter was loaded as if it were whole."""
-    criterion = CRITERIA[name](ConvergenceConfig(criterion=name))
+    criterion = CRITERIA[name](config_of(criterion=name))
     for key in criterion.state_dict():
         state = criterion.state_dict()
         del state[key]
@@ -309,7 +312,7 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
 def test_a_wrong_setting_is_refused_in_words(settings: dict[str, Any], message: str) -> None:
     """A wrong setting was found hours later, at the first evaluation, or never."""
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
-        ConvergenceConfig(**settings)
+        config_of(**settings)
 
 
 def test_every_criterion_has_a_name_in_the_settings() -> None:
@@ -324,3 +327,10 @@ def test_what_an_action_needs() -> None:
     # A stopped task has no loss for its teacher.
     assert {action.phase for action in ACTIONS.values() if action.records_teacher} == {"distilling"}
     assert {name for name, action in ACTIONS.items() if action.return_below is not None} == {"stop_and_go"}
+
+
+def test_the_defaults_are_those_of_the_evidence() -> None:
+    """Bug: the default is a criterion, or what it watches, for which no run of ours speaks."""
+    config = ConvergenceConfig()
+    assert (config.criterion, config.watch, config.z, config.patience) == ("decline", "metric", 1.0, 3)
+    assert (config.on_convergence, config.min_steps) == ("distill", 0)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,23 @@ from hf_async_mtl.convergence.config import ConvergenceConfig
 from hf_async_mtl.convergence.criteria import CRITERIA, Criterion
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, TaskSpec
 
+config_of = partial(ConvergenceConfig, criterion="plateau", watch="either")
 TASKS = {
-    "match": TaskSpec("classification", "f1", ConvergenceConfig(patience=2)),
-    "rating": TaskSpec("regression", "pearson", ConvergenceConfig(patience=1, min_delta=0.05, min_steps=500)),
-    "tags": TaskSpec("token_classification", "seqeval_f1", ConvergenceConfig(patience=2, on_convergence="stop")),
-    "category": TaskSpec("classification", "accuracy", ConvergenceConfig(patience=2, on_convergence="continue")),
+    "match": TaskSpec("classification", "f1", config_of(patience=2)),
+    "rating": TaskSpec("regression", "pearson", config_of(patience=1, min_delta=0.05, min_steps=500)),
+    "tags": TaskSpec("token_classification", "seqeval_f1", config_of(patience=2, on_convergence="stop")),
+    "category": TaskSpec("classification", "accuracy", config_of(patience=2, on_convergence="continue")),
 }
 SEEDS = range(5)
 
 
 def one_task(final_evaluations: int | None = None, **settings: Any) -> ConvergenceSchedule:
-    spec = TaskSpec("classification", "f1", ConvergenceConfig(**settings))
+    spec = TaskSpec("classification", "f1", config_of(**settings))
     return ConvergenceSchedule({"match": spec}, final_evaluations)
 
 
 def in_order(order: list[str], final_evaluations: int | None = None, **settings: Any) -> ConvergenceSchedule:
-    spec = TaskSpec("classification", "f1", ConvergenceConfig(**{"patience": 1, **settings}))
+    spec = TaskSpec("classification", "f1", config_of(**{"patience": 1, **settings}))
     return ConvergenceSchedule(dict.fromkeys(sorted(order), spec), final_evaluations, order)
 
 
@@ -288,9 +290,7 @@ def test_average_is_over_all_tasks_or_none() -> None:
 def test_events_come_in_the_order_of_the_tasks() -> None:
     """The order of the metrics dict decided which teacher is recorded first: ranks and resumed runs differed."""
     names = ["zebra", "apple", "mango"]
-    schedule = ConvergenceSchedule(
-        {name: TaskSpec("regression", "pearson", ConvergenceConfig(patience=1)) for name in names}
-    )
+    schedule = ConvergenceSchedule({name: TaskSpec("regression", "pearson", config_of(patience=1)) for name in names})
     schedule.observe(1, dict.fromkeys(sorted(names), 0.5))
     events = schedule.observe(2, dict.fromkeys(sorted(names), 0.5))
     assert [event.task for event in events] == names
@@ -318,8 +318,8 @@ def test_snapshots_needed_are_those_that_may_become_a_teacher() -> None:
 @pytest.mark.parametrize("final_evaluations", [0, 1, 3])
 def test_finished_so_many_evaluations_after_the_last_convergence(final_evaluations: int) -> None:
     """The run stopped at the switch of its last task, or counted from its first."""
-    early = TaskSpec("classification", "f1", ConvergenceConfig(patience=1))
-    late = TaskSpec("classification", "f1", ConvergenceConfig(patience=3, on_convergence="stop"))
+    early = TaskSpec("classification", "f1", config_of(patience=1))
+    late = TaskSpec("classification", "f1", config_of(patience=3, on_convergence="stop"))
     schedule = ConvergenceSchedule({"late": late, "early": early}, final_evaluations)
     finished = []
     for _ in range(8):
@@ -521,11 +521,11 @@ def mixed(criterion: str, action: str, order: list[str] | None = None) -> Conver
     settings: dict[str, Any] = {"criterion": criterion, "patience": 2, "min_delta": 0.02, "z": 0.5}
     if ACTIONS[action].phase != "learning":
         settings["return_below"] = 0.5
-    own = ConvergenceConfig(**settings, on_convergence=action, renew_teacher=True, min_epochs=0.2)
+    own = config_of(**settings, on_convergence=action, renew_teacher=True, min_epochs=0.2)
     tasks = {
         "a": TaskSpec("classification", "f1", own),
         "b": TaskSpec("classification", "f1", own),
-        "c": TaskSpec("classification", "f1", ConvergenceConfig(criterion=criterion, patience=2)),
+        "c": TaskSpec("classification", "f1", config_of(criterion=criterion, patience=2)),
         "outside": TaskSpec("classification", "f1", distilled_from_start=True),
     }
     return ConvergenceSchedule(tasks, 2, order)
@@ -652,7 +652,7 @@ def rolling(**patiences: int) -> ConvergenceSchedule:
             name: TaskSpec(
                 "classification",
                 "f1",
-                ConvergenceConfig(patience=patience, on_convergence="rollback" if name.startswith("r") else "distill"),
+                config_of(patience=patience, on_convergence="rollback" if name.startswith("r") else "distill"),
             )
             for name, patience in patiences.items()
         }
@@ -701,10 +701,8 @@ def test_no_rollback_to_the_present_weights() -> None:
     """Weights were read back from a snapshot that is never written, and the others' patience was renewed for it."""
     schedule = ConvergenceSchedule(
         {
-            "r": TaskSpec(
-                "classification", "f1", ConvergenceConfig(patience=1, min_delta=0.1, on_convergence="rollback")
-            ),
-            "other": TaskSpec("classification", "f1", ConvergenceConfig(patience=2, min_delta=0.1)),
+            "r": TaskSpec("classification", "f1", config_of(patience=1, min_delta=0.1, on_convergence="rollback")),
+            "other": TaskSpec("classification", "f1", config_of(patience=2, min_delta=0.1)),
         }
     )
     assert feed(schedule, 0.5, 0.55) == [Event(step=200, task="r", teacher_step=200)]
@@ -760,9 +758,7 @@ def test_by_default_no_task_returns_but_one_that_goes_again() -> None:
 
 def test_in_loss() -> None:
     """A stopped task was trained on, a waiting one from the start, or one that is to go now and then never."""
-    tasks = {
-        name: TaskSpec("classification", "f1", ConvergenceConfig(patience=1, on_convergence=name)) for name in ACTIONS
-    }
+    tasks = {name: TaskSpec("classification", "f1", config_of(patience=1, on_convergence=name)) for name in ACTIONS}
     schedule = ConvergenceSchedule({**tasks, "outside": TaskSpec("classification", "f1", distilled_from_start=True)})
     assert all(all(schedule.in_loss(step).values()) for step in range(8))
     for step in range(1, 6):  # One rollback an evaluation.
@@ -873,9 +869,7 @@ def test_resuming_refuses_a_state_in_which_all_wait() -> None:
 
 def test_a_task_with_a_teacher_from_outside() -> None:
     """It asked for a snapshot, converged to a teacher of its own, or held the others up."""
-    outside = TaskSpec(
-        "classification", "f1", ConvergenceConfig(patience=1, return_below=0.9, renew_teacher=True), True
-    )
+    outside = TaskSpec("classification", "f1", config_of(patience=1, return_below=0.9, renew_teacher=True), True)
     schedule = ConvergenceSchedule({"out": outside, "in": TASKS["match"]}, 1, ["out", "in"])
     assert schedule.phases == {"out": "distilling", "in": "learning"}
     assert feed(schedule, 0.5, 0.6, 0.1) == []
@@ -909,7 +903,7 @@ def test_a_task_is_resumed_as_it_began() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_candidate_is_the_earliest_best(seed: int) -> None:
     """A tie threw out the earlier of two equal scores, or the last one was kept in place of the best."""
-    schedule = ConvergenceSchedule({"match": TaskSpec("classification", "f1", ConvergenceConfig(patience=99))})
+    schedule = ConvergenceSchedule({"match": TaskSpec("classification", "f1", config_of(patience=99))})
     rng = random.Random(seed)
     for _ in range(20):
         feed(schedule, rng.choice([math.nan, 0.1, 0.2, 0.3, 0.4]))
@@ -923,7 +917,7 @@ def test_the_candidate_is_the_earliest_best(seed: int) -> None:
 def test_noise_references() -> None:
     """Noise was measured for tasks that do not read it, or against another evaluation than the criterion's."""
     tasks = {
-        name: TaskSpec("classification", "f1", ConvergenceConfig(criterion=name, patience=2, min_delta=0.1))
+        name: TaskSpec("classification", "f1", config_of(criterion=name, patience=2, min_delta=0.1))
         for name in CRITERIA
     }
     schedule = ConvergenceSchedule(tasks)
@@ -948,7 +942,7 @@ def test_the_noise_reference_of_a_task_that_may_return() -> None:
 
 def test_losses_and_noise_reach_the_criterion_of_their_task() -> None:
     """A loss was taken for another task's, or `np.float32` reached the file."""
-    spec = TaskSpec("classification", "f1", ConvergenceConfig(criterion="decline", patience=1, z=2))
+    spec = TaskSpec("classification", "f1", config_of(criterion="decline", patience=1, z=2))
     schedule = ConvergenceSchedule({"a": spec, "b": spec, "c": spec})
     schedule.observe(100, dict.fromkeys("abc", 0.5), losses={"a": np.float32(0.25), "b": 0.5})
     events = schedule.observe(
@@ -1042,7 +1036,7 @@ def test_a_constant_student_does_not_become_a_teacher() -> None:
 
 def test_a_task_that_joins_late_has_its_own_minimum() -> None:
     """Bug: `min_steps` of the run are over when the second task joins, and its first evaluation may end it."""
-    config = ConvergenceConfig(patience=1, min_steps=200)
+    config = config_of(patience=1, min_steps=200)
     tasks = {name: TaskSpec("classification", "f1", config) for name in ("a", "b")}
     schedule = ConvergenceSchedule(tasks, order=["a", "b"])
     found = [

@@ -1,6 +1,7 @@
 """The state machine of one task, without the other tasks."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from hf_async_mtl.convergence import ConvergenceConfig, Event, TaskSpec, TaskTracker
 from hf_async_mtl.convergence.evaluation import Evaluation
 
+config_of = partial(ConvergenceConfig, criterion="plateau", watch="either")
+
 
 def tracker_of(**settings: Any) -> TaskTracker:
-    return TaskTracker("match", TaskSpec("classification", "f1", ConvergenceConfig(**settings)))
+    return TaskTracker("match", TaskSpec("classification", "f1", config_of(**settings)))
 
 
 def feed(tracker: TaskTracker, *scores: float | None) -> list[bool]:
@@ -41,7 +44,7 @@ def test_with_continue_a_task_neither_leaves_its_labels_nor_converges_again() ->
 
 def test_a_waiting_task_counts_its_steps_from_when_it_joins() -> None:
     """Bug: `min_steps` is over before the task has learned for one step."""
-    config = ConvergenceConfig(patience=1, min_steps=200)
+    config = config_of(patience=1, min_steps=200)
     tracker = TaskTracker("match", TaskSpec("classification", "f1", config), waits=True)
     assert feed(tracker, 0.5, 0.4, 0.3) == [False] * 3
     assert (tracker.state.teacher_step, tracker.is_in_loss(300)) == (None, False)

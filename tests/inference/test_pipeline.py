@@ -1,4 +1,4 @@
-"""Trained bundles in stock code: views of one task, and all tasks in one pass of the encoder."""
+"""Trained models in stock code: views of one task, and a pipeline that runs all tasks in one pass of the encoder."""
 
 import logging
 from pathlib import Path

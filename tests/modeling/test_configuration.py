@@ -17,10 +17,10 @@ from hf_async_mtl.modeling.configuration_multitask import (
     MultiTaskConfig,
     TaskConfig,
 )
-from hf_async_mtl.modeling.heads import HEADS
 from hf_async_mtl.tasks.labels import label_encoder
 from hf_async_mtl.tasks.names import check_task_names
 from hf_async_mtl.tasks.presets import PRESETS
+from hf_async_mtl.tasks.registry import TASK_TYPES
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_type_has_its_default_metric_and_logits(task: TaskConfig) -> None:
     """A type without a default metric failed at its first evaluation."""
-    assert task.monitored == HEADS[task.type].default_metric
+    assert task.monitored == TASK_TYPES[task.type].default_metric
     assert task.num_labels == {"question_answering": 2, "regression": 1, "multiple_choice": 1}.get(
         task.type, len(task.label_names or ())
     )

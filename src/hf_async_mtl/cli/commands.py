@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ..validation import ConfigurationError
+from .config_file import load_config
 from .parser import build_parser
 
 __all__ = ["main"]
@@ -28,8 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         user; 143 interrupted and resumable. Other errors are raised.
     """
     args = build_parser().parse_args(argv)
+    if not sys.stderr.isatty():
+        # In a log file each step of a progress bar is a line. The libraries read this when they are imported.
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     try:
-        # A command's module imports torch and Transformers, so only the chosen one is imported.
+        # A command's module imports torch and Transformers: only the chosen one is imported, and a wrong key of the
+        # configuration is found before.
+        if "config" in args:
+            args.run_config = load_config(args.config, args.set)
         importlib.import_module(f".{args.command}", __package__).run(args)
     except Exception as error:
         found = _failure(error)

@@ -17,7 +17,7 @@ from ..data.loading import is_unlabeled, load_splits
 from ..run import evaluation_sets, load_model
 from ..training.trainer import AsyncMTLTrainer
 from ..validation import ConfigurationError
-from .config_file import load_config
+from .config_file import RunConfig
 
 __all__ = ["evaluate_sets", "run", "to_json"]
 
@@ -26,7 +26,7 @@ _NO_METRICS = ("epoch", "_runtime", "_per_second", "_preparation_time")
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config = load_config(args.config, args.set)
+    config: RunConfig = args.run_config
     model, tokenizer = load_model(args.model)
     unknown = [name for name in config.tasks if name not in model.config.tasks]
     if unknown:

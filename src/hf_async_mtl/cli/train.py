@@ -11,7 +11,7 @@ from ..report.tables import final_table, render
 from ..run import prepare_run
 from ..training.distributed import newest_checkpoint
 from ..utils import write_atomic
-from .config_file import RunConfig, load_config
+from .config_file import RunConfig
 from .evaluate import evaluate_sets, to_json
 from .interruption import CheckpointOnSignal
 from .output_dir import check_output_dir, remove_empty_on_error
@@ -21,7 +21,7 @@ __all__ = ["run", "train"]
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config = load_config(args.config, args.set)
+    config: RunConfig = args.run_config
     train(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
 
 

@@ -35,8 +35,8 @@ class ConvergenceConfig:
     """When a task counts as converged, and what happens to it then.
 
     Args:
-        criterion: ``plateau`` (no improvement), ``significant`` (no improvement that stands out from the noise of the
-            validation set) or ``decline`` (the score falls, or the validation loss rises).
+        criterion: ``decline`` (the score falls, or the validation loss rises), ``plateau`` (no improvement) or
+            ``significant`` (no improvement that stands out from the noise of the validation set).
         patience: Number of consecutive evaluations without improvement (``plateau``, ``significant``) or with a
             decrease (``decline``) after which the task has converged. Counted in evaluations, not in steps. With 1, the
             first noisy evaluation is enough.
@@ -51,7 +51,7 @@ class ConvergenceConfig:
             best.
         watch: What ``decline`` compares: the ``metric``, the validation ``loss``, or whichever comes first
             (``either``). A loss often rises while the metric still improves, because the model becomes overconfident.
-            No effect with other criteria.
+            Our evidence for ``decline`` is with the metric. No effect with other criteria.
         z: Number of standard errors that a difference must exceed, too, with ``significant`` and ``decline``; 0: none.
             Above about 2, few gains on a small validation set count, and a task converges while it still learns.
         return_below: A converged task whose score falls below this share of its best returns to its labels, and may
@@ -65,13 +65,13 @@ class ConvergenceConfig:
         ConfigurationError: A value is out of range.
     """
 
-    criterion: str = setting("plateau", one_of(*CRITERION_NAMES))
+    criterion: str = setting("decline", one_of(*CRITERION_NAMES))
     patience: int = setting(3, whole_number(1))
     min_delta: float = setting(0.0, number(0))
     min_steps: int = setting(0, whole_number(0))
     min_epochs: float = setting(0, number(0))
     on_convergence: str = setting("distill", one_of(*ACTIONS))
-    watch: str = setting("either", one_of(*_WATCH))
+    watch: str = setting("metric", one_of(*_WATCH))
     z: float = setting(1.0, number(0))
     return_below: float | None = setting(None, optional(number(0, 1, exclusive=True)))
     renew_teacher: bool = setting(False, FLAG)

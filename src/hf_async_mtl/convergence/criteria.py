@@ -146,7 +146,7 @@ class Decline(Criterion):
     >>> scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7), (50, 0.6), (60, 0.6)]
     >>> [decline.update(step, value) for step, value in scores], decline.reference_step
     ([False, False, False, False, False, True], 20)
-    >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
+    >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2, watch="either"))
     >>> [decline.update(step, 0.7, loss=loss) for step, loss in [(10, 0.4), (20, 0.3), (30, 0.4), (40, 0.5)]]
     [False, False, False, True]
     """

@@ -85,7 +85,8 @@ class TaskTracker:
     Attributes:
         state: What the report shows. ``teacher_step`` and ``teacher_value`` are the candidate's until convergence.
 
-    >>> tracker = TaskTracker("match", TaskSpec("classification", "f1", ConvergenceConfig(patience=1)))
+    >>> config = ConvergenceConfig(criterion="plateau", patience=1)
+    >>> tracker = TaskTracker("match", TaskSpec("classification", "f1", config))
     >>> tracker.observe(Evaluation(step=100, score=0.9)), tracker.observe(Evaluation(step=200, score=0.8))
     (False, True)
     >>> tracker.converge(200)

@@ -1,10 +1,11 @@
-"""Teachers from outside: another model's logits over a task's training set, recorded before the first step."""
+"""External teachers: other models, whose logits over a task's training set are recorded before the first step."""
 
 from __future__ import annotations
 
 import inspect
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,21 +30,22 @@ __all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teachers"]
 logger = logging.get_logger(__name__)
 
 UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)
-"""What Transformers raises for a folder that is no model, is damaged, lacks a package, or wants its code to be run."""
+"""Errors of Transformers for a folder that is no model, is damaged, needs a missing package, or needs remote code."""
 _SAMPLE = 100
+"""Number of rows that are tokenized when a teacher is loaded, to find out whether it fits."""
 
 
 class ExternalTeacher:
-    """A model that answers one task, with its own tokenizer.
+    """A model that teaches one task, with its own tokenizer.
 
     Args:
-        name: The task's name.
+        name: The name of the task.
         model: A `MultiTaskModel` or a stock model for sequence classification.
-        tokenizer: The model's own.
-        task: The task as the student knows it.
+        tokenizer: The tokenizer of the model.
+        task: The task of the student.
         head: The name of the task in a `MultiTaskModel`; None for a stock model.
-        order: Of the model's logits, so that they stand in the order of the student's labels; None: as they are.
-        student: The student's tokenizer.
+        order: The indices of the model's logits in the order of the student's labels; None: the same order.
+        student_tokenizer: The tokenizer of the student.
     """
 
     def __init__(
@@ -54,28 +56,28 @@ class ExternalTeacher:
         task: TaskConfig,
         head: str | None,
         order: list[int] | None,
-        student: Any,
+        student_tokenizer: Any,
     ) -> None:
         self.name, self.model, self.tokenizer, self.task = name, model.eval(), tokenizer, task
-        self.head, self.order, self.student = head, order, student
+        self.head, self.order, self.student_tokenizer = head, order, student_tokenizer
         self._inputs = set(inspect.signature(model.forward).parameters)
 
     def encode(self, rows: Dataset, max_length: int | None) -> Dataset:
-        """Raw rows as the teacher reads them.
+        """Tokenize raw rows for the teacher.
 
         Args:
-            rows: With the columns of the task.
-            max_length: Of the student; a teacher with fewer positions reads less. None: as many as it has.
+            rows: Raw rows with the columns of the task.
+            max_length: Of the student, in tokens; a teacher with fewer positions reads less. None: the teacher's limit.
 
         Raises:
-            ConfigurationError: The teacher's tokenizer cannot be used, or cuts the texts of a task on tokens otherwise
-                than the student's.
+            ConfigurationError: The teacher's tokenizer cannot be used, or the task has one target per token and the
+                tokens are not the student's.
         """
         known = [length for length in (max_length, position_limit(self.model)) if length is not None]
         length = min(known, default=512)
         encoded = encode(rows, self.name, self.task, self.tokenizer, length, with_labels=False)
         if HEADS[self.task.type].unit == "token":
-            own = encode(rows, self.name, self.task, self.student, max_length or length, with_labels=False)
+            own = encode(rows, self.name, self.task, self.student_tokenizer, max_length or length, with_labels=False)
             for start in range(0, len(rows), 1000):
                 part = slice(start, start + 1000)
                 if own[part]["input_ids"] != encoded[part]["input_ids"]:
@@ -86,7 +88,7 @@ class ExternalTeacher:
                     )
         return encoded
 
-    def answers(
+    def logits(
         self, rows: Dataset, max_length: int, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the logits of a process's share of some raw rows, batch by batch.
@@ -100,7 +102,7 @@ class ExternalTeacher:
             ranks: Number of processes that share the rows; see `IndexBatches`.
 
         Yields:
-            Indices of rows ``[B]``, and their logits as `LogitsWriter.put` takes them.
+            Indices of rows ``[B]``, and their logits as `LogitsWriter.write` takes them.
 
         Raises:
             ConfigurationError: As `encode`, or a logit is not finite.
@@ -145,16 +147,16 @@ class ExternalTeacher:
 
 
 def load_external_teachers(
-    tasks: Mapping[str, TaskConfig], sources: Mapping[str, str], rows: Mapping[str, Dataset], student: Any
+    tasks: Mapping[str, TaskConfig], sources: Mapping[str, str], rows: Mapping[str, Dataset], student_tokenizer: Any
 ) -> dict[str, ExternalTeacher]:
-    """Load teachers and check that each answers its task. A model that teaches several is read once.
+    """Load teachers and check that each fits its task. A model that teaches several tasks is loaded once.
 
     Args:
         tasks: Name -> the student's resolved task.
-        sources: Name -> folder or Hub id of a `MultiTaskModel` that has the task (or one task alone), or of a stock
+        sources: Name -> folder or Hub id of a `MultiTaskModel` that has the task (or a single task), or of a stock
             model for sequence classification.
-        rows: Name -> raw training rows, of the tasks to be taught.
-        student: The student's tokenizer. A task on tokens needs a teacher that cuts the text as the student does.
+        rows: Name -> raw training rows of the tasks to be taught.
+        student_tokenizer: The tokenizer of the student.
 
     Returns:
         Name -> teacher.
@@ -162,26 +164,43 @@ def load_external_teachers(
     Raises:
         ConfigurationError: There is no such model, or it does not fit its task.
     """
-    read: dict[str, tuple[Any, Any, list[str]]] = {}
-    found = {}
+    loaded: dict[str, _LoadedModel] = {}
+    teachers = {}
     for name in rows:
         key, source = f"distillation.teachers.{name}", sources[name]
-        if source not in read:
-            read[source] = _read_model(key, source)
-        model, tokenizer, missing = read[source]
-        found[name] = _teacher(key, name, tasks[name], source, model, tokenizer, missing, student)
-        # For its errors, which are to come before anything is recorded.
-        found[name].encode(rows[name].select(range(min(_SAMPLE, len(rows[name])))), tasks[name].max_length)
-    return found
+        if source not in loaded:
+            loaded[source] = _load_model(key, source)
+        head, order = _fit(key, name, tasks[name], loaded[source])
+        model, tokenizer = loaded[source].model, loaded[source].tokenizer
+        teachers[name] = ExternalTeacher(name, model, tokenizer, tasks[name], head, order, student_tokenizer)
+        # For its errors, before anything is recorded.
+        teachers[name].encode(rows[name].select(range(min(_SAMPLE, len(rows[name])))), tasks[name].max_length)
+    return teachers
 
 
-def _read_model(key: str, source: str) -> tuple[Any, Any, list[str]]:
-    """A model, its tokenizer, and which of its weights are missing."""
+@dataclass(frozen=True)
+class _LoadedModel:
+    """A model with its tokenizer.
+
+    Args:
+        source: The folder or Hub id, for messages.
+        model: The model.
+        tokenizer: Its tokenizer.
+        missing_keys: The weights that the files lack.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+    missing_keys: Sequence[str]
+
+
+def _load_model(key: str, source: str) -> _LoadedModel:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        kind: Any = MultiTaskModel if isinstance(config, MultiTaskConfig) else AutoModelForSequenceClassification
-        model, info = kind.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+        auto_class: Any = MultiTaskModel if isinstance(config, MultiTaskConfig) else AutoModelForSequenceClassification
+        model, info = auto_class.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     except ConfigurationError:
         raise
     except UNLOADABLE as error:
@@ -190,14 +209,14 @@ def _read_model(key: str, source: str) -> tuple[Any, Any, list[str]]:
             f"`{key}` must be a folder or a Hub id of a model with its tokenizer; {source!r} could not be loaded: "
             f"{reason}"
         ) from error
-    return model, tokenizer, sorted(info["missing_keys"])
+    return _LoadedModel(source, model, tokenizer, sorted(info["missing_keys"]))
 
 
-def _teacher(
-    key: str, name: str, task: TaskConfig, source: str, model: Any, tokenizer: Any, missing: list[str], student: Any
-) -> ExternalTeacher:
-    """A model that was read, as the teacher of one task."""
-    if not isinstance(model, MultiTaskModel) and TASK_TYPES[task.type].problem_type is None:
+def _fit(key: str, name: str, task: TaskConfig, loaded: _LoadedModel) -> tuple[str | None, list[int] | None]:
+    """Return the ``head`` and ``order`` of an `ExternalTeacher`, or raise a `ConfigurationError`."""
+    source, model, missing = loaded.source, loaded.model, loaded.missing_keys
+    is_multi_task = isinstance(model, MultiTaskModel)
+    if not is_multi_task and TASK_TYPES[task.type].problem_type is None:
         raise ConfigurationError(
             f"`{key}` of a {task.type} task must be a MultiTaskModel; {source!r} is of type "
             f"{model.config.model_type!r}."
@@ -207,46 +226,45 @@ def _teacher(
             f"`{key}` must hold all weights of its model; {source!r} lacks {len(missing)} ({', '.join(missing[:3])}, "
             "...), which would be random. Is it an encoder that was never trained on the task?"
         )
-    head = None
-    if isinstance(model, MultiTaskModel):
-        head = _head_of(key, name, task, source, model.config.task_configs)
-        names = model.config.task_configs[head].label_names
+    head = _find_head(key, name, task, source, model.config.task_configs) if is_multi_task else None
+    if head is None:
+        label_names: Sequence[str] | None = _stock_label_names(key, task, source, model.config)
     else:
-        names = _stock_labels(key, task, source, model.config)
-    if tokenizer.pad_token is None:
+        label_names = model.config.task_configs[head].label_names
+    if loaded.tokenizer.pad_token is None:
         raise ConfigurationError(
             f"`{key}` must have a tokenizer with a padding token; that of {source!r} has none. Set its `pad_token`."
         )
-    return ExternalTeacher(name, model, tokenizer, task, head, _order(key, task, source, names), student)
+    return head, _label_order(key, task, source, label_names)
 
 
-def _head_of(key: str, name: str, task: TaskConfig, source: str, tasks: Mapping[str, TaskConfig]) -> str:
+def _find_head(key: str, name: str, task: TaskConfig, source: str, tasks: Mapping[str, TaskConfig]) -> str:
     head = name if name in tasks else next(iter(tasks)) if len(tasks) == 1 else None
     if head is None:
         raise ConfigurationError(f"`{key}` must be a model of the task {name!r}; {source!r} has {', '.join(tasks)}.")
     if tasks[head].type != task.type or tasks[head].num_labels != task.num_labels:
         raise ConfigurationError(
-            f"`{key}` must answer a {task.type} task with {task.num_labels} outputs; task {head!r} of {source!r} is a "
-            f"{tasks[head].type} task with {tasks[head].num_labels}."
+            f"`{key}` must be a model of a {task.type} task with {task.num_labels} outputs; task {head!r} of "
+            f"{source!r} is a {tasks[head].type} task with {tasks[head].num_labels}."
         )
     return head
 
 
-def _stock_labels(key: str, task: TaskConfig, source: str, config: Any) -> list[str]:
-    """The names of a stock model's outputs."""
+def _stock_label_names(key: str, task: TaskConfig, source: str, config: Any) -> list[str]:
+    """Return the names of a stock model's outputs."""
     if config.num_labels != task.num_labels:
         raise ConfigurationError(
             f"`{key}` must have {task.num_labels} outputs, as the task has; {source!r} has {config.num_labels}."
         )
     wanted = TASK_TYPES[task.type].problem_type
-    # None, where the model was never asked for a loss.
+    # None if the model was never trained by Transformers itself.
     if config.problem_type not in (None, wanted):
         raise ConfigurationError(f"`{key}` must be a model for {wanted}; {source!r} is one for {config.problem_type}.")
     return [str(config.id2label[index]) for index in range(config.num_labels)]
 
 
-def _order(key: str, task: TaskConfig, source: str, names: Sequence[str] | None) -> list[int] | None:
-    """Where the student's labels stand among the teacher's; None where the teacher's have no names of their own."""
+def _label_order(key: str, task: TaskConfig, source: str, names: Sequence[str] | None) -> list[int] | None:
+    """Return the indices of the student's labels among the teacher's; None if the order is the same or not known."""
     if task.label_names is None or names is None or list(names) == list(task.label_names):
         return None
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):

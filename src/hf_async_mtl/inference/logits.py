@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["IndexBatches", "iterate_logits", "split_by_example"]
 
-Forward = Callable[[dict[str, Any]], Mapping[str, Tensor]]
+Model = Callable[[dict[str, Any]], Mapping[str, Tensor]]
 """A batch without ``example_ids`` and ``labels`` -> task -> logits."""
 
 
@@ -54,7 +54,7 @@ class IndexBatches:
 
 @torch.no_grad()
 def iterate_logits(
-    forward: Forward,
+    model: Model,
     examples: Dataset[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     batches: IndexBatches,
@@ -66,7 +66,7 @@ def iterate_logits(
     The global random state does not move. Put the model in evaluation mode before.
 
     Args:
-        forward: Runs the model on a batch.
+        model: A function that runs the model on a batch.
         examples: A `TaskDataset`.
         collate: Examples -> batch with ``example_ids`` ``[B]``, such as a `MultiTaskCollator`.
         batches: Which examples go together.
@@ -87,7 +87,7 @@ def iterate_logits(
     for batch in loader:
         batch.pop("labels", None)
         inputs = {key: value.to(device) for key, value in batch.items()}
-        yield inputs.pop("example_ids"), forward(inputs)
+        yield inputs.pop("example_ids"), model(inputs)
 
 
 def split_by_example(example_ids: Tensor, logits: Tensor, units: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""One task of a `MultiTaskModel` as a model of one task, for code that knows nothing of bundles."""
+"""Views of one task of a `MultiTaskModel`, for code that expects a stock model of one task."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["SequenceView", "TaskView", "TaskViewConfig", "TokenView"]
 
 
 class TaskViewConfig(PreTrainedConfig):
-    """What code for one task looks up: the labels' names and the type of the problem."""
+    """The configuration of a view: label names and problem type."""
 
     model_type = "hf_async_mtl_view"
 
     @classmethod
-    def of(cls, model: Any, name: str) -> TaskViewConfig:
-        """The configuration of a view.
+    def from_model(cls, model: Any, name: str) -> TaskViewConfig:
+        """Return the configuration of a view.
 
         Args:
             model: A `MultiTaskModel`.
-            name: The task.
+            name: One of its tasks.
         """
         task: TaskConfig = model.config.task_configs[name]
-        # A single output without a name, as that of a regression, is called as the task is.
+        # A single output without a label name, as of a regression, gets the name of the task.
         labels = task.label_names or [name]
         return cls(
             id2label=dict(enumerate(labels)),
@@ -45,20 +45,20 @@ class TaskViewConfig(PreTrainedConfig):
 
 
 class TaskView(PreTrainedModel):
-    """A task's head on the encoder that it shares: nothing is copied, and what trains the one trains the other.
+    """One task of a `MultiTaskModel`. A view shares the weights of the model: nothing is copied.
 
     Args:
         model: A `MultiTaskModel`.
         name: One of its tasks.
 
     Raises:
-        ConfigurationError: The task is not known, or not of a type that the view can show.
+        ConfigurationError: The task is not known, or is of another type.
     """
 
     config_class = TaskViewConfig
     main_input_name = "input_ids"
     hub_name: ClassVar[str]
-    """The Hub's name of the types of task that the view can show."""
+    """The Hub's name of the task types that have such a view."""
 
     def __init__(self, model: Any, name: str) -> None:
         tasks = {key: task.type for key, task in model.config.task_configs.items()}
@@ -70,19 +70,19 @@ class TaskView(PreTrainedModel):
                 f"A {type(self).__name__} shows a task of type {' or '.join(types)}; {name!r} {found}. The model "
                 f"has: {fitting}."
             )
-        super().__init__(TaskViewConfig.of(model, name))
-        self.bundle = model
+        super().__init__(TaskViewConfig.from_model(model, name))
+        self.multi_task_model = model
         self.name = name
         self.train(model.training)
 
     def get_input_embeddings(self) -> Any:
-        return self.bundle.get_input_embeddings()
+        return self.multi_task_model.get_input_embeddings()
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raise: a view is a part of its bundle, which is what can be saved."""
+        """Raise a `ConfigurationError`: a view is saved with its model."""
         raise ConfigurationError(
-            f"A view of task {self.name!r} cannot be saved by itself. Save the `MultiTaskModel`, and take the view of "
-            "it once it is loaded."
+            f"A view of task {self.name!r} cannot be saved. Save the `MultiTaskModel`, and create the view again after "
+            "loading it."
         )
 
     def forward(
@@ -92,8 +92,8 @@ class TaskView(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> Any:
-        """The task's logits, in the output that Transformers has for such a task; the class says their shape."""
-        output = self.bundle(
+        """Return the logits of the task, in the output class of a stock model."""
+        output = self.multi_task_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -107,9 +107,9 @@ class TaskView(PreTrainedModel):
 
 
 class SequenceView(TaskView):
-    """A task of classification, multi-label classification or regression, as ``AutoModelForSequenceClassification``.
+    """View a classification, multilabel or regression task as an ``AutoModelForSequenceClassification``.
 
-    Its logits are ``[B, C]``; of a regression ``[B, 1]``, in the units of its data.
+    Its logits are ``[B, C]``; for regression ``[B, 1]``, in the units of the data.
     """
 
     hub_name = "text-classification"
@@ -119,9 +119,9 @@ class SequenceView(TaskView):
 
 
 class TokenView(TaskView):
-    """A task of token classification, as ``AutoModelForTokenClassification``.
+    """View a token classification task as an ``AutoModelForTokenClassification``.
 
-    Its logits are ``[B, L, C]``. Those of a word are at its first sub-word; the rest were never trained.
+    Its logits are ``[B, L, C]``. Those of a word are at its first sub-word; the others were never trained.
     """
 
     hub_name = "token-classification"
@@ -130,6 +130,6 @@ class TokenView(TaskView):
         return TokenClassifierOutput(logits=logits)
 
 
-# The stock pipelines look the class of a model up.
+# Stock pipelines check that the class of a model is registered.
 AutoModelForSequenceClassification.register(TaskViewConfig, SequenceView, exist_ok=True)
 AutoModelForTokenClassification.register(TaskViewConfig, TokenView, exist_ok=True)

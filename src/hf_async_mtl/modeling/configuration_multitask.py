@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import importlib
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,15 @@ except ImportError:  # The code was loaded from the Hub, and the package is not 
         """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
-__all__ = ["RENAMED", "ConfigurationError", "MultiTaskConfig", "TaskConfig", "check_task_name", "from_package"]
+__all__ = [
+    "RENAMED",
+    "ConfigurationError",
+    "MultiTaskConfig",
+    "TaskConfig",
+    "check_max_length",
+    "check_task_name",
+    "from_package",
+]
 
 RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
 """Fields of `TaskConfig` in version 0.1 -> their names today."""
@@ -54,7 +61,7 @@ class TaskConfig:
         label_column: The column of labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
         label_names: Names of the classes, in the order of the logits. Default: found by `resolve`.
-        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the head.
+        metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the type.
         max_length: Maximum length of a sequence in tokens. Default: that of the model.
         doc_stride: Number of tokens that two windows of a long question-answering context share.
         target_mean: Mean of the training targets of a regression task; found by `resolve`.
@@ -86,95 +93,11 @@ class TaskConfig:
     def __post_init__(self) -> None:
         if self.type not in HEADS:
             raise ConfigurationError(f"`type` must be one of {', '.join(HEADS)}; found {self.type!r}.")
-        self._check_text_columns()
-        self._check_metrics()
-        self._check_label_column()
-        if self.label_names is not None:
-            self._check_label_names()
-        if self.max_length is not None:
-            _check_max_length(self.max_length)
-        if self.doc_stride is not None:
-            self._check_doc_stride()
-        if self.target_std is not None and not self.target_std > 0:
-            raise ConfigurationError(
-                f"`target_std` must be greater than 0; found {self.target_std!r}. Leave it out: "
-                "`task.resolve(train_dataset)` finds it."
-            )
-
-    def _check_text_columns(self) -> None:
-        if isinstance(self.text_columns, str):
-            self.text_columns = [self.text_columns]
-        if HEADS[self.type].has_choices:
-            self._check_choices()
+        try:
+            from hf_async_mtl.tasks.checks import check_task
+        except ModuleNotFoundError:  # The package is not installed. The configuration was checked when it was saved.
             return
-        counts, columns = HEADS[self.type].text_counts, self.text_columns
-        if not _are_names(columns) or len(columns) not in counts:
-            wanted = " or ".join(map(str, counts))
-            raise ConfigurationError(
-                f"`text_columns` of a {self.type} task must be a list of {wanted} column name(s); found {columns!r}."
-            )
-
-    def _check_choices(self) -> None:
-        sides: dict[str, Any] = dict(self.text_columns) if isinstance(self.text_columns, Mapping) else {}
-        if isinstance(sides.get("prompt"), str):
-            sides["prompt"] = [sides["prompt"]]
-        ok = set(sides) == {"prompt", "choices"} and all(_are_names(columns) for columns in sides.values())
-        if not ok or len(sides["choices"]) < 2:
-            raise ConfigurationError(
-                f"`text_columns` of a {self.type} task must be {{prompt: [column, ...], choices: [column, column, "
-                f"...]}} with two choices or more; found {self.text_columns!r}."
-            )
-        self.text_columns = sides
-
-    def _check_metrics(self) -> None:
-        if self.metrics is None:
-            self.metrics = [HEADS[self.type].default_metric]
-        if isinstance(self.metrics, str):
-            self.metrics = [self.metrics]
-        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {self.metrics!r}.")
-
-    def _check_label_column(self) -> None:
-        if isinstance(self.label_column, list) and not HEADS[self.type].takes_label_columns:
-            fitting = " or ".join(name for name, head in HEADS.items() if head.takes_label_columns)
-            raise ConfigurationError(
-                f"`label_column` must be one column in a {self.type} task; found {self.label_column!r}. Several 0/1 "
-                f"columns are type {fitting}."
-            )
-        if not _are_names(self.target_columns):
-            raise ConfigurationError(f"`label_column` must be the name of a column; found {self.label_column!r}.")
-
-    def _check_label_names(self) -> None:
-        if not isinstance(self.label_names, list | tuple):
-            raise ConfigurationError(f"`label_names` must be a list of names; found {self.label_names!r}.")
-        self.label_names = [str(label) for label in self.label_names]
-        if not self.has_label_names:
-            raise ConfigurationError(
-                f"A {self.type} task has no `label_names`; found {self.label_names!r}. Remove the key."
-            )
-        if len(set(self.label_names)) < len(self.label_names):
-            (twice, count), *_ = Counter(self.label_names).most_common(1)
-            raise ConfigurationError(
-                f"`label_names` must differ from each other; found {twice!r:.200} {count} times. Name it once."
-            )
-        if len(self.label_names) < HEADS[self.type].min_labels:
-            raise ConfigurationError(
-                f"A {self.type} task needs two classes or more; found {self.label_names!r}. Remove the task, or "
-                "provide rows of at least two classes."
-            )
-        if isinstance(self.label_column, list) and len(self.label_column) != len(self.label_names):
-            raise ConfigurationError(
-                f"`label_names` must name each of the columns {self.label_column!r}; found {self.label_names!r}. "
-                "Without the key, the labels have the names of their columns."
-            )
-
-    def _check_doc_stride(self) -> None:
-        if not HEADS[self.type].has_windows or not isinstance(self.doc_stride, int) or self.doc_stride < 0:
-            fitting = " or ".join(name for name, head in HEADS.items() if head.has_windows)
-            raise ConfigurationError(
-                f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
-                f"{self.doc_stride!r} in a {self.type} task."
-            )
+        check_task(self)
 
     @property
     def input_columns(self) -> list[str]:
@@ -254,11 +177,8 @@ def _task_from(task: TaskConfig | Mapping[str, Any]) -> TaskConfig:
     return TaskConfig(**{RENAMED.get(key, key): value for key, value in task.items()})
 
 
-def _are_names(columns: Any) -> bool:
-    return isinstance(columns, list) and bool(columns) and all(isinstance(name, str) and name for name in columns)
-
-
-def _check_max_length(value: Any) -> None:
+def check_max_length(value: Any) -> None:
+    """Raise a `ConfigurationError` unless a maximum length can be used."""
     if not isinstance(value, int) or value < 8:
         raise ConfigurationError(f"`max_length` must be a whole number of at least 8; found {value!r}.")
 
@@ -317,7 +237,7 @@ class MultiTaskConfig(PreTrainedConfig):
             raise ConfigurationError(f"`pooling` must be one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
         if self.packing not in PACKINGS:
             raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
-        _check_max_length(self.max_length)
+        check_max_length(self.max_length)
         # Keys that version 0.1 wrote.
         kwargs.pop("lora_base", None)
         if kwargs.pop("lora_only", False):

@@ -58,22 +58,12 @@ class Head(nn.Module):
         pooling: What a head on sequences reads; see `pool`.
     """
 
-    default_metric: ClassVar[str]
-    """The metric that is monitored unless the task names others."""
     unit: ClassVar[str] = "example"
     """What a row of the logits belongs to: an ``example`` or a ``token``."""
     num_outputs: ClassVar[int | None] = None
     """Number of outputs of the linear layer; None: one for each of the task's label names."""
-    min_labels: ClassVar[int] = 2
-    """Minimum number of label names."""
-    text_counts: ClassVar[tuple[int, ...]] = (1, 2)
-    """Numbers of text columns that a task may have."""
     has_choices: ClassVar[bool] = False
-    """Whether an example has one segment per choice, each with a score; its text columns are prompt and choices."""
-    has_windows: ClassVar[bool] = False
-    """Whether an example has one segment per window of a long text."""
-    takes_label_columns: ClassVar[bool] = False
-    """Whether the labels may be in several columns of 0 and 1."""
+    """Whether an example has one segment per choice, each with a score."""
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
@@ -100,8 +90,6 @@ class Head(nn.Module):
 class ClassificationHead(Head):
     """One class out of C: cross-entropy, and KL between the distributions over the classes. Labels ``[B]``."""
 
-    default_metric = "accuracy"
-
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return cross_entropy(logits, labels)
 
@@ -113,10 +101,6 @@ class ClassificationHead(Head):
 
 class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
-
-    default_metric = "micro_f1"
-    min_labels = 1
-    takes_label_columns = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return multilabel_cross_entropy(logits, labels)
@@ -134,7 +118,6 @@ class RegressionHead(Head):
     error has no temperature: it is ignored.
     """
 
-    default_metric = "pearson"
     num_outputs = 1
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
@@ -184,9 +167,6 @@ class TokenClassificationHead(_TokenHead):
     Both losses of an example are means over its words.
     """
 
-    default_metric = "seqeval_f1"
-    text_counts = (1,)
-
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return ragged_mean(cross_entropy(logits, labels), layout.example_tokens, labels != IGNORE)
 
@@ -202,10 +182,7 @@ class QuestionAnsweringHead(_TokenHead):
     Both losses of an example are means over its windows, and over start and end.
     """
 
-    default_metric = "squad_f1"
     num_outputs = 2
-    text_counts = (2,)
-    has_windows = True
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return ragged_mean(ragged_cross_entropy(logits, labels, layout.tokens).mean(-1), layout.segments)

@@ -8,7 +8,6 @@ sorted by length and padded in a few smaller forwards. Both ways, and a padded c
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 __all__ = [
     "Layout",
@@ -109,10 +109,9 @@ def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_exampl
     return Ragged(hidden[mask], Layout(offsets_of(mask.sum(1)), segments))
 
 
-@functools.cache
-def forward_arguments(model_class: type) -> frozenset[str]:
+def forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
     """Return the names of the arguments of a model's ``forward``."""
-    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def encode(encoder: Any, **inputs: Any) -> Tensor:

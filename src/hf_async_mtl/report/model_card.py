@@ -1,4 +1,4 @@
-"""The model card of a run, rendered from a template."""
+"""The model card of a run: rendered once from its facts, and given the id of the repository when it is pushed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
 from ..tasks.registry import TASK_TYPES
+from .tables import MISSING, percent_text, step_text, value_text
 
 if TYPE_CHECKING:
-    from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+    from ..modeling.configuration_multitask import TaskConfig
 
 __all__ = ["RunCard", "card_for_repository", "installed_versions", "without_folder", "write_card"]
 
-MISSING = "–"  # noqa: RUF001, an en dash, for a value that is null, NaN or was not measured
 TAGS = ["hf_async_mtl", "multi-task", "knowledge-distillation"]
 TEMPLATE = Path(__file__).with_name("card_template.md")
 PACKAGES = ("hf_async_mtl", "torch", "transformers", "datasets", "accelerate", "tokenizers")
@@ -54,7 +54,7 @@ class RunCard:
         tasks: The task configurations, by name, with their labels resolved.
         report: The content of ``convergence.json``.
         results: The content of ``all_results.json``: ``eval_<task>_<metric>``, ``test_<task>_<metric>`` and the
-            averages. A missing value, None and NaN are shown as an en dash.
+            averages. A missing value, None and NaN are shown as a dash.
         encoder: Hub id or folder of the pretrained encoder. Only the last name of a folder is published. A relative
             folder that does not exist in the working directory is read as a Hub id.
         training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
@@ -161,24 +161,23 @@ class RunCard:
             tested = any(_is_number(self.results.get(f"test_{name}_{metric}")) for metric in task.metrics or ())
             prefix, split = ("test", "test") if tested else ("eval", "validation")
             data = self.data.get(name, {})
-            source_split = data.get(split, split)
+            named = data.get(split) if "hub" in data else None
             for metric in task.metrics or ():
                 value = self.results.get(f"{prefix}_{name}_{metric}")
-                if not _is_number(value):
-                    continue
-                results.append(
-                    EvalResult(
-                        task_type=TASK_TYPES[task.type].hub_name,
-                        task_name=name,
-                        dataset_type=data.get("hub", name),
-                        dataset_name=name,
-                        dataset_config=data.get("name") if "hub" in data else None,
-                        dataset_split=source_split if "hub" in data and isinstance(source_split, str) else split,
-                        metric_type=_HUB_METRICS.get(metric, metric),
-                        metric_name=f"{name} {metric}",
-                        metric_value=float(value),
+                if _is_number(value):
+                    results.append(
+                        EvalResult(
+                            task_type=TASK_TYPES[task.type].hub_name,
+                            task_name=name,
+                            dataset_type=data.get("hub", name),
+                            dataset_name=name,
+                            dataset_config=data.get("name") if "hub" in data else None,
+                            dataset_split=named if isinstance(named, str) else split,
+                            metric_type=_HUB_METRICS.get(metric, metric),
+                            metric_name=f"{name} {metric}",
+                            metric_value=float(value),
+                        )
                     )
-                )
         return results
 
     def _example(self) -> tuple[str | None, str]:
@@ -189,9 +188,10 @@ class RunCard:
         return None, ""
 
     def _tasks_table(self) -> str:
-        rows = []
-        for name, task in self.tasks.items():
-            rows.append([_code(name), task.type.replace("_", " "), _inputs(task), _labels(task)])
+        rows = [
+            [_code(name), task.type.replace("_", " "), _inputs(task), _labels(task)]
+            for name, task in self.tasks.items()
+        ]
         return _markdown_table(["Task", "Type", "Inputs", "Labels"], rows)
 
     def _data_table(self) -> str:
@@ -199,60 +199,35 @@ class RunCard:
         for name in self.tasks:
             data, counts = self.data.get(name, {}), self.rows.get(name, {})
             source = ", ".join(_code(data[key]) for key in ("hub", "name") if key in data) if "hub" in data else MISSING
-            rows.append([_code(name), source, *(_step(counts.get(split)) for split in ("train", "validation"))])
+            rows.append([_code(name), source, *(step_text(counts.get(split)) for split in ("train", "validation"))])
         return _markdown_table(["Task", "Dataset of the Hub", "Training rows", "Validation rows"], rows, numbers_from=2)
 
     def _results_table(self) -> str:
-        final = self.report.get("final", {"average": None, "tasks": {}})
+        final = self.report.get("final", {"average": self.results.get("eval_average"), "tasks": {}})
         rows = []
         for name, task in self.tasks.items():
-            end = final["tasks"].get(name, {"value": None, "retention": None})
-            for i, metric in enumerate(task.metrics or ()):
-                monitored = i == 0
-                value = (
-                    end["value"] if monitored and "final" in self.report else self.results.get(f"eval_{name}_{metric}")
-                )
-                rows.append(
-                    [
-                        _code(name) if monitored else "",
-                        _code(metric),
-                        _value(value),
-                        _value(self.report["tasks"][name]["best"]) if monitored else "",
-                        _percent(end["retention"]) if monitored else "",
-                        _value(self.results.get(f"test_{name}_{metric}")),
-                    ]
-                )
-        average = final["average"] if "final" in self.report else self.results.get("eval_average")
-        rows.append(
-            ["**average**", "monitored", _value(average), "", "", _value(self.results.get("test_average"))],
-        )
+            for metric in task.metrics or ():
+                validation, best, retention = self.results.get(f"eval_{name}_{metric}"), "", ""
+                if metric == task.monitored:
+                    end = final["tasks"].get(name, {"value": validation, "retention": None})
+                    validation, retention = end["value"], percent_text(end["retention"])
+                    best = value_text(self.report["tasks"][name]["best"])
+                shown = _code(name) if metric == task.monitored else ""
+                test = value_text(self.results.get(f"test_{name}_{metric}"))
+                rows.append([shown, _code(metric), value_text(validation), best, retention, test])
+        test = value_text(self.results.get("test_average"))
+        rows.append(["**average**", "monitored", value_text(final["average"]), "", "", test])
         header = ["Task", "Metric", "Validation", "Best in the run", "Retention", "Test"]
         return _markdown_table(header, rows, numbers_from=2)
 
     def _convergence_table(self) -> str:
         rows = []
         for name, task in self.report["tasks"].items():
-            converged = task["converged_step"] is not None
-            rows.append(
-                [
-                    _code(name),
-                    task["phase"],
-                    _step(task["converged_step"]),
-                    _step(task["teacher_step"] if converged else None),
-                    _value(task["teacher_value"] if converged else None),
-                    _step(task["best_step"]),
-                    _value(task["best"]),
-                ]
-            )
-        header = [
-            "Task",
-            "Phase at the end",
-            "Converged",
-            "Teacher's step",
-            "Teacher's value",
-            "Best at step",
-            "Best value",
-        ]
+            teacher = task if task["converged_step"] is not None else {"teacher_step": None, "teacher_value": None}
+            steps = [step_text(task["converged_step"]), step_text(teacher["teacher_step"])]
+            values = [value_text(teacher["teacher_value"]), step_text(task["best_step"]), value_text(task["best"])]
+            rows.append([_code(name), task["phase"], *steps, *values])
+        header = ["Task", "Phase at the end", "Converged", "Teacher's step", "Teacher's value", "Best at step", "Best"]
         return _markdown_table(header, rows, numbers_from=2)
 
 
@@ -295,7 +270,7 @@ def card_for_repository(card: str, repository: str) -> str:
     for context in ('from_pretrained("{}"', "hf-async-mtl predict {} --input"):
         body = body.replace(context.format(old), context.format(repository))
     renamed = ModelCard(body.replace(f"\n# {old_title}\n", f"\n# {title}\n", 1))
-    renamed.data.model_name = title
+    renamed.data["model_name"] = title
     return _signed(str(renamed))
 
 
@@ -372,15 +347,3 @@ def _last_name(path: str) -> str:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def _value(value: float | None) -> str:
-    return f"{value:.4f}" if _is_number(value) else MISSING
-
-
-def _percent(value: float | None) -> str:
-    return f"{100 * value:.1f}%" if _is_number(value) else MISSING
-
-
-def _step(step: int | None) -> str:
-    return MISSING if step is None else str(step)

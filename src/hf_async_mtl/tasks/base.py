@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "tokenizer_call"]
+__all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "is_names", "tokenizer_call"]
 
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> the values of some rows."""
@@ -38,8 +38,18 @@ class TaskType(ABC):
     """The Hub's name of the type: its pipeline tag."""
     problem_type: ClassVar[str | None] = None
     """``problem_type`` of a stock model for sequence classification; None if no stock model has such a head."""
+    text_counts: ClassVar[tuple[int, ...]] = (1, 2)
+    """Numbers of text columns that a task may have."""
+    min_labels: ClassVar[int] = 2
+    """Minimum number of label names, if the type has some."""
+    takes_label_columns: ClassVar[bool] = False
+    """Whether the labels may be in several columns of 0 and 1."""
+    has_windows: ClassVar[bool] = False
+    """Whether a long text is read in windows."""
     metrics: ClassVar[tuple[str, ...]]
     """Built-in metrics that fit the type."""
+    default_metric: ClassVar[str]
+    """Metric of a task that names none."""
     metric_aliases: ClassVar[Mapping[str, str]] = {}
     """Name of a metric of the type -> name of the built-in metric that computes it, if that is another one."""
     target_type: ClassVar[Any] = "int64"
@@ -54,6 +64,18 @@ class TaskType(ABC):
     """What a truncated row has, for the message "... have texts of more than 128 tokens"."""
     card_note: ClassVar[str | None] = None
     """A sentence about the type for the model card."""
+
+    # Configuration
+
+    def check_text_columns(self, task: TaskConfig) -> None:
+        """Raise a `ConfigurationError` unless the task names its text columns; turn a single name into a list."""
+        columns: Any = [task.text_columns] if isinstance(task.text_columns, str) else task.text_columns
+        if not is_names(columns) or len(columns) not in self.text_counts:
+            wanted = " or ".join(map(str, self.text_counts))
+            raise ConfigurationError(
+                f"`text_columns` of a {task.type} task must be a list of {wanted} column name(s); found {columns!r}."
+            )
+        task.text_columns = columns
 
     # Raw rows to tokens and targets
 
@@ -231,6 +253,11 @@ def group_segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, l
     result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
     result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
     return result
+
+
+def is_names(columns: Any) -> bool:
+    """Return whether a value is a list of column names."""
+    return isinstance(columns, list) and bool(columns) and all(isinstance(name, str) and name for name in columns)
 
 
 def example_text(column: str) -> str:

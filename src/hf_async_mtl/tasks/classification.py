@@ -27,6 +27,7 @@ class Classification(TaskType):
     hub_name = "text-classification"
     problem_type = "single_label_classification"
     metrics = ("accuracy", "f1", "macro_f1", "micro_f1", "matthews_correlation")
+    default_metric = "accuracy"
     prediction_fields = ("label", "score")
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:

@@ -28,6 +28,9 @@ class Multilabel(TaskType):
     problem_type = "multi_label_classification"
     target_type = ["float32"]
     metrics = ("accuracy", "macro_f1", "micro_f1")
+    default_metric = "micro_f1"
+    min_labels = 1
+    takes_label_columns = True
     prediction_fields = ("labels", "scores")
     has_label_lists = True
 

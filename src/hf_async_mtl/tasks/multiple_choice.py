@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..utils import truncated_repr
-from .base import Columns, Target, TaskType, example_text, group_segments, tokenizer_call
+from .base import Columns, Target, TaskType, example_text, group_segments, is_names, tokenizer_call
 from .labels import LabelError, is_missing
 from .pretruncation import shorten
 
@@ -25,7 +25,19 @@ class MultipleChoice(TaskType):
 
     hub_name = "multiple-choice"
     metrics = ("accuracy",)
+    default_metric = "accuracy"
     prediction_fields = ("choice", "score")
+
+    def check_text_columns(self, task: TaskConfig) -> None:
+        sides: dict[str, Any] = dict(task.text_columns) if isinstance(task.text_columns, Mapping) else {}
+        if isinstance(sides.get("prompt"), str):
+            sides["prompt"] = [sides["prompt"]]
+        if set(sides) != {"prompt", "choices"} or not all(map(is_names, sides.values())) or len(sides["choices"]) < 2:
+            raise ConfigurationError(
+                "`text_columns` of a multiple_choice task must be {prompt: [column, ...], choices: [column, column, "
+                f"...]}} with two choices or more; found {task.text_columns!r}."
+            )
+        task.text_columns = sides
 
     def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         prompt_columns, choice_columns = _columns(task)

@@ -33,6 +33,9 @@ class QuestionAnswering(TaskType):
     hub_name = "question-answering"
     target_type = [["int64"]]
     metrics = ("exact_match", "squad_f1")
+    default_metric = "squad_f1"
+    text_counts = (2,)
+    has_windows = True
     prediction_fields = ("answer",)
     truncated_texts = "questions of more than half of"
 

@@ -28,6 +28,7 @@ class Regression(TaskType):
     problem_type = "regression"
     target_type = "float64"
     metrics = ("pearson", "spearman", "mse", "mae")
+    default_metric = "pearson"
     prediction_fields = ("value",)
     card_note = "Regression heads answer in the units of their training data."
 

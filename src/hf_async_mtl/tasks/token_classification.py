@@ -28,6 +28,8 @@ class TokenClassification(TaskType):
     hub_name = "token-classification"
     target_type = ["int64"]
     metrics = ("accuracy", "seqeval_f1", "seqeval_accuracy")
+    default_metric = "seqeval_f1"
+    text_counts = (1,)
     metric_aliases = {"accuracy": "seqeval_accuracy"}
     prediction_fields = ("labels",)
     reads_words = True

@@ -219,7 +219,7 @@ class ConvergenceController:
         batch_size, device, ranks = self.args.per_device_eval_batch_size, self.args.device, self.accelerator
         try:
             for name, teacher in teachers.items():
-                batches = teacher.answers(
+                batches = teacher.logits(
                     rows[name], sets.length_of(name), batch_size, device, ranks.process_index, ranks.num_processes
                 )
                 self.record(name, 0, (gather_examples(ranks, *batch) for batch in batches))

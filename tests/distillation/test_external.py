@@ -93,7 +93,7 @@ def answers_of(teacher: ExternalTeacher, rows: Dataset, length: int, batch_size:
     """The teacher's logits of each row, as processes share them out."""
     counts = unit_counts(teacher.task, teacher.encode(rows, length))
     found: dict[int, np.ndarray] = {}
-    shares = [list(teacher.answers(rows, length, batch_size, CPU, rank, ranks)) for rank in range(ranks)]
+    shares = [list(teacher.logits(rows, length, batch_size, CPU, rank, ranks)) for rank in range(ranks)]
     # Each gathers with the others after each batch.
     assert len({len(batches) for batches in shares}) == 1
     for places, logits in itertools.chain.from_iterable(shares):
@@ -524,7 +524,7 @@ def test_a_model_of_a_task_of_another_type(tmp_path: Path, has: str, found: str)
         tmp_path,
         "polarity",
         tmp_path / "teacher",
-        rf"must answer a classification task with 2 outputs; task '{has}' of .* is {found}",
+        rf"must be a model of a classification task with 2 outputs; task '{has}' of .* is {found}",
     )
 
 
@@ -677,7 +677,7 @@ def test_a_hub_id_stays(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ("./nowhere", r"`distillation\.teachers\.polarity` must be a Hub id or a folder; there is no folder .*nowhere"),
-        (3, r"`distillation\.teachers.*` must be .* found 3"),
+        (3, r"`distillation\.teachers.*` must be .* found {'polarity': 3}"),
     ],
 )
 def test_a_folder_that_is_not_there(tmp_path: Path, given: Any, words: str) -> None:

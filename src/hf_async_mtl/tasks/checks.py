@@ -1,0 +1,89 @@
+"""Checks of a `TaskConfig` against its type."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_max_length
+from ..utils import truncated_repr
+from .registry import TASK_TYPES
+
+__all__ = ["check_task"]
+
+
+def check_task(task: TaskConfig) -> None:
+    """Check the fields of a task, and bring them into the form that they have in ``config.json``.
+
+    Raises:
+        ConfigurationError: A value does not fit the type.
+    """
+    TASK_TYPES[task.type].check_text_columns(task)
+    _check_metrics(task)
+    _check_label_column(task)
+    if task.label_names is not None:
+        _check_label_names(task)
+    if task.max_length is not None:
+        check_max_length(task.max_length)
+    if task.doc_stride is not None:
+        _check_doc_stride(task)
+    if task.target_std is not None and not task.target_std > 0:
+        raise ConfigurationError(
+            f"`target_std` must be greater than 0; found {task.target_std!r}. Leave it out: "
+            "`task.resolve(train_dataset)` finds it."
+        )
+
+
+def _check_metrics(task: TaskConfig) -> None:
+    if task.metrics is None:
+        task.metrics = [TASK_TYPES[task.type].default_metric]
+    if isinstance(task.metrics, str):
+        task.metrics = [task.metrics]
+    if not task.metrics or len(set(task.metrics)) < len(task.metrics):
+        raise ConfigurationError(f"`metrics` must name at least one metric, each once; found {task.metrics!r}.")
+
+
+def _check_label_column(task: TaskConfig) -> None:
+    if isinstance(task.label_column, list) and not TASK_TYPES[task.type].takes_label_columns:
+        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.takes_label_columns)
+        raise ConfigurationError(
+            f"`label_column` must be one column in a {task.type} task; found {task.label_column!r}. Several 0/1 "
+            f"columns are type {fitting}."
+        )
+    columns: Any = task.target_columns
+    if not columns or not all(isinstance(name, str) and name for name in columns):
+        raise ConfigurationError(f"`label_column` must be the name of a column; found {task.label_column!r}.")
+
+
+def _check_label_names(task: TaskConfig) -> None:
+    if not isinstance(task.label_names, list | tuple):
+        raise ConfigurationError(f"`label_names` must be a list of names; found {task.label_names!r}.")
+    task.label_names = [str(label) for label in task.label_names]
+    if not task.has_label_names:
+        raise ConfigurationError(
+            f"A {task.type} task has no `label_names`; found {task.label_names!r}. Remove the key."
+        )
+    if len(set(task.label_names)) < len(task.label_names):
+        (twice, count), *_ = Counter(task.label_names).most_common(1)
+        raise ConfigurationError(
+            f"`label_names` must differ from each other; found {truncated_repr(twice)} {count} times. Name it once."
+        )
+    if len(task.label_names) < TASK_TYPES[task.type].min_labels:
+        raise ConfigurationError(
+            f"A {task.type} task needs two classes or more; found {task.label_names!r}. Remove the task, or "
+            "provide rows of at least two classes."
+        )
+    if isinstance(task.label_column, list) and len(task.label_column) != len(task.label_names):
+        raise ConfigurationError(
+            f"`label_names` must name each of the columns {task.label_column!r}; found {task.label_names!r}. "
+            "Without the key, the labels have the names of their columns."
+        )
+
+
+def _check_doc_stride(task: TaskConfig) -> None:
+    if not TASK_TYPES[task.type].has_windows or not isinstance(task.doc_stride, int) or task.doc_stride < 0:
+        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.has_windows)
+        raise ConfigurationError(
+            f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
+            f"{task.doc_stride!r} in a {task.type} task."
+        )
