@@ -120,6 +120,12 @@ def model_loops(tree: ast.Module) -> Iterator[ast.stmt]:
                     break
 
 
+def configuration_keys() -> int:
+    """Return the number of configuration keys that are ours, from the page that is made from the settings."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    return sum(line.startswith("| `") for line in page.splitlines())
+
+
 def measure(source: Path) -> dict[str, str]:
     """Measure a source folder.
 
@@ -153,6 +159,7 @@ def measure(source: Path) -> dict[str, str]:
             f"{len(branching)} / {len(elsewhere)} / {sum(literals.values())}"
         ),
         "loops that run a model over rows": f"{loops}",
+        "own configuration keys": f"{configuration_keys()}",
         "README words / lines": f"{len(readme.split()):,} / {len(readme.splitlines())}",
     }
 

@@ -1,30 +1,31 @@
-"""Does asynchronous convergence pay? Bundles x methods x seeds, each at its own best learning rate, test opened last.
+"""Compare methods on task sets: each at its own best learning rate, over several seeds, with test opened last.
 
     python scripts/benchmarks/quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
     python scripts/benchmarks/quality.py score scripts/configs/quality_cpu.yaml
     python scripts/benchmarks/report_quality.py model_cards/quality_cpu --page docs/results.md
 
-*The plan* is one YAML file: bundles (a configuration of `hf-async-mtl train` and what is changed in it), methods (what
-is changed further), choices (learning rates, schedules of the learning rate; a bundle may have its own) and seeds.
-``data_seed`` fixes the samples and the carved validation rows for all of them; a seed rules the heads' weights, the
+*Plan.* The plan is one YAML file: task sets (``bundles``: a configuration of ``hf-async-mtl train`` and its changes),
+methods (further changes), choices (learning rates and their schedules; a task set may have its own) and seeds.
+``data_seed`` fixes the samples and the validation rows for all runs; a seed determines the weights of the heads, the
 order and the dropout.
 
-*Fair.* Every run of a bundle takes the same steps (a single task's as many epochs); none ends early. A method's choices
-are made for itself, one after the other, with the first seed, by the validation average of its best-average checkpoint:
-first the learning rate, with the first schedule, then the schedule at that rate. Its other seeds run at what was
-chosen. Every run that was made is shown.
+*Fairness.* Every run of a task set takes the same number of steps (a single task the same number of epochs), and none
+ends early. The choices of a method are made one after the other, with the first seed, by the validation average of its
+best-average checkpoint: first the learning rate, with the first schedule, then the schedule at that rate. The other
+seeds run with these choices. All runs are shown.
 
-*Clean.* ``run`` knows validation alone. It also keeps each checkpoint's answers on the test rows, without looking at
-the labels; ``score`` opens them, and does so only for a bundle of which every choice has been written down.
+*Test rows.* ``run`` uses validation only. It also stores the predictions of each checkpoint on the test rows, without
+their labels. ``score`` reads the labels, and only for a task set whose choices have all been written down.
 
-*What of a run is kept.* ``best_average``, the evaluation with the best validation average, is the primary result;
-``last`` is the end of the budget; ``oracle`` takes each task at its own best evaluation, which no single checkpoint is.
-Where a method asks for ``controls``: ``average_of_bests`` (the mean of the weights of the tasks' best evaluations) and
-``ema_last``, ``ema_best_average`` (an exponential moving average of the weights), for the gain may be mere smoothing.
+*Checkpoints.* ``best_average``, the evaluation with the best validation average, is the primary result. ``last`` is the
+end of the budget. ``oracle`` takes each task at its own best evaluation, which is not a single checkpoint. With
+``controls``, a method also has ``average_of_bests`` (the mean of the weights of the tasks' best evaluations),
+``ema_last`` and ``ema_best_average`` (an exponential moving average of the weights), because a gain may be an effect of
+smoothing.
 
-*Resumable.* A cell (bundle, method, choice, seed) is one process and one small JSON file in ``--cells``, with its
-answers on test beside it (``.npz``) until they are scored. What is there is not run again, and a killed run loses the
-cells that were in work. Logs and scratch files are in ``--work``.
+*Resuming.* A cell (task set, method, choice, seed) is one process and one small JSON file in ``--cells``, with its
+predictions on test (``.npz``) until they are scored. Existing cells are not run again, and a killed run loses only the
+cells that were in progress. Logs and scratch files are in ``--work``.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The YAML file; see the top of this script, and `scripts/configs/quality_cpu.yaml`."""
+    """The YAML file; see the top of this script, and ``scripts/configs/quality_cpu.yaml``."""
 
     name: str
     folder: Path
@@ -97,12 +98,12 @@ class Plan:
         return cls(name=path.stem, folder=path.parent, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def tasks(self, bundle: str) -> list[str]:
-        """The names of a bundle's tasks, from its configuration."""
+        """Return the names of the tasks of a task set, from its configuration."""
         text = (self.folder / self.bundles[bundle]["config"]).read_text(encoding="utf-8")
         return list(yaml.safe_load(text)["tasks"])
 
     def rows(self, bundle: str) -> list[str]:
-        """The methods of a bundle; one that trains each task by itself stands for as many."""
+        """Return the methods of a task set; a single-task method has one row per task."""
         names = []
         for name, method in self.methods.items():
             if bundle in method.get("bundles", self.bundles):
@@ -110,19 +111,19 @@ class Plan:
         return names
 
     def choices_of(self, bundle: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Axis -> option -> settings: the bundle's own where it has some."""
+        """Return axis -> option -> settings: those of the task set, or those of the plan."""
         own: dict[str, dict[str, dict[str, Any]]] = self.bundles[bundle].get("choices", self.choices)
         return own
 
     def method(self, row: str) -> tuple[dict[str, Any], str | None]:
-        """A row's method, and the task that it is about where it is about one."""
+        """Return the method of a row, and its task if it has a single one."""
         if row in self.methods:
             return self.methods[row], None
         name, _, task = row.rpartition("-")
         return self.methods[name], task
 
     def settings(self, cell: Cell) -> list[str]:
-        """What a cell changes in its bundle's configuration, as ``--set`` takes it."""
+        """Return the changes of a cell to the configuration of its task set, as arguments of ``--set``."""
         changes = {**self.bundles[cell.bundle].get("set", {}), **self.method(cell.method)[0].get("set", {})}
         for options, name in zip(self.choices_of(cell.bundle).values(), cell.choice.split("-"), strict=True):
             changes.update(options[name])
@@ -131,7 +132,7 @@ class Plan:
 
 
 def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[str, float]) -> tuple[list[str], str]:
-    """The choices that a method still has to try with its first seed, and the best of those that it has tried.
+    """Return the choices that a method has to try with its first seed, and the best one that it has tried.
 
     One axis after the other, so that two axes of two options cost three runs and not four. Ties go to the earlier
     option.
@@ -161,7 +162,7 @@ def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[s
 
 
 def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
-    """The cells that can be run now: bundle by bundle, those that others wait for first.
+    """Return the cells that can be run now, by task set; cells that others depend on come first.
 
     Args:
         plan: The plan.
@@ -180,7 +181,7 @@ def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
 
 
 def trials(plan: Plan, bundle: str, row: str, done: Mapping[Cell, float]) -> dict[str, float]:
-    """Choice -> validation average of a row's runs with the first seed."""
+    """Return choice -> validation average of the runs of a row with the first seed."""
     return {
         cell.choice: average
         for cell, average in done.items()
@@ -189,7 +190,7 @@ def trials(plan: Plan, bundle: str, row: str, done: Mapping[Cell, float]) -> dic
 
 
 def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str]:
-    """Row -> choice, of the rows whose choice is settled."""
+    """Return row -> choice, for the rows with a settled choice."""
     settled = {}
     for row in plan.rows(bundle):
         tries, choice = options_to_try(plan.choices_of(bundle), trials(plan, bundle, row, done))
@@ -202,7 +203,7 @@ def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str
 
 
 def average_weights(states: Sequence[Weights]) -> Weights:
-    """The mean of each tensor; integers are those of the first."""
+    """Return the mean of each tensor; integers are those of the first."""
     return {
         name: torch.stack([state[name] for state in states]).mean(0) if tensor.is_floating_point() else tensor
         for name, tensor in states[0].items()
@@ -210,7 +211,7 @@ def average_weights(states: Sequence[Weights]) -> Weights:
 
 
 class MovingAverage(TrainerCallback):
-    """An exponential moving average of the weights, one update an optimizer step."""
+    """Keep an exponential moving average of the weights, with one update per optimizer step."""
 
     def __init__(self, model: MultiTaskModel, decay: float) -> None:
         self.decay = decay
@@ -230,7 +231,7 @@ def copy_of(model: torch.nn.Module) -> Weights:
 
 
 class KeepingTrainer(AsyncMTLTrainer):
-    """Keeps, in memory, the weights of each task's best evaluation and of the best average."""
+    """Keep the weights of each task's best evaluation and of the best average in memory."""
 
     moving_average: MovingAverage | None = None
 
@@ -263,7 +264,7 @@ class KeepingTrainer(AsyncMTLTrainer):
             self.moving_average.seconds += time.monotonic() - begin
 
     def values_at(self, weights: Weights) -> dict[str, float]:
-        """Each task's monitored validation metric with some other weights."""
+        """Return the monitored validation metric of each task with other weights."""
         present = copy_of(self.model)
         self.model.load_state_dict(weights)
         sets: Mapping[str, TaskDataset] = self.eval_dataset
@@ -291,7 +292,7 @@ class KeepingTrainer(AsyncMTLTrainer):
 
 
 def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
-    """The monitored metric of some answers."""
+    """Return the monitored metric of some predictions."""
     task = rows.task
     assert task.metrics is not None
     metric = task.metrics[0]
@@ -300,7 +301,7 @@ def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
 
 
 def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
-    """Answers as a flat array; see `from_array`."""
+    """Return predictions as a flat array; see `from_array`."""
     if task.type == "regression":
         return np.asarray(answers, dtype=np.float32)
     if task.type == "token_classification":
@@ -311,7 +312,7 @@ def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
 
 
 def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list[Any]:
-    """Answers as metrics take them; the references give the lengths of lists."""
+    """Return predictions as metrics expect them; the references give the lengths of lists."""
     if task.type != "token_classification":
         return array.tolist()
     assert task.label_names is not None
@@ -329,7 +330,7 @@ def configuration(plan: Plan, cell: Cell) -> RunConfig:
 
 
 def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
-    """Train, evaluate on validation, answer on test, and write the cell."""
+    """Train, evaluate on validation, predict on test, and write the cell."""
     begin = time.monotonic()
     method = plan.method(cell.method)[0]
     settings = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
@@ -419,18 +420,18 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
 
 
 def defined(value: float | None) -> float | None:
-    """None for what is not defined: JSON knows no NaN."""
+    """Return None for NaN, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def average_of(values: Mapping[str, float | None]) -> float | None:
-    """The mean over the tasks; None where a task has no value."""
+    """Return the mean over the tasks; None if a task has no value."""
     known = [x for x in map(defined, values.values()) if x is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def environment() -> dict[str, Any]:
-    """What the seconds depend on."""
+    """Return what the measured seconds depend on."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -443,7 +444,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
-    """All cells that were run."""
+    """Return all cells that were run."""
     found = {}
     for path in sorted(folder.glob("*/*/*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
@@ -452,13 +453,13 @@ def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def validation_averages(cells: Path) -> dict[Cell, float]:
-    """What choices are made on; a run without a defined average is the worst of all."""
+    """Return the value that choices are made on; a run without a defined average is the worst."""
     averages = {cell: content["averages"]["best_average"] for cell, content in read_cells(cells).items()}
     return {cell: float("-inf") if average is None else average for cell, average in averages.items()}
 
 
 def prepare_encoder(plan: Plan, work: Path) -> str:
-    """The encoder, cut to its first layers where the plan says so."""
+    """Return the encoder, with its first layers only if the plan asks for it."""
     source = os.environ["ENCODER"]
     if plan.layers is None:
         return source
@@ -470,7 +471,7 @@ def prepare_encoder(plan: Plan, work: Path) -> str:
 
 
 def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: float) -> None:
-    """Run what is missing, ``jobs`` cells at once, each in a process of its own."""
+    """Run the missing cells, ``jobs`` at once, each in its own process."""
     variables = {**os.environ, "ENCODER": prepare_encoder(plan, work)}
     end = time.monotonic() + 60 * minutes
     running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -511,7 +512,7 @@ def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: flo
 
 
 def score(plan: Plan, cells: Path) -> None:
-    """Open the test labels: write the metrics, and their bootstrap, into the cells that were chosen."""
+    """Read the test labels, and write the metrics and their bootstrap into the chosen cells."""
     done = read_cells(cells)
     averages = validation_averages(cells)
     for bundle in plan.bundles:
@@ -529,7 +530,7 @@ def score(plan: Plan, cells: Path) -> None:
 
 
 def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
-    """Kind -> task -> metric on test, and kind -> mean over the tasks in each of the resamples of the test rows.
+    """Return kind -> task -> metric on test, and kind -> mean over the tasks in each resample of the test rows.
 
     A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
     """

@@ -202,7 +202,7 @@ def check_fields(section: str, config: Any) -> None:
     """Check every `setting` of a dataclass.
 
     Args:
-        section: The section's name, for messages.
+        section: The section's path, for messages; empty for the top of the file.
         config: The object.
 
     Raises:
@@ -210,7 +210,8 @@ def check_fields(section: str, config: Any) -> None:
     """
     for item in dataclasses.fields(config):
         if "requirement" in item.metadata:
-            check(f"{section}.{item.name}", getattr(config, item.name), item.metadata["requirement"])
+            key = f"{section}.{item.name}" if section else item.name
+            check(key, getattr(config, item.name), item.metadata["requirement"])
 
 
 def parse_section(section: str, kind: type[T], given: Any) -> T:

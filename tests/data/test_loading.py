@@ -416,9 +416,9 @@ def test_a_card_is_told_of_the_hub_alone(tmp_path):
     }
 
 
-@pytest.mark.parametrize("key", ["hub", "name", "revision"])
+@pytest.mark.parametrize("key", ["hub", "name"])
 def test_a_hub_key_must_be_a_string(data, key):
-    """YAML makes a number of a revision such as 2024, and the failure would come deep inside a client."""
+    """YAML makes a number of a name such as 2024, and the failure would come deep inside a client."""
     section = {"hub": "user/pairs", "train": "train", "validation": "validation", key: 5}
     assert f"tasks.polarity.data.{key}" in refused(data, section)
 

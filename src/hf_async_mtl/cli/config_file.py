@@ -22,8 +22,8 @@ from ..validation import (
     check,
     check_keys,
     parse_section,
-    whole_number,
 )
+from .sections import TopLevel
 from .task_sections import task_configs, with_preset
 from .yaml_file import read_yaml
 
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["RunConfig", "load_config"]
 
 _SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
-_MODEL_KEYS = ("encoder", "max_length", "pooling", "packing", "freeze", "lora")
-_TOP_KEYS = (*_MODEL_KEYS, "seed", "data_seed", "tasks", *_SECTIONS, "training")
 # Given at the top of the file, because they also apply outside of the Trainer.
 _NOT_IN_TRAINING = ("seed", "data_seed", *_SECTIONS)
-_SEED = whole_number(0, 2**32 - 1)  # NumPy takes no greater one.
 
 
 @dataclass
@@ -110,7 +107,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigurationError: The file is missing or no YAML, a key is not known, or a value does not fit.
     """
     config = read_yaml(path, overrides)
-    check_keys("", config, _TOP_KEYS)
+    check_keys("", config, _fields(TopLevel))
     for key in ("encoder", "tasks"):
         if key not in config:
             raise ConfigurationError(f"{path} must have the key `{key}`; it has {', '.join(map(str, config))}.")
@@ -124,23 +121,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         for name, section in tasks.items()
     }
     heads = {name: section.get("head", "kept") for name, section in tasks.items()}
-    seed = config.get("seed", 42)
-    data_seed = config.get("data_seed", seed)
-    check("seed", seed, _SEED)
-    check("data_seed", data_seed, _SEED)
-    training = _training(config.get("training"))
+    top = TopLevel(**config)
+    training = _training(top.training)
     output_dir = training.pop("output_dir", None)
     return RunConfig(
         name=path.stem,
-        encoder=_model_source("encoder", config["encoder"], folder),
-        seed=seed,
-        data_seed=data_seed,
-        model=_model(config, [name for name, head in heads.items() if head == "new"]),
-        freeze=config.get("freeze"),
+        encoder=_model_source("encoder", top.encoder, folder),
+        seed=top.seed,
+        data_seed=top.seed if top.data_seed is None else top.data_seed,
+        model=_model(top, [name for name, head in heads.items() if head == "new"]),
+        freeze=top.freeze,
         frozen_heads=[name for name, head in heads.items() if head == "frozen"],
         tasks=task_configs(tasks, sources),
         sources=sources,
-        training={**training, **sections, "seed": seed},
+        training={**training, **sections, "seed": top.seed},
         output_dir=None if output_dir is None else folder / expand_path("training.output_dir", output_dir),
     )
 
@@ -186,30 +180,17 @@ def _model_source(key: str, value: Any, folder: Path) -> str:
     return value
 
 
-def _model(config: Mapping[str, Any], new_heads: list[str]) -> dict[str, Any]:
-    freeze = config.get("freeze")
-    is_freeze = Requirement(
-        "`encoder`, or a number of its first layers",
-        lambda value: value in (None, "encoder") or whole_number(1).accepts(value),
-    )
-    check("freeze", freeze, is_freeze)
-    if config.get("lora") is not None:
+def _model(top: TopLevel, new_heads: list[str]) -> dict[str, Any]:
+    if top.lora is not None:
         from ..building.lora import check_lora
 
-        check_lora(config["lora"])
-        if freeze is not None:
-            raise ConfigurationError(
-                "`freeze` and `lora` exclude each other: with low-rank layers the encoder itself is frozen. Remove one "
-                "of them; `lora.layers_to_transform` selects the layers to train."
-            )
-    if "max_length" in config:
-        check("max_length", config["max_length"], whole_number(8))
+        check_lora(top.lora)
     return {
         # Where these are None, `from_encoder` takes those of a trained model, or the defaults.
-        "max_length": config.get("max_length"),
-        "pooling": config.get("pooling"),
-        "packing": config.get("packing", "auto"),
-        "lora": None if config.get("lora") is None else dict(config["lora"]),
+        "max_length": top.max_length,
+        "pooling": top.pooling,
+        "packing": top.packing,
+        "lora": None if top.lora is None else dict(top.lora),
         "new_heads": new_heads,
     }
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..data.config import DataSource
 from ..tasks.presets import PRESETS
 from ..validation import ConfigurationError, check, check_keys, one_of
+from .sections import TaskSection
 
 if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
 
 __all__ = ["task_configs", "with_preset"]
 
+_HEADS = ("kept", "new", "frozen")
+
+
+_KEYS = tuple(item.name for item in fields(TaskSection))
 _FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
-_KEYS = (*_FIELDS, "preset", "data", "max_samples", "weight", "convergence", "head")
 
 
 def with_preset(path: str, section: Any) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def with_preset(path: str, section: Any) -> dict[str, Any]:
     for key in ("type", "text_columns", "data"):
         if key not in section:
             raise ConfigurationError(f"`{path}` must have `{key}`, or a `preset` that has it.")
-    check(f"{path}.head", section.get("head", "kept"), one_of("kept", "new", "frozen"))
+    check(f"{path}.head", section.get("head", "kept"), one_of(*_HEADS))
     return section
 
 

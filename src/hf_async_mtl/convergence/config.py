@@ -92,7 +92,7 @@ class ConvergenceSettings:
     Args:
         default: The settings of a task that has none of its own.
         tasks: Task -> its settings, where it has some of its own.
-        final_evaluations: Number of evaluations after the last convergence, after which the run ends; None: it uses
+        final_evaluations: Number of evaluations after the last convergence, after which the run ends; null: it uses
             the whole budget.
 
     Examples:

@@ -22,13 +22,13 @@ from ..validation import (
     whole_number,
 )
 
-__all__ = ["READERS", "SPLITS", "STRATEGIES", "DataSource", "MixingConfig", "expand_path"]
+__all__ = ["READERS", "SPLITS", "STRATEGIES", "DataSection", "DataSource", "MixingConfig", "expand_path"]
 
 SPLITS = ("train", "validation", "test")
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix of a file -> the reader of `datasets` for it."""
 STRATEGIES = ("proportional", "temperature", "uniform")
-_HUB_KEYS = ("hub", "name", "revision")
+_HUB_KEYS = ("hub", "name")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,29 @@ class MixingConfig:
 
     def __post_init__(self) -> None:
         check_fields("mixing", self)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Where the splits of a task are.
+
+    A split is a JSON lines, CSV or Parquet file, a folder of ``save_to_disk``, or, with ``hub``, the name of a split of
+    the Hub's dataset. ``{from_train: 0.1}`` splits a share off the training rows. ``validation_<suffix>`` is one more
+    evaluation set, which is reported but does not decide convergence.
+
+    Args:
+        train: The training rows. Required.
+        validation: The rows that decide convergence. Required.
+        test: The rows of the final evaluation.
+        hub: Hub id of a dataset, or ``id@revision``.
+        name: Configuration of the Hub's dataset.
+    """
+
+    train: str | None = None
+    validation: Any = None
+    test: Any = None
+    hub: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,8 @@ class DataSource:
         path = f"tasks.{task}.data"
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
+        if "revision" in section:
+            raise ConfigurationError(f"`{path}.revision` is now a part of `hub`. Write `hub: <id>@<revision>`.")
         if "stream" in section:
             raise ConfigurationError(
                 f"`{path}.stream` has been removed. Write the rows to keep to disk as "
@@ -111,7 +136,9 @@ class DataSource:
         if hub_keys and "hub" not in hub_keys:
             raise ConfigurationError(f"`{path}` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id.")
         located = {split: _locate(f"{path}.{split}", value, bool(hub_keys), folder) for split, value in splits.items()}
-        return cls(located, max_samples=_check_max_samples(task, max_samples, located), **hub_keys)
+        hub, _, revision = hub_keys.get("hub", "").partition("@")
+        limits = _check_max_samples(task, max_samples, located)
+        return cls(located, hub or None, hub_keys.get("name"), revision or None, limits)
 
 
 def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -> dict[str, int]:

@@ -81,6 +81,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     eval_steps: float | None = field(default=None, metadata={"help": "Default: logging_steps."})
     save_strategy: str = field(default="steps", metadata={"help": "steps, epoch, best or no."})
     save_steps: float | None = field(default=None, metadata={"help": "Default: eval_steps."})
+    disable_tqdm: bool | None = field(default=None, metadata={"help": "Default: no bars where stderr is no terminal."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="average", metadata={"help": "average, or <task>_<metric>."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
