@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config is None:
             config, settings = write_demo(folder / "demo"), [*DEMO, *args.set]
         command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "train", str(config)]
-        for setting in settings:
+        # The progress bars in the log show what a run is doing.
+        for setting in ["training.disable_tqdm=false", *settings]:
             command += ["--set", setting]
         begun = time.monotonic()
         subprocess.run([*command, "--output-dir", str(folder / "undisturbed")], check=True, capture_output=True)
