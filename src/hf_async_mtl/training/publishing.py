@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ def publish(
     finetuned_from: str | None = None,
     license: str | None = None,
     language: str | None = None,
-    results: Mapping[str, float],
+    log: Sequence[Mapping[str, Any]],
     metadata: Mapping[str, str | list[str] | None],
+    datasets: str | list[str] | None = None,
     data: Mapping[str, Mapping[str, Any]],
-    rows: Mapping[str, Mapping[str, int]],
+    sets: Mapping[str, Mapping[str, Sized]],
 ) -> None:
     """Write ``plots/`` and ``README.md`` into the output folder.
 
@@ -55,19 +56,22 @@ def publish(
         finetuned_from: The encoder; what the model's configuration knows of it, where absent.
         license: As the Hub names it.
         language: ISO code.
-        results: Metrics of the model, for a run without an ``all_results.json``.
+        log: Of the run; for the metrics of a run without an ``all_results.json``.
         metadata: Further keys of the card's metadata, added to those that are there.
+        datasets: Ids of data sets for the card's metadata.
         data: Where the data of each task is from, as `RunCard` takes it.
-        rows: How many rows each task had, as `RunCard` takes them.
+        sets: Name of a split -> task -> its set.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
-    if written.is_file():
-        results = json.loads(written.read_text(encoding="utf-8"))
+    results = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else _final_results(report, log)
     draw(report, folder)
     card = RunCard(
         data=data,
-        rows=rows,
+        rows={
+            name: {split: len(own[name]) for split, own in sets.items() if name in own}
+            for name in model.config.task_configs
+        },
         model_name=model_name or folder.resolve().name,
         tasks=model.config.task_configs,
         report=report,
@@ -77,7 +81,15 @@ def publish(
         license=license,
         language=language,
     )
-    write_card(folder / "README.md", card, {key: value for key, value in metadata.items() if value is not None})
+    further = {key: value for key, value in {**metadata, "datasets": datasets}.items() if value is not None}
+    write_card(folder / "README.md", card, further)
+
+
+def _final_results(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the validation metrics of the weights that the run ended with, as they were logged."""
+    step = report.get("final", {}).get("step")
+    logged = [entry for entry in log if entry["step"] == step]
+    return {key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")}
 
 
 def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
