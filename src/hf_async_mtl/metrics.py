@@ -24,8 +24,6 @@ import numpy as np
 from .modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .tasks.registry import TASK_TYPES
 
-__all__ = ["METRICS", "Metric", "check_metric", "chunk_tag", "compute", "metric_function", "normalize_answer"]
-
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
 
 

@@ -30,18 +30,6 @@ from .training.arguments import AsyncMTLTrainingArguments
 from .training.trainer import AsyncMTLTrainer
 from .validation import ConfigurationError
 
-__all__ = [
-    "Run",
-    "evaluation_sets",
-    "inherit_tasks",
-    "load_encoder",
-    "load_model",
-    "load_run",
-    "load_tasks",
-    "load_tokenizer",
-    "prepare_run",
-]
-
 
 @dataclass
 class Run:

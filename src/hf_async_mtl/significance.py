@@ -19,8 +19,6 @@ import numpy as np
 from . import metrics
 from .modeling.heads import HEADS
 
-__all__ = ["bootstrap_values", "paired_standard_error"]
-
 _MEANS = frozenset({"exact_match", "squad_f1"})
 """Metrics that are means over the examples, each of which is scored once."""
 

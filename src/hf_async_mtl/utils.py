@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "link_or_copy", "nearest_existing", "nearest_key", "truncated_repr", "write_atomic"]
-
 
 @contextmanager
 def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:

@@ -14,24 +14,6 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from .utils import nearest_key
 
-__all__ = [
-    "FLAG",
-    "MAPPING",
-    "RENAMED",
-    "ConfigurationError",
-    "Requirement",
-    "check",
-    "check_fields",
-    "check_keys",
-    "number",
-    "of_type",
-    "one_of",
-    "optional",
-    "parse_section",
-    "setting",
-    "whole_number",
-]
-
 T = TypeVar("T")
 
 RENAMED = {

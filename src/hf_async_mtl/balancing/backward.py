@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from .balancer import GradientBalancer, WeightingBalancer
 from .split import LossSplit
 
-__all__ = ["ParameterGroups", "balanced_backward", "jacobian"]
-
 
 @dataclass(frozen=True)
 class ParameterGroups:

@@ -15,8 +15,6 @@ from torch import Tensor
 from ..validation import ConfigurationError
 from .config import METHODS
 
-__all__ = ["Balancer", "GradientBalancer", "LossBalancer", "WeightingBalancer", "check_positive", "seeded"]
-
 
 def check_positive(name: str, value: Any) -> None:
     """Raise a `ValueError` unless a parameter is a finite number above 0."""

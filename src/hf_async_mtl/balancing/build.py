@@ -13,8 +13,6 @@ from .balancer import GradientBalancer, LossBalancer
 from .config import METHODS, BalancingConfig
 from .gradnorm import GradNorm
 
-__all__ = ["build_balancer", "check_parameters"]
-
 _BAD_PARAMETERS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 

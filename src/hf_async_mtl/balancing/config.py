@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from ..validation import MAPPING, ConfigurationError, check, check_fields, number, one_of, setting
 
-__all__ = ["METHODS", "SCOPES", "BalancingConfig", "Method"]
-
 SCOPES = ("last_layer", "encoder")
 """The parameters over which the tasks' gradients are compared."""
 

@@ -17,8 +17,6 @@ from torchjd import aggregation
 from .balancer import GradientBalancer, WeightingBalancer, seeded
 from .config import METHODS
 
-__all__ = ["ADAPTERS", "GradDrop", "GradVac", "GramianWeighting"]
-
 
 class GramianWeighting(WeightingBalancer):
     r"""PCGrad, CAGrad, MGDA, Aligned-MTL, IMTL-G, UPGrad, Nash-MTL and FairGrad: weights without a state.

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from .balancer import WeightingBalancer, check_positive
 
-__all__ = ["LEAST_WEIGHT", "GradNorm", "gradnorm_gradient"]
-
 LEAST_WEIGHT = 0.01
 """Lower bound of the weights: below 0, a task would be unlearned. The paper has no such bound."""
 

@@ -18,17 +18,6 @@ from torchjd import scalarization
 from .balancer import LossBalancer, check_positive, seeded
 from .config import METHODS
 
-__all__ = [
-    "ADAPTERS",
-    "DWA",
-    "FAMO",
-    "IMTLL",
-    "StatelessWeighting",
-    "UncertaintyWeighting",
-    "famo_gradient",
-    "partial_derivatives",
-]
-
 
 def partial_derivatives(scalarizer: scalarization.Scalarizer, losses: Tensor) -> Tensor:
     """Return the derivatives of a scalarizer by each loss: ``[k]`` from ``[k]``.

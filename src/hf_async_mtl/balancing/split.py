@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LossSplit", "split_losses", "weighted_sums"]
-
 
 @dataclass(frozen=True)
 class LossSplit:

@@ -24,8 +24,6 @@ from .transfer import inherit_from_trained, shared_tasks
 if TYPE_CHECKING:
     from ..modeling.modeling_multitask import MultiTaskModel
 
-__all__ = ["from_encoder", "is_text_encoder", "position_limit"]
-
 # Arguments of `from_pretrained` that also apply to the configuration.
 _HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code")
 

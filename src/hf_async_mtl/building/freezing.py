@@ -9,8 +9,6 @@ from transformers.utils import logging
 
 from ..modeling.configuration_multitask import ConfigurationError
 
-__all__ = ["check_trainable", "encoder_layers", "freeze", "last_shared_layer", "trainable_hash"]
-
 logger = logging.get_logger(__name__)
 
 

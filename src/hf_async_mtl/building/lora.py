@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from ..modeling.configuration_multitask import ConfigurationError
 
-__all__ = ["LORA_KEYS", "add_lora", "check_lora", "freeze_base_weights", "is_adapter", "merge_lora", "merged_copy"]
-
 _INSTALL = "Run `pip install 'hf-async-mtl[lora]'`."
 
 LORA_KEYS = (

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 
-__all__ = ["inherit_from_trained", "inherit_labels", "shared_tasks"]
-
 
 def shared_tasks(
     trained: Mapping[str, TaskConfig], tasks: Mapping[str, TaskConfig], new_heads: Collection[str] = ()

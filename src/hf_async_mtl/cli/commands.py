@@ -13,8 +13,6 @@ from ..validation import ConfigurationError
 from .config_file import load_config
 from .parser import build_parser
 
-__all__ = ["main"]
-
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 143
 
 

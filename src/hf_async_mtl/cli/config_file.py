@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
     from ..training.arguments import AsyncMTLTrainingArguments
 
-__all__ = ["RunConfig", "load_config"]
-
 _SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 # Given at the top of the file, because they also apply outside of the Trainer.
 _NOT_IN_TRAINING = ("seed", "data_seed", *_SECTIONS)

@@ -11,8 +11,6 @@ from .config_file import load_config
 from .output_dir import check_output_dir
 from .train import train
 
-__all__ = ["run"]
-
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""

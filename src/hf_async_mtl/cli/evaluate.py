@@ -19,8 +19,6 @@ from ..training.trainer import AsyncMTLTrainer
 from ..validation import ConfigurationError
 from .config_file import RunConfig
 
-__all__ = ["evaluate_sets", "run", "to_json"]
-
 _NO_METRICS = ("epoch", "_runtime", "_per_second", "_preparation_time")
 
 

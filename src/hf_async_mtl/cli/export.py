@@ -8,8 +8,6 @@ from ..building.lora import merge_lora
 from ..export.onnx import export_onnx, quantize
 from ..run import load_model
 
-__all__ = ["run"]
-
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""

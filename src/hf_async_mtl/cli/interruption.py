@@ -13,8 +13,6 @@ from transformers.trainer_callback import TrainerCallback
 
 from ..training.distributed import any_rank
 
-__all__ = ["CheckpointOnSignal", "RunInterrupted"]
-
 
 class RunInterrupted(Exception):  # noqa: N818 - not an error
     """The run received a signal and wrote a checkpoint. The argument is the step."""

@@ -11,8 +11,6 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..training.checkpoint_files import STATE_FILE, read_state
 from ..utils import nearest_existing
 
-__all__ = ["check_output_dir", "remove_empty_on_error"]
-
 
 @contextmanager
 def remove_empty_on_error(folder: Path) -> Iterator[None]:

@@ -8,8 +8,6 @@ from typing import Any
 
 from .. import __version__
 
-__all__ = ["build_parser"]
-
 _MODEL: dict[str, Any] = {"metavar": "MODEL", "help": "a folder or a Hub id"}
 
 

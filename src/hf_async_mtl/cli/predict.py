@@ -16,8 +16,6 @@ from ..modeling.configuration_multitask import ConfigurationError
 from ..run import load_model
 from .prediction_files import to_csv, to_json_lines, writing
 
-__all__ = ["run"]
-
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""

@@ -16,8 +16,6 @@ from ..tasks.registry import TASK_TYPES
 from ..utils import atomic_path
 from .output_dir import remove_empty_on_error
 
-__all__ = ["to_csv", "to_json_lines", "writing"]
-
 Predictions = Mapping[str, Mapping[str, Any]]
 
 

@@ -12,8 +12,6 @@ from .. import modeling
 from ..modeling.configuration_multitask import ConfigurationError
 from ..report.model_card import card_for_repository
 
-__all__ = ["run"]
-
 # Full names: in a pattern of the Hub's client, `*` matches a `/` too. All other files in the folder stay local.
 _PUBLIC = (
     *("config.json", "convergence.json", "all_results.json", "plots/*.png"),

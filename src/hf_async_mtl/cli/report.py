@@ -13,8 +13,6 @@ from ..tasks.names import check_task_names
 from ..utils import write_atomic
 from ..validation import ConfigurationError
 
-__all__ = ["run"]
-
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""

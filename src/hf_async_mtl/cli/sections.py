@@ -8,8 +8,6 @@ from typing import Any
 
 from ..validation import ConfigurationError, Requirement, check_fields, optional, setting, whole_number
 
-__all__ = ["TaskSection", "TopLevel"]
-
 _SEED = whole_number(0, 2**32 - 1)  # NumPy takes no greater one.
 _FREEZE = Requirement(
     "`encoder`, or a number of its first layers",

@@ -15,8 +15,6 @@ from .sections import TaskSection
 if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
 
-__all__ = ["task_configs", "with_preset"]
-
 _HEADS = ("kept", "new", "frozen")
 
 

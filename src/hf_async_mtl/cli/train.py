@@ -16,8 +16,6 @@ from .evaluate import evaluate_sets, to_json
 from .interruption import CheckpointOnSignal
 from .output_dir import check_output_dir, remove_empty_on_error
 
-__all__ = ["run", "train"]
-
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""

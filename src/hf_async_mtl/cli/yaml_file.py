@@ -11,8 +11,6 @@ import yaml
 
 from ..validation import ConfigurationError
 
-__all__ = ["read_yaml"]
-
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it.

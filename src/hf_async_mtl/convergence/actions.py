@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["ACTIONS", "PHASES", "Action", "Phase"]
-
 Phase = Literal["waiting", "learning", "distilling", "stopped"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 

@@ -23,8 +23,6 @@ from ..validation import (
 )
 from .actions import ACTIONS
 
-__all__ = ["CRITERION_NAMES", "ConvergenceConfig", "ConvergenceSettings", "ScheduleConfig"]
-
 CRITERION_NAMES = ("plateau", "decline", "significant")
 """The keys of `hf_async_mtl.convergence.criteria.CRITERIA`."""
 _WATCH = ("either", "metric", "loss")

@@ -12,15 +12,6 @@ from typing import Any, ClassVar
 
 from .config import ConvergenceConfig
 
-__all__ = [
-    "CRITERIA",
-    "Criterion",
-    "Decline",
-    "Plateau",
-    "Significant",
-    "check_state_keys",
-]
-
 
 class Criterion(ABC):
     """Follow the scores of one task. Higher is better.

@@ -9,8 +9,6 @@ from typing import SupportsFloat
 
 from .criteria import check_state_keys
 
-__all__ = ["Evaluation", "Scores", "check_scores", "evaluations_by_task"]
-
 Scores = Mapping[str, SupportsFloat | None]
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from .task import Event, TaskTracker
 
-__all__ = ["convergence_report", "final_result"]
-
 
 def convergence_report(
     trackers: Mapping[str, TaskTracker], events: Sequence[Event], step: int, final: Mapping[str, Any] | None

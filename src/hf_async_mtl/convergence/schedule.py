@@ -17,8 +17,6 @@ from .evaluation import Scores, check_scores, evaluations_by_task
 from .report import convergence_report, final_result
 from .task import Event, TaskSpec, TaskTracker
 
-__all__ = ["ConvergenceSchedule", "Event", "Phase", "TaskSpec"]
-
 _OTHER_VERSION = "was it saved by another version?"
 
 

@@ -16,8 +16,6 @@ from .config import ConvergenceConfig
 from .criteria import CRITERIA, Criterion, check_state_keys
 from .evaluation import Evaluation
 
-__all__ = ["Event", "TaskSpec", "TaskState", "TaskTracker"]
-
 _CONSTANT_EVALUATIONS = 3
 """Multiple of the patience for which evaluations with one prediction for every example are skipped."""
 _OTHER_VERSION = "was it saved by another version?"

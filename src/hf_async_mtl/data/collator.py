@@ -12,8 +12,6 @@ from ..modeling.heads import HEADS
 from ..modeling.packing import PackedRows, segment_tokens
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["MultiTaskCollator", "PaddedCollator", "collate_targets", "pack", "pack_rows"]
-
 
 class MultiTaskCollator:
     """Pack the segments of examples of mixed tasks into rows.

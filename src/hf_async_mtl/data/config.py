@@ -22,8 +22,6 @@ from ..validation import (
     whole_number,
 )
 
-__all__ = ["READERS", "SPLITS", "STRATEGIES", "DataSection", "DataSource", "MixingConfig", "expand_path"]
-
 SPLITS = ("train", "validation", "test")
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix of a file -> the reader of `datasets` for it."""

@@ -11,8 +11,6 @@ from datasets import Dataset
 
 from ..modeling.configuration_multitask import TaskConfig
 
-__all__ = ["MultiTaskDataset", "TaskDataset", "decode_example_ids"]
-
 # Examples that `TaskDataset.read` holds in memory at a time.
 _READ = 32
 

@@ -12,8 +12,6 @@ from datasets import Dataset
 
 from ..utils import write_atomic
 
-__all__ = ["fingerprint"]
-
 # Rows that are hashed at a time. Another number gives other hashes, and no older checkpoint would resume.
 _ROWS = 1000
 

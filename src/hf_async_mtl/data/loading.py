@@ -15,8 +15,6 @@ from ..utils import nearest_key
 from .config import SPLITS, DataSource
 from .reading import read_file, read_folder, read_hub_split
 
-__all__ = ["is_unlabeled", "load_splits", "sample"]
-
 
 def load_splits(
     name: str, task: TaskConfig, source: DataSource, seed: int, *, has_teacher: bool = False

@@ -15,8 +15,6 @@ from datasets.utils import logging
 from ..modeling.configuration_multitask import ConfigurationError
 from .config import READERS, DataSource
 
-__all__ = ["read_file", "read_folder", "read_hub_split"]
-
 # Rows of one batch of a raw file. Opening the file reads the head of each batch.
 _BATCH = 20_000
 # Only an empty cell of a CSV file is a missing value: "NA" and "None" are words, and names of classes. The first cell

@@ -9,8 +9,6 @@ import torch
 
 from .config import MixingConfig
 
-__all__ = ["MultiTaskSampler", "draws_per_task"]
-
 _PROPORTIONAL = MixingConfig()
 # Indices that are converted to Python numbers at a time.
 _CHUNK = 4096

@@ -20,8 +20,6 @@ from ..tasks.base import Columns, Target
 from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["count_truncated", "encode", "not_utf8", "token_counts", "truncation_warning", "unit_counts"]
-
 _TOKENIZED, _WRITTEN = 500, 2000
 """Rows that are tokenized at a time, and rows of one batch of the file. Opening a file reads the head of each batch and
 64 KiB around it; a row of a large batch is spread over many pages."""

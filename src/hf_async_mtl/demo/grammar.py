@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-__all__ = ["TASKS", "Row", "TaskGrammar"]
-
 Row = dict[str, Any]
 
 

@@ -16,8 +16,6 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from .grammar import TASKS, Row
 
-__all__ = ["write_demo"]
-
 HELD_OUT_ROWS = 250
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY_SIZE = 2000

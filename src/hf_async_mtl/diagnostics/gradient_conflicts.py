@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from ..validation import ConfigurationError
 
-__all__ = ["GradientConflicts", "cosines"]
-
 
 def cosines(gradients: Tensor) -> Tensor:
     """Return the cosine of the angle between each two gradients.

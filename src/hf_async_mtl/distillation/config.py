@@ -8,8 +8,6 @@ from typing import Any
 
 from ..validation import Requirement, check_fields, number, setting
 
-__all__ = ["DistillationConfig"]
-
 
 def _are_sources(value: Any) -> bool:
     return isinstance(value, Mapping) and all(

@@ -25,8 +25,6 @@ from ..modeling.heads import HEADS
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["UNLOADABLE", "ExternalTeacher", "load_external_teachers"]
-
 logger = logging.get_logger(__name__)
 
 UNLOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError)

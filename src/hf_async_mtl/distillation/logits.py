@@ -23,8 +23,6 @@ from torch import Tensor
 from ..modeling.packing import segment_tokens
 from ..utils import atomic_path, nearest_existing, write_atomic
 
-__all__ = ["LogitsFiles", "LogitsWriter", "RecordedLogits", "TeacherError", "check_disk_space", "record_logits"]
-
 
 class TeacherError(RuntimeError):
     """A teacher's file is missing or damaged, was made for other examples, or does not fit on the disk."""

@@ -8,8 +8,6 @@ from torch import Tensor
 from ..modeling.heads import Head
 from ..modeling.packing import Layout
 
-__all__ = ["distillation_losses"]
-
 
 def distillation_losses(
     head: Head,

@@ -18,8 +18,6 @@ from torch import Tensor
 from ..utils import atomic_path, link_or_copy, write_atomic
 from .logits import LogitsFiles, TeacherError
 
-__all__ = ["TeacherStore"]
-
 
 class TeacherStore:
     """The folder in which a run keeps its teachers.

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["near_one_hot_warning", "normalized_entropy"]
-
 _ENTROPY_FLOOR = 0.02
 """For two classes, the entropy of 0.998 to 0.002. Set by eye: far below a teacher that is unsure of some rows."""
 

@@ -25,8 +25,6 @@ from .loss import distillation_losses
 from .snapshots import TeacherStore
 from .teacher_quality import near_one_hot_warning, normalized_entropy
 
-__all__ = ["Teachers", "logit_columns"]
-
 logger = logging.get_logger(__name__)
 
 _SAMPLE = 10_000

@@ -10,8 +10,6 @@ from datasets import Dataset
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["with_placeholders"]
-
 
 def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
     """Add placeholder labels, so that unlabeled rows can be tokenized like the others.

@@ -21,8 +21,6 @@ from ..modeling.modeling_multitask import MultiTaskModel
 from .onnx_inference import open_session, require_onnx, run_graph
 from .onnx_module import OnnxModule
 
-__all__ = ["TOLERANCE", "export_onnx", "quantize"]
-
 TOLERANCE = 1e-4
 """Largest difference of a logit of the graph to that of the model, absolute or relative to the largest of its task."""
 _LENGTHS = (5, 17, 3, 17)

@@ -17,8 +17,6 @@ from ..inference.logits import IndexBatches, iterate_logits, split_by_example
 from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.heads import HEADS
 
-__all__ = ["onnx_logits", "open_session", "require_onnx", "run_graph"]
-
 
 def require_onnx() -> None:
     """Raise a `ConfigurationError` if a package that export needs is not installed."""

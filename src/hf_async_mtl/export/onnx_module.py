@@ -12,8 +12,6 @@ from ..modeling.heads import Head
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..modeling.packing import Layout, Ragged, forward_arguments
 
-__all__ = ["OnnxModule", "pool_padded"]
-
 
 def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """Return one vector per row, as `hf_async_mtl.modeling.heads.pool` returns one per segment.

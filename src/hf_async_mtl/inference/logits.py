@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["IndexBatches", "iterate_logits", "split_by_example"]
-
 Model = Callable[[dict[str, Any]], Mapping[str, Tensor]]
 """A batch without ``example_ids`` and ``labels`` -> task -> logits."""
 

@@ -14,8 +14,6 @@ from ..tasks.pretruncation import shorten
 from ..tasks.registry import TASK_TYPES
 from .single_task import SequenceView, TokenView
 
-__all__ = ["PIPELINE_TASK", "MultiTaskPipeline"]
-
 PIPELINE_TASK = "multi-task-text"
 _KINDS = {False: "a text", True: "a pair of texts"}
 

@@ -18,8 +18,6 @@ from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
 from .logits import IndexBatches, iterate_logits, split_by_example
 
-__all__ = ["predict_rows", "readable_tasks", "tasks_by_input"]
-
 logger = logging.get_logger(__name__)
 
 

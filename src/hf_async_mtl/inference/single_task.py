@@ -16,8 +16,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..tasks.registry import TASK_TYPES
 
-__all__ = ["SequenceView", "TaskView", "TaskViewConfig", "TokenView"]
-
 
 class TaskViewConfig(PreTrainedConfig):
     """The configuration of a view: label names and problem type."""

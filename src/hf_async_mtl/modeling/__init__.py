@@ -5,8 +5,6 @@ from transformers import AutoConfig, AutoModel
 from .configuration_multitask import MultiTaskConfig
 from .modeling_multitask import MultiTaskModel
 
-__all__ = ["MultiTaskConfig", "MultiTaskModel"]
-
 AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
 AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
 # `save_pretrained` copies the modeling code beside the weights: `trust_remote_code` loads it without this package.

@@ -22,16 +22,6 @@ except ImportError:  # The code was loaded from the Hub, and the package is not 
         """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
 
-__all__ = [
-    "RENAMED",
-    "ConfigurationError",
-    "MultiTaskConfig",
-    "TaskConfig",
-    "check_max_length",
-    "check_task_name",
-    "from_package",
-]
-
 RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
 """Fields of `TaskConfig` in version 0.1 -> their names today."""
 

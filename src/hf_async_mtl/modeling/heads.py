@@ -23,8 +23,6 @@ from .losses import (
 )
 from .packing import Layout, Ragged
 
-__all__ = ["HEADS", "Head", "pool"]
-
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
     """Return one vector per segment.

@@ -15,19 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "IGNORE",
-    "bernoulli_kl",
-    "categorical_kl",
-    "cross_entropy",
-    "multilabel_cross_entropy",
-    "ragged_cross_entropy",
-    "ragged_kl",
-    "ragged_mean",
-    "segment_index",
-    "squared_error",
-]
-
 IGNORE = -100
 """Target of a sub-word that has no loss: all but the first of a word."""
 

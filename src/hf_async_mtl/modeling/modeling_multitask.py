@@ -26,8 +26,6 @@ from .packing import (
     ragged_from_mask,
 )
 
-__all__ = ["MultiTaskModel", "MultiTaskOutput", "without_pooler"]
-
 
 @dataclass
 class MultiTaskOutput(ModelOutput):

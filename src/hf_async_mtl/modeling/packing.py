@@ -17,19 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = [
-    "Layout",
-    "PackedRows",
-    "Ragged",
-    "encode",
-    "encode_length_groups",
-    "encode_rows",
-    "forward_arguments",
-    "probe_packing",
-    "ragged_from_mask",
-    "segment_tokens",
-]
-
 # Errors of encoders that were not written for a 4-D mask: a shape that does not fit, or a refusal.
 _UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
 

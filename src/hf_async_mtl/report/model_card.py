@@ -22,8 +22,6 @@ from .tables import MISSING, percent_text, step_text, value_text
 if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
 
-__all__ = ["RunCard", "card_for_repository", "installed_versions", "without_folder", "write_card"]
-
 TAGS = ["hf_async_mtl", "multi-task", "knowledge-distillation"]
 TEMPLATE = Path(__file__).with_name("card_template.md")
 PACKAGES = ("hf_async_mtl", "torch", "transformers", "datasets", "accelerate", "tokenizers")

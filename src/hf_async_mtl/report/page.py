@@ -13,8 +13,6 @@ from jinja2 import Environment, FileSystemLoader
 from .plots import plot_conflicts, plot_curves, plot_retention
 from .tables import percent_text, step_text, value_text
 
-__all__ = ["make_page"]
-
 TEMPLATE = Path(__file__).with_name("page_template.html")
 _EVENTS = {
     "joined": "joined",

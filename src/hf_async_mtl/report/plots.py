@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-__all__ = ["draw", "plot_conflicts", "plot_curves", "plot_retention"]
-
 # The palette of Okabe and Ito: color-blind readers can distinguish it, and so can readers of grayscale prints.
 _BLUE, _ORANGE, _PURPLE, _GREEN = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
 _DARK_GREY, _GREY, _LIGHT_GREY = "#444444", "#888888", "#E5E5E5"

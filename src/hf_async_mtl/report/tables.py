@@ -12,17 +12,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "MISSING",
-    "final_table",
-    "percent_text",
-    "progress_line",
-    "progress_table",
-    "render",
-    "step_text",
-    "value_text",
-]
-
 PLAIN_WIDTH = 100  # columns if the output is not a terminal
 MISSING = "-"
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["Columns", "Target", "TaskType", "example_text", "group_segments", "is_names", "tokenizer_call"]
-
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> the values of some rows."""
 Target = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]

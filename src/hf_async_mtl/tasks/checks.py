@@ -9,8 +9,6 @@ from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, c
 from ..utils import truncated_repr
 from .registry import TASK_TYPES
 
-__all__ = ["check_task"]
-
 
 def check_task(task: TaskConfig) -> None:
     """Check the fields of a task, and bring them into the form that they have in ``config.json``.

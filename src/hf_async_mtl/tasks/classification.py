@@ -15,8 +15,6 @@ from .labels import label_encoder, unique_values
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CARD_LABELS", "Classification"]
-
 CARD_LABELS = 'labels = model.config.tasks["{name}"]["label_names"]'
 """The line of a card example that reads the class names."""
 

@@ -12,18 +12,6 @@ from ..utils import truncated_repr
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = [
-    "HINT",
-    "LabelEncoder",
-    "LabelError",
-    "check_number",
-    "find_column_labels",
-    "find_label_names",
-    "is_missing",
-    "label_encoder",
-    "unique_values",
-]
-
 HINT = "Correct the row, or leave it out."
 """What to do about a row that a message has named."""
 

@@ -18,8 +18,6 @@ from .labels import LabelError, label_encoder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Multilabel"]
-
 
 class Multilabel(TaskType):
     """Any of C labels, from a list column or from C columns of 0 and 1. Logits and predictions (0 or 1) ``[N, C]``."""

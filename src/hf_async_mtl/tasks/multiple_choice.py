@@ -17,8 +17,6 @@ from .pretruncation import shorten
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["MultipleChoice"]
-
 
 class MultipleChoice(TaskType):
     """One of n choices, each a segment with the prompt. Logits ``[N, n]``; predictions are indices of choices."""

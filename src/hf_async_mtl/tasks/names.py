@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from ..modeling.configuration_multitask import ConfigurationError, check_task_name
 
-__all__ = ["check_task_names"]
-
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["PRESETS"]
-
 _GLUE = "nyu-mll/glue"
 _SUPER_GLUE = "aps/super_glue"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["shorten", "shorten_words"]
-
 # Texts up to this length go to the tokenizer unchanged: few tokens are as long as this.
 _CHARACTERS_PER_TOKEN = 16
 _LONGEST_WORD = 1000

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["DEFAULT_STRIDE", "MAX_ANSWER_TOKENS", "QuestionAnswering"]
-
 DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, if the task does not say."""
 MAX_ANSWER_TOKENS = 30

@@ -10,8 +10,6 @@ from .question_answering import QuestionAnswering
 from .regression import Regression
 from .token_classification import TokenClassification
 
-__all__ = ["TASK_TYPES"]
-
 TASK_TYPES: dict[str, TaskType] = {
     "classification": Classification(),
     "multilabel": Multilabel(),

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-__all__ = ["Regression"]
-
 
 class Regression(TaskType):
     """A number in the units of its data. Logits ``[N]`` are the predictions."""

@@ -19,8 +19,6 @@ from .pretruncation import shorten_words
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TokenClassification", "first_subwords"]
-
 
 class TokenClassification(TaskType):
     """One class out of C per word, read at its first sub-word. Logits ``[N, U, C]``; predictions are label names."""

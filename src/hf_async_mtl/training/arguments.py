@@ -20,8 +20,6 @@ from ..data.config import MixingConfig
 from ..distillation.config import DistillationConfig
 from ..validation import ConfigurationError, check, number, of_type, optional, parse_section, whole_number
 
-__all__ = ["REFUSED", "SECTIONS", "AsyncMTLTrainingArguments", "check_types"]
-
 logger = logging.get_logger(__name__)
 
 REFUSED = {

@@ -23,8 +23,6 @@ from .checkpoint import RunCheckpoint
 from .controller import ConvergenceController
 from .loss import MultiTaskLoss
 
-__all__ = ["RunCallback", "TableCallback", "build_sampler"]
-
 
 def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MultiTaskSampler:
     """Return the sampler of a run.

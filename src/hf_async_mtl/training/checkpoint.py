@@ -23,8 +23,6 @@ from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoin
 from .checkpoint_validation import check_checkpoint, placement
 from .distributed import check_files_reach, newest_checkpoint, share_rng_states
 
-__all__ = ["RunCheckpoint"]
-
 
 class Stateful(Protocol):
     """An object whose state is JSON values."""

@@ -10,19 +10,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..utils import link_or_copy
 
-__all__ = [
-    "BEST_FOLDER",
-    "STATE_FILE",
-    "TEACHERS_FOLDER",
-    "adopt_best",
-    "checkpoint_step",
-    "complete_checkpoints",
-    "last_complete_checkpoint",
-    "link_best",
-    "read_state",
-    "read_trainer_state",
-]
-
 STATE_FILE = "async_mtl_state.json"
 """Our state, which is written last: its presence makes a checkpoint complete."""
 TEACHERS_FOLDER = "_teachers"

@@ -21,8 +21,6 @@ from ..modeling.configuration_multitask import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, read_state, read_trainer_state
 
-__all__ = ["check_checkpoint", "other_placement", "placement"]
-
 logger = logging.get_logger(__name__)
 
 Shapes = Mapping[str, Sequence[int]]

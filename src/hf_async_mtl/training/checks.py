@@ -25,25 +25,6 @@ from ..tasks.names import check_task_names
 from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 
-__all__ = [
-    "check_best_metric",
-    "check_disk_space",
-    "check_metrics",
-    "check_own_metrics",
-    "check_sets",
-    "check_sharding",
-    "check_task_settings",
-    "check_tokenizer",
-    "checked_args",
-    "checked_model",
-    "find_task",
-    "join_order",
-    "prepare_trainable",
-    "refuse_arguments",
-    "task_of",
-    "with_labels",
-]
-
 
 def task_of(name: str, tasks: Collection[str]) -> str:
     """The task of an evaluation set: its own name, or the longest task name before an underscore.

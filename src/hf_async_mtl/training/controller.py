@@ -30,8 +30,6 @@ from .loss import MultiTaskLoss
 from .state_dict import clone_state_dict, full_state_dict, load_weights
 from .task_sets import TaskSets
 
-__all__ = ["ConvergenceController"]
-
 logger = logging.get_logger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]

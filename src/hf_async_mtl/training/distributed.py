@@ -17,15 +17,6 @@ from ..modeling.configuration_multitask import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import complete_checkpoints
 
-__all__ = [
-    "any_rank",
-    "broadcast_from_main",
-    "check_files_reach",
-    "gather_examples",
-    "newest_checkpoint",
-    "share_rng_states",
-]
-
 T = TypeVar("T")
 
 

@@ -19,8 +19,6 @@ from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..tasks.registry import TASK_TYPES
 from .distributed import gather_examples
 
-__all__ = ["TaskEvaluator", "dense", "iterate_over_ranks"]
-
 
 def dense(values: Tensor, offsets: Tensor) -> Tensor:
     """Return one row per example: ``[U, C]`` and offsets ``[B + 1]`` to ``[B, longest, C]``, padded with -100."""

@@ -28,8 +28,6 @@ from .checks import (
 )
 from .task_sets import TaskSets
 
-__all__ = ["TrainerInputs", "prepare_inputs"]
-
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 

@@ -27,8 +27,6 @@ from .running_loss import RunningTaskLoss
 if TYPE_CHECKING:
     from ..diagnostics.gradient_conflicts import GradientConflicts
 
-__all__ = ["MultiTaskLoss"]
-
 
 class MultiTaskLoss:
     r"""Compute the loss of a batch, :math:`\frac{1}{N} \sum_i w_{task(i)} \, l_i`.

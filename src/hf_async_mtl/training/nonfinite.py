@@ -11,8 +11,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["FiniteCheck"]
-
 _NAMED = 10
 
 

@@ -9,8 +9,6 @@ from ..modeling.configuration_multitask import TaskConfig
 from .arguments import AsyncMTLTrainingArguments
 from .checks import join_order
 
-__all__ = ["new_schedule"]
-
 
 def new_schedule(
     tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]

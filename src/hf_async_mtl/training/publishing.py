@@ -12,8 +12,6 @@ from ..report.model_card import RunCard, write_card
 from ..report.plots import draw
 from .arguments import AsyncMTLTrainingArguments
 
-__all__ = ["publish"]
-
 _ARGUMENTS = (
     "learning_rate",
     "head_learning_rate",

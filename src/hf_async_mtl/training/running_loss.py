@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-__all__ = ["RunningTaskLoss"]
-
 
 class RunningTaskLoss:
     """Add up each task's losses on the device, so that no training step waits for a number.

@@ -11,8 +11,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-__all__ = ["clone_state_dict", "full_state_dict", "load_weights", "savable"]
-
 
 def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """Return all weights, on the CPU.

@@ -15,8 +15,6 @@ from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from .arguments import AsyncMTLTrainingArguments
 from .checks import find_task, task_of
 
-__all__ = ["TaskSets"]
-
 logger = logging.get_logger(__name__)
 
 

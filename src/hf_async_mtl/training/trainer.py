@@ -39,8 +39,6 @@ from .upstream import refused, replaced_fields, split_head_groups
 if TYPE_CHECKING:
     from transformers import DataCollator, PreTrainedTokenizerBase
 
-__all__ = ["AsyncMTLTrainer"]
-
 
 class AsyncMTLTrainer(Trainer):
     """A `transformers.Trainer` for task sets with asynchronous convergence.

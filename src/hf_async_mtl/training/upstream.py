@@ -12,8 +12,6 @@ from transformers import TrainingArguments
 
 from ..modeling.configuration_multitask import ConfigurationError
 
-__all__ = ["refused", "replaced_fields", "split_head_groups"]
-
 
 def refused(name: str, hint: str) -> Callable[..., Any]:
     """Return a method that raises a `ConfigurationError`, in place of one of the Trainer that does not work here."""
