@@ -1,4 +1,4 @@
-"""The card and the plots of a run, from what it left in its folder."""
+"""Write the card and the plots of a run into its output folder."""
 
 from __future__ import annotations
 
@@ -35,37 +35,31 @@ def publish(
     model: MultiTaskModel,
     args: AsyncMTLTrainingArguments,
     report: Mapping[str, Any],
-    *,
-    model_name: str | None = None,
-    finetuned_from: str | None = None,
-    license: str | None = None,
-    language: str | None = None,
     log: Sequence[Mapping[str, Any]],
-    metadata: Mapping[str, str | list[str] | None],
-    datasets: str | list[str] | None = None,
+    *,
     data: Mapping[str, Mapping[str, Any]],
     sets: Mapping[str, Mapping[str, Sized]],
+    model_name: str | None = None,
+    metadata: Mapping[str, Any],
 ) -> None:
     """Write ``plots/`` and ``README.md`` into the output folder.
 
     Args:
         model: The model of the run.
-        args: Its arguments; ``output_dir`` is where the results are read and the card is written.
+        args: Its arguments. The results are read from ``output_dir``.
         report: The content of ``convergence.json``.
-        model_name: Of the card; the folder's name, where absent.
-        finetuned_from: The encoder; what the model's configuration knows of it, where absent.
-        license: As the Hub names it.
-        language: ISO code.
-        log: Of the run; for the metrics of a run without an ``all_results.json``.
-        metadata: Further keys of the card's metadata, added to those that are there.
-        datasets: Ids of data sets for the card's metadata.
-        data: Where the data of each task is from, as `RunCard` takes it.
+        log: The log of the run; its metrics are those of a run without an ``all_results.json``.
+        data: The ``data`` sections of the tasks; see `RunCard`.
         sets: Name of a split -> task -> its set.
+        model_name: Name of the model or its repository; default: the name of the folder.
+        metadata: Keys of the card's metadata, such as ``license``; None leaves a key out. ``base_model`` names the
+            encoder; default: that of the model's configuration.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
     results = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else _final_results(report, log)
     draw(report, folder)
+    encoder = model.config.encoder_config
     card = RunCard(
         data=data,
         rows={
@@ -76,12 +70,10 @@ def publish(
         tasks=model.config.task_configs,
         report=report,
         results=results,
-        encoder=finetuned_from or model.config.encoder_config._name_or_path or model.encoder.config.model_type,
-        training=_settings_of_note(model, args),
-        license=license,
-        language=language,
+        encoder=metadata.get("base_model") or encoder._name_or_path or encoder.model_type,
+        training=_settings(model, args),
     )
-    further = {key: value for key, value in {**metadata, "datasets": datasets}.items() if value is not None}
+    further = {key: value for key, value in metadata.items() if value is not None and key != "base_model"}
     write_card(folder / "README.md", card, further)
 
 
@@ -92,10 +84,10 @@ def _final_results(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) 
     return {key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")}
 
 
-def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
+def _settings(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
     found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
     sections = {key: dict(args.section(key)) for key in _SECTIONS}
-    learn, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return {
         **{key: value for key, value in found.items() if value not in (None, False, -1)},
         "processes": args.world_size,
@@ -103,6 +95,6 @@ def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) ->
         "pooling": model.config.pooling,
         "packed": model.packs,
         **({} if model.config.lora is None else {"lora": model.config.lora}),
-        **({} if learn == total else {"trained_weights": f"{learn:,} of {total:,}"}),
+        **({} if trainable == total else {"trained_weights": f"{trainable:,} of {total:,}"}),
         **{key: value for key, value in sections.items() if value},
     }

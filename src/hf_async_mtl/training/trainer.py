@@ -341,14 +341,13 @@ class AsyncMTLTrainer(Trainer):
                 self.model,
                 self.args,
                 self.report(),
-                # Upstream gives the last part of the repository's name, which would not load.
-                model_name=self.hub_model_id or model_name,
-                finetuned_from=finetuned_from,
-                license=license,
-                language=language,
-                log=self.state.log_history,
-                metadata={"tags": tags, "pipeline_tag": tasks, "dataset_args": dataset_args},
-                datasets=dataset_tags or dataset,
+                self.state.log_history,
                 data=self.data_sources,
                 sets={"train": self.encoded_train, "validation": self.eval_dataset},
+                # Upstream gives the last part of the repository's name, which would not load.
+                model_name=self.hub_model_id or model_name,
+                metadata={
+                    **{"language": language, "license": license, "tags": tags, "base_model": finetuned_from},
+                    **{"pipeline_tag": tasks, "datasets": dataset_tags or dataset, "dataset_args": dataset_args},
+                },
             )
