@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ TABLE: dict[str, set[str]] = {
     "tasks": {"tasks", "validation", "modeling", "utils"},
     "building": {"building", "validation", "tasks", "modeling", "utils"},
     "data": {"data", "validation", "tasks", "modeling", "utils"},
-    "metrics": {"tasks", "modeling", "utils"},
+    "metrics": {"tasks", "modeling", "utils", "validation"},
     "significance": {"metrics", "tasks", "modeling"},
     "convergence": {"convergence", "validation"},
     "inference": {"inference", "validation", "data", "tasks", "building", "modeling", "utils"},
@@ -49,7 +48,6 @@ TABLE: dict[str, set[str]] = {
     },
     "export": {"export", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
     "demo": {"demo", "utils"},
-    # To be removed with the moves that make them needless.
     "run": {
         *("cli.config_file", "training", "distillation", "balancing", "convergence", "metrics", "data"),
         *("tasks", "building", "modeling", "utils", "validation"),
@@ -60,7 +58,10 @@ TABLE: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     # The public names, imported when they are asked for.
-    "": {"registration", "run", "training", "inference", "building", "tasks", "modeling", "validation"},
+    "": {
+        *("balancing", "convergence", "data", "diagnostics", "distillation", "inference", "metrics", "modeling"),
+        *("registration", "run", "tasks", "training", "validation"),
+    },
 }
 
 

@@ -16,7 +16,8 @@ from sklearn import metrics as sklearn_metrics
 
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import check_metric, compute, normalize_answer
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError, TaskConfig
+from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+from hf_async_mtl.validation import ConfigurationError
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 3, (2, 200))

@@ -10,9 +10,9 @@ from datasets import Features, Value
 
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.significance import bootstrap_values, paired_standard_error
 from hf_async_mtl.tasks.registry import TASK_TYPES
+from hf_async_mtl.validation import ConfigurationError
 
 # Also tags that seqeval does not know, rows without a tag, and rows of one length.
 TAGS = ["O", "O", "B-x", "I-x", "I-y", "E-y", "S-x", "T-x", "y"]

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import pytest
 
 from hf_async_mtl.modeling.configuration_multitask import RENAMED as RENAMED_FIELDS
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError as ErrorOfModels
 from hf_async_mtl.validation import (
     RENAMED,
     ConfigurationError,
@@ -21,6 +20,7 @@ from hf_async_mtl.validation import (
     setting,
     whole_number,
 )
+from hf_async_mtl.validation import ConfigurationError as ErrorOfModels
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from datasets import Dataset, load_dataset
 
 from hf_async_mtl import TaskConfig
 from hf_async_mtl.inference.predict import predict_rows, readable_tasks
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.run import load_model
 from hf_async_mtl.tasks.presets import PRESETS
+from hf_async_mtl.validation import ConfigurationError
 
 FILES = {
     "CoLA": ("cola", "cola", "test"),

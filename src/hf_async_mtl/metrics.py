@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .modeling.configuration_multitask import ConfigurationError, TaskConfig
+from .modeling.configuration_multitask import TaskConfig
 from .tasks.registry import TASK_TYPES
+from .validation import ConfigurationError
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
 

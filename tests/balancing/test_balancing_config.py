@@ -12,7 +12,7 @@ from hf_async_mtl.balancing.balancer import LossBalancer, WeightingBalancer
 from hf_async_mtl.balancing.build import build_balancer, check_parameters
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
 from hf_async_mtl.balancing.gradnorm import GradNorm
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
+from hf_async_mtl.validation import ConfigurationError
 
 # Another value than the default, for the parameters of the methods that have some.
 OTHER: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_async_mtl.balancing.balancer import GradientBalancer, LossBalancer, WeightingBalancer
 from hf_async_mtl.balancing.build import build_balancer
 from hf_async_mtl.balancing.config import METHODS, BalancingConfig
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
+from hf_async_mtl.validation import ConfigurationError
 
 BALANCERS = [name for name in METHODS if name != "sum"]
 WITH_WEIGHTS = [name for name in BALANCERS if name != "graddrop"]

@@ -9,9 +9,9 @@ from bundles import bundle_config, write_config
 
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.cli.yaml_file import read_yaml
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
 from hf_async_mtl.tasks.presets import PRESETS
 from hf_async_mtl.training.arguments import REFUSED
+from hf_async_mtl.validation import ConfigurationError
 
 # The example of the contract, as far as it does not ask for files of the Hub.
 EXAMPLE = """

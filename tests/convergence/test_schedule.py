@@ -12,7 +12,8 @@ import pytest
 from hf_async_mtl.convergence.actions import ACTIONS
 from hf_async_mtl.convergence.config import ConvergenceConfig
 from hf_async_mtl.convergence.criteria import CRITERIA, Criterion
-from hf_async_mtl.convergence.schedule import ConvergenceSchedule, Event, TaskSpec
+from hf_async_mtl.convergence.schedule import ConvergenceSchedule
+from hf_async_mtl.convergence.task import Event, TaskSpec
 
 config_of = partial(ConvergenceConfig, criterion="plateau", watch="either")
 TASKS = {

@@ -18,7 +18,7 @@ from fake_hub import serving
 from hf_async_mtl import TaskConfig
 from hf_async_mtl.data.config import DataSource, expand_path
 from hf_async_mtl.data.loading import load_splits
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
+from hf_async_mtl.validation import ConfigurationError
 
 TASK = TaskConfig("classification", ["text"])
 SCORE = TaskConfig("regression", ["text"], label_column="score")

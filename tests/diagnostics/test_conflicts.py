@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from hf_async_mtl.building.freezing import last_shared_layer
 from hf_async_mtl.diagnostics.gradient_conflicts import GradientConflicts, cosines
-from hf_async_mtl.modeling.configuration_multitask import ConfigurationError
+from hf_async_mtl.validation import ConfigurationError
 
 LAST_LAYER = {
     "bert": "encoder.layer.2.",

@@ -12,15 +12,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from families import TASKS, family_config
 
-from hf_async_mtl.modeling.configuration_multitask import (
-    ConfigurationError,
-    MultiTaskConfig,
-    TaskConfig,
-)
+from hf_async_mtl.modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from hf_async_mtl.tasks.labels import label_encoder
 from hf_async_mtl.tasks.names import check_task_names
 from hf_async_mtl.tasks.presets import PRESETS
 from hf_async_mtl.tasks.registry import TASK_TYPES
+from hf_async_mtl.validation import ConfigurationError
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from ..modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import without_pooler
 from ..tasks.names import check_task_names
+from ..validation import ConfigurationError
 from .lora import add_lora, merge_lora
 from .transfer import inherit_from_trained, shared_tasks
 

@@ -7,7 +7,7 @@ import hashlib
 from torch import nn
 from transformers.utils import logging
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 
 logger = logging.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 
 _INSTALL = "Run `pip install 'hf-async-mtl[lora]'`."
 

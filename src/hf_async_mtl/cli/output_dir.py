@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..modeling.configuration_multitask import ConfigurationError
 from ..training.checkpoint_files import STATE_FILE, read_state
 from ..utils import nearest_existing
+from ..validation import ConfigurationError
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from ..data.config import READERS
 from ..data.reading import read_file
 from ..inference.predict import predict_rows, readable_tasks
-from ..modeling.configuration_multitask import ConfigurationError
 from ..run import load_model
+from ..validation import ConfigurationError
 from .prediction_files import to_csv, to_json_lines, writing
 
 

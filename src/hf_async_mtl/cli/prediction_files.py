@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.registry import TASK_TYPES
 from ..utils import atomic_path
+from ..validation import ConfigurationError
 from .output_dir import remove_empty_on_error
 
 Predictions = Mapping[str, Mapping[str, Any]]

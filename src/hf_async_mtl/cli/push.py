@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from .. import modeling
-from ..modeling.configuration_multitask import ConfigurationError
 from ..report.model_card import card_for_repository
+from ..validation import ConfigurationError
 
 # Full names: in a pattern of the Hub's client, `*` matches a `/` too. All other files in the folder stay local.
 _PUBLIC = (

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.labels import is_missing
 from ..utils import nearest_key
+from ..validation import ConfigurationError
 from .config import SPLITS, DataSource
 from .reading import read_file, read_folder, read_hub_split
 

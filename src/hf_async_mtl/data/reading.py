@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils import logging
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 from .config import READERS, DataSource
 
 # Rows of one batch of a raw file. Opening the file reads the head of each batch.

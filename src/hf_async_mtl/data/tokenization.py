@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
 from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 
 _TOKENIZED, _WRITTEN = 500, 2000
 """Rows that are tokenized at a time, and rows of one batch of the file. Opening a file reads the head of each batch and

@@ -20,10 +20,11 @@ from ..data.collator import PaddedCollator
 from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, token_counts, unit_counts
 from ..inference.logits import IndexBatches, iterate_logits
-from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from ..modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from ..modeling.heads import HEADS
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 
 logger = logging.get_logger(__name__)
 

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..building.build import position_limit
 from ..inference.logits import IndexBatches, iterate_logits
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..validation import ConfigurationError
 from .onnx_inference import open_session, require_onnx, run_graph
 from .onnx_module import OnnxModule
 

@@ -14,8 +14,8 @@ from ..data.collator import PaddedCollator
 from ..data.dataset import TaskDataset
 from ..data.tokenization import token_counts
 from ..inference.logits import IndexBatches, iterate_logits, split_by_example
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.heads import HEADS
+from ..validation import ConfigurationError
 
 
 def require_onnx() -> None:

@@ -8,10 +8,10 @@ from transformers import AutoModel, Pipeline, TokenClassificationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.token_classification import AggregationStrategy
 
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.pretruncation import shorten
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 from .single_task import SequenceView, TokenView
 
 PIPELINE_TASK = "multi-task-text"

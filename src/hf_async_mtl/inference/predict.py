@@ -13,9 +13,10 @@ from transformers.utils import logging
 from ..data.collator import MultiTaskCollator
 from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, token_counts, truncation_warning
-from ..modeling.configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig
+from ..modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 from .logits import IndexBatches, iterate_logits, split_by_example
 
 logger = logging.get_logger(__name__)

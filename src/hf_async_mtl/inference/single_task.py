@@ -13,8 +13,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 
 
 class TaskViewConfig(PreTrainedConfig):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .heads import HEADS
 
 try:
-    from hf_async_mtl.validation import ConfigurationError
+    from hf_async_mtl.validation import ConfigurationError as ConfigurationError
 except ImportError:  # The code was loaded from the Hub, and the package is not installed.
 
     class ConfigurationError(ValueError):  # type: ignore[no-redef]

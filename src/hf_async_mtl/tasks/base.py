@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 from .labels import HINT, find_column_labels
 from .pretruncation import shorten
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig, check_max_length
+from ..modeling.configuration_multitask import TaskConfig, check_max_length
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 from .registry import TASK_TYPES
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
+from ..validation import ConfigurationError
 from .base import Target, TaskType
 from .labels import label_encoder, unique_values
 

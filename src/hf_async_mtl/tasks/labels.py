@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, example_text, group_segments, is_names, tokenizer_call
 from .labels import LabelError, is_missing
 from .pretruncation import shorten

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..modeling.configuration_multitask import ConfigurationError, check_task_name
+from ..modeling.configuration_multitask import check_task_name
+from ..validation import ConfigurationError
 
 _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, group_segments
 from .labels import LabelError
 from .pretruncation import shorten

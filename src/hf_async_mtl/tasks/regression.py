@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
+from ..validation import ConfigurationError
 from .base import Target, TaskType
 from .labels import HINT, LabelError, check_number
 

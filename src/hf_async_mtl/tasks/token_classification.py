@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
+from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, group_segments, tokenizer_call
 from .classification import CARD_LABELS
 from .labels import LabelError, label_encoder

@@ -16,8 +16,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..building.freezing import trainable_hash
 from ..convergence.schedule import ConvergenceSchedule
 from ..distillation.teachers import Teachers
-from ..modeling.configuration_multitask import ConfigurationError
 from ..utils import write_atomic
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoint_step, link_best
 from .checkpoint_validation import check_checkpoint, placement

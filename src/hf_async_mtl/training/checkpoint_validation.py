@@ -17,7 +17,7 @@ from ..convergence.schedule import ConvergenceSchedule
 from ..distillation.logits import TeacherError
 from ..distillation.snapshots import TeacherStore
 from ..distillation.teachers import Teachers
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, read_state, read_trainer_state
 

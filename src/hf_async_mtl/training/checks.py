@@ -19,10 +19,11 @@ from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
 from ..distillation.unlabeled import with_placeholders
 from ..metrics import METRICS, check_metric
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.names import check_task_names
 from ..tasks.registry import TASK_TYPES
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 
 

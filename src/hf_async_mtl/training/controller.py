@@ -14,15 +14,16 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
-from ..convergence.schedule import ConvergenceSchedule, Event
+from ..convergence.schedule import ConvergenceSchedule
+from ..convergence.task import Event
 from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
 from ..utils import write_atomic
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .distributed import broadcast_from_main, gather_examples
 from .evaluation import TaskEvaluator

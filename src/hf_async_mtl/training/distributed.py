@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import complete_checkpoints
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..convergence.schedule import ConvergenceSchedule, TaskSpec
+from ..convergence.schedule import ConvergenceSchedule
+from ..convergence.task import TaskSpec
 from ..modeling.configuration_multitask import TaskConfig
 from .arguments import AsyncMTLTrainingArguments
 from .checks import join_order

@@ -11,7 +11,8 @@ from transformers.utils import logging
 from ..data.dataset import TaskDataset
 from ..data.loading import is_unlabeled
 from ..data.tokenization import encode, truncation_warning
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+from ..modeling.configuration_multitask import TaskConfig
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .checks import find_task, task_of
 

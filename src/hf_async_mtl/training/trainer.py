@@ -19,8 +19,8 @@ from ..convergence.actions import PHASES
 from ..data.dataset import MultiTaskDataset, TaskDataset
 from ..data.sampler import MultiTaskSampler
 from ..distillation.teachers import Teachers
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import RunCallback, TableCallback, build_sampler
 from .checkpoint import RunCheckpoint

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 
 
 def refused(name: str, hint: str) -> Callable[..., Any]:
