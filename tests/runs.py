@@ -8,10 +8,11 @@ import torch
 from datasets import Dataset
 from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
-from transformers import BertConfig, EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+from transformers import BertConfig, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, MultiTaskConfig, MultiTaskModel
+from hf_async_mtl.data.dataset import TaskDataset
 
 Script = Mapping[str, Sequence[float]]
 
@@ -51,19 +52,20 @@ class ScriptedTrainer(AsyncMTLTrainer):
 
     script: Script = {}
 
-    def _constant_tasks(self) -> list[str]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         # The script says what was learned; the models behind it have often learned nothing.
-        return []
+        self.controller.constant_tasks = list  # type: ignore[method-assign]
+        self._metrics = self.evaluator.metrics
+        self.evaluator.metrics = self._scripted_metrics  # type: ignore[method-assign]
 
-    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        metrics = super()._compute_metrics(prediction)
-        evaluated = self._evaluated
-        assert evaluated is not None
-        if evaluated.name in self.script:
-            values = self.script[evaluated.name]
+    def _scripted_metrics(self, dataset: TaskDataset, logits: Any) -> dict[str, float]:
+        metrics = self._metrics(dataset, logits)
+        if dataset.name in self.script:
+            values = self.script[dataset.name]
             # A last evaluation may come before a whole interval has passed.
             place = -(-self.state.global_step // int(self.args.eval_steps or 1)) - 1
-            metrics[evaluated.task.monitored] = values[min(max(place, 0), len(values) - 1)]
+            metrics[dataset.task.monitored] = values[min(max(place, 0), len(values) - 1)]
         return metrics
 
 

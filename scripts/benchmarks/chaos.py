@@ -32,6 +32,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from hf_async_mtl.demo.task_set import write_demo
+from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 DEMO = ("training.max_steps=240", "training.eval_steps=12", "training.logging_steps=12", "convergence.patience=1")
 CLOCK = ("runtime", "per_second", "preparation_time", "train_loss")
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config is None:
             config, settings = write_demo(folder / "demo"), [*DEMO, *args.set]
         command = [sys.executable, "-m", "hf_async_mtl.cli.commands", "train", str(config)]
-        for setting in settings:
+        # The progress bars in the log show what a run is doing.
+        for setting in ["training.disable_tqdm=false", *settings]:
             command += ["--set", setting]
         begun = time.monotonic()
         subprocess.run([*command, "--output-dir", str(folder / "undisturbed")], check=True, capture_output=True)
@@ -115,8 +117,8 @@ def harass(command: Sequence[str], out: Path, kills: int, dice: random.Random, d
 
 
 def is_writing_checkpoint(out: Path, _log: Path, since: float) -> bool:
-    """Return whether a new checkpoint has no Trainer state, which is written last."""
-    return any(not (path / "trainer_state.json").exists() and is_new(path, since) for path in out.glob("checkpoint-*"))
+    """Return whether a new checkpoint has no state of ours, which is written last."""
+    return any(not (path / STATE_FILE).exists() and is_new(path, since) for path in out.glob("checkpoint-*"))
 
 
 def is_writing_teacher(out: Path, _log: Path, since: float) -> bool:

@@ -240,10 +240,13 @@ class KeepingTrainer(AsyncMTLTrainer):
         self.best_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
         self.best_moving_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # Before the phases move, which may roll the weights back.
-        measured = copy_of(self.model)
-        metrics = super()._evaluate(*args, **kwargs)
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if self.is_in_train and eval_dataset is None:
+            self.keep(metrics, copy_of(self.model))
+        return metrics
+
+    def keep(self, metrics: Mapping[str, float], measured: Weights) -> None:
         report = self.schedule.report()
         for name, task in report["tasks"].items():
             if task["best_step"] == report["step"]:
@@ -259,7 +262,6 @@ class KeepingTrainer(AsyncMTLTrainer):
                 weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
                 self.best_moving_average = (average, step, weights)
             self.moving_average.seconds += time.monotonic() - begin
-        return metrics
 
     def values_at(self, weights: Weights) -> dict[str, float]:
         """Return the monitored validation metric of each task with other weights."""
@@ -379,7 +381,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             validation[kind], steps[kind] = trainer.values_at(weights), step
 
     answers = {}
-    test = trainer._encode(run.test_dataset)
+    test = trainer.task_sets.encode(run.test_dataset)
     for kind, states in kept.items():
         for name in tasks:
             model.load_state_dict(states[name])

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     for file, rows in sets.items():
         task = FILES[file][0]
-        predictions = (answers[task] for answers in predict_rows(model, tokenizer, rows, [task]))
+        predictions = (found[task] for found in predict_rows(model, tokenizer, rows, [task]))
         with (args.output / f"{file}.tsv").open("w", encoding="utf-8") as out:
             out.writelines(lines_of(task, tasks[task], rows, predictions))
     print(f"The files of {', '.join(sets)} are in {args.output}.")

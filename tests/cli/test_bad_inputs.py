@@ -20,7 +20,7 @@ from transformers import AutoModel, BertConfig
 
 from hf_async_mtl import AsyncMTLTrainer
 from hf_async_mtl.cli.commands import main
-from hf_async_mtl.training.checkpoints import checkpoint_step
+from hf_async_mtl.training.checkpoint_files import STATE_FILE, checkpoint_step
 
 ALL = ("polarity", "overlap", "colors", "choice", "topics", "answer")
 
@@ -397,6 +397,8 @@ def other_shape(checkpoint: Path) -> None:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no state of ours": (gone(STATE_FILE), STATE_FILE),
+    "state of ours cut short": (cut(STATE_FILE), STATE_FILE),
     "no Trainer state": (gone("trainer_state.json"), "trainer_state.json"),
     "Trainer state cut short": (cut("trainer_state.json"), "trainer_state.json"),
     "weights cut short": (cut("model.safetensors"), "model.safetensors"),

@@ -25,6 +25,7 @@ from hf_async_mtl.distillation.snapshots import TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES
+from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 GROWING = [i / 100 for i in range(1, 100)]
 LAST_WEIGHTS: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False}
@@ -216,8 +217,8 @@ def test_a_run_keeps_the_predictions_that_its_checkpoints_need(tmp_path: Path) -
     )
     trainer.train()
     for step in range(2, 13, 2):
-        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
-        schedule = state["stateful_callbacks"]["ConvergenceCallback"]["attributes"]["schedule"]
+        state = json.loads((tmp_path / f"checkpoint-{step}" / STATE_FILE).read_text())
+        schedule = state["schedule"]
         store = TeacherStore(tmp_path / f"checkpoint-{step}" / "_teachers")
         for name in PAIR:
             if schedule["tasks"][name]["phase"] != "learning":

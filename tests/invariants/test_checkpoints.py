@@ -1,4 +1,4 @@
-"""Checkpoints: the newest that is whole, and the best weights that travel inside it."""
+"""Checkpoints: the newest that is complete, and the best weights that travel inside it."""
 
 import json
 import shutil
@@ -7,18 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_async_mtl.training.checkpoints import (
+from hf_async_mtl.training.checkpoint_files import (
     BEST_FOLDER,
+    STATE_FILE,
     adopt_best,
     checkpoint_step,
-    last_whole_checkpoint,
+    last_complete_checkpoint,
     link_best,
     read_state,
 )
 
 
 def write_checkpoint(output_dir, step, best=None, value=None):
-    """A checkpoint as the Trainer writes it: weights first, the state last."""
+    """A checkpoint as a run writes it: weights first, our state last."""
     folder = output_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     save_file({"w": torch.full((3,), float(step if value is None else value))}, folder / "model.safetensors")
@@ -28,6 +29,7 @@ def write_checkpoint(output_dir, step, best=None, value=None):
     if best is not None:
         state["best_model_checkpoint"] = str(output_dir / f"checkpoint-{best}")
     (folder / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    (folder / STATE_FILE).write_text(json.dumps({"schedule": {}, "teachers": {}}))
     return folder
 
 
@@ -39,7 +41,7 @@ def test_newest_is_by_number(tmp_path):
     """In the order of names, checkpoint-900 comes after checkpoint-1000."""
     for step in (100, 1000, 900):
         write_checkpoint(tmp_path, step)
-    newest = last_whole_checkpoint(tmp_path)
+    newest = last_complete_checkpoint(tmp_path)
     assert newest is not None
     assert checkpoint_step(newest) == 1000
 
@@ -48,19 +50,19 @@ def test_newest_is_by_number(tmp_path):
 def test_state_cut_short_is_skipped(tmp_path, share):
     """A run killed as it was writing would resume from half a checkpoint, or not at all."""
     write_checkpoint(tmp_path, 100)
-    state = write_checkpoint(tmp_path, 200) / "trainer_state.json"
+    state = write_checkpoint(tmp_path, 200) / STATE_FILE
     content = state.read_text()
     state.write_text(content[: int(share * len(content))])
     assert read_state(state.parent) is None
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_checkpoint_without_its_state_is_skipped(tmp_path):
     """The state is written last: without it, the optimizer may be missing too."""
     write_checkpoint(tmp_path, 100)
-    (write_checkpoint(tmp_path, 200) / "trainer_state.json").unlink()
+    (write_checkpoint(tmp_path, 200) / STATE_FILE).unlink()
     (tmp_path / "checkpoint-300").mkdir()
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_other_names_are_no_checkpoints(tmp_path):
@@ -69,13 +71,13 @@ def test_other_names_are_no_checkpoints(tmp_path):
     for name in ("checkpoint-best", "checkpoint-200-copy", "checkpoint-", "old-checkpoint-300"):
         shutil.copytree(tmp_path / "checkpoint-100", tmp_path / name)
     (tmp_path / "checkpoint-400").write_text("a file")
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_no_checkpoint_is_none(tmp_path):
     """`--resume` in a new folder starts afresh."""
-    assert last_whole_checkpoint(tmp_path) is None
-    assert last_whole_checkpoint(tmp_path / "absent") is None
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "absent") is None
 
 
 # -- the best weights -------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def test_moved_checkpoint_brings_its_best_weights(moved, tmp_path):
     assert adopt_best(moved, new) == new / "checkpoint-100"
     assert weight(new / "checkpoint-100") == 100
     # Weights alone are nothing to resume from.
-    assert last_whole_checkpoint(new) is None
+    assert last_complete_checkpoint(new) is None
     # Every process asks, and later runs too.
     assert adopt_best(moved, new) == new / "checkpoint-100"
 

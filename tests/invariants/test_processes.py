@@ -24,7 +24,7 @@ from launching import (
 )
 
 from hf_async_mtl.cli.commands import main
-from hf_async_mtl.training.checkpoints import whole_checkpoints
+from hf_async_mtl.training.checkpoint_files import complete_checkpoints
 
 FSDP = Path(__file__).parents[1] / "fsdp_on_cpu.py"
 ADAM = ["--set", "training.optim=adamw_torch", "--set", "training.learning_rate=0.001"]
@@ -151,7 +151,7 @@ def test_fsdp2_resumes(one: Path) -> None:
     run(FSDP, *args, "--output-dir", one / "whole", config="fsdp2")
     best = told(one / "whole")["final"]["step"]
     # A step after the best, so that the best weights come from inside the checkpoint.
-    later = min(step for step in whole_checkpoints(one / "whole") if step > best) if best < 24 else 20
+    later = min(step for step in complete_checkpoints(one / "whole") if step > best) if best < 24 else 20
     shutil.copytree(one / "whole" / f"checkpoint-{later}", one / "part" / f"checkpoint-{later}")
     run(FSDP, *args, "--output-dir", one / "part", "--resume", config="fsdp2")
     assert_same_weights(one / "whole", one / "part", tolerance=0)
@@ -213,7 +213,7 @@ def endless(one: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], 
     settings = ["--set", BATCH.format(6), "--set", "training.max_steps=100000", "--set", "training.save_total_limit=2"]
     process = start(command(TRAIN, one / "bundle.yaml", "--output-dir", tmp_path / "out", *settings))
     waited = time.monotonic()
-    while not whole_checkpoints(tmp_path / "out"):
+    while not complete_checkpoints(tmp_path / "out"):
         assert process.poll() is None, end(process)[1][-3000:]
         assert time.monotonic() - waited < 120
         time.sleep(0.1)
@@ -231,7 +231,7 @@ def test_a_rank_that_dies_ends_the_run(endless: tuple[subprocess.Popen[str], Pat
     assert status != 0
     assert "rank      : 1" in said
     assert "Signal 9 (SIGKILL)" in said
-    assert whole_checkpoints(folder)
+    assert complete_checkpoints(folder)
 
 
 def test_a_launch_that_is_told_to_stop_can_be_resumed(one: Path, endless: tuple[subprocess.Popen[str], Path]) -> None:
@@ -243,7 +243,7 @@ def test_a_launch_that_is_told_to_stop_can_be_resumed(one: Path, endless: tuple[
     assert status != 0
     assert said.count("interrupted at step") == 1, said[-3000:]
     step = int(said.split("interrupted at step ")[1].split(",")[0])
-    assert max(whole_checkpoints(folder)) == step
+    assert max(complete_checkpoints(folder)) == step
     assert {path.name for path in (folder / f"checkpoint-{step}").glob("rng_state*")} == {
         "rng_state_0.pth",
         "rng_state_1.pth",

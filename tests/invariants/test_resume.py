@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hf_async_mtl import ConfigurationError
 from hf_async_mtl.distillation.logits import LogitsFiles
+from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 SIZES = {"polarity": 14, "overlap": 14, "colors": 14}
 # Evaluations at 3, 6, ... 24. polarity switches at 9 to the teacher of step 3, overlap at 15 to that of step 9, colors
@@ -215,7 +216,7 @@ def test_between_evaluations(whole: Whole, tmp_path: Path) -> None:
 
 
 def cut(checkpoint: Path, how: str) -> None:
-    state = checkpoint / "trainer_state.json"
+    state = checkpoint / STATE_FILE
     if how == "without state":
         state.unlink()
     else:
@@ -229,7 +230,7 @@ def test_a_checkpoint_cut_short_is_passed_over(whole: Whole, tmp_path: Path, how
     with pytest.raises(InterruptedRunError):
         trainer.train()
     cut(tmp_path / "checkpoint-12", how)
-    with pytest.raises(ConfigurationError, match="checkpoint-12 has no state of convergence"):
+    with pytest.raises(ConfigurationError, match=f"checkpoint-12 has no readable {STATE_FILE}"):
         fresh(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     trainer = fresh(tmp_path)
     trainer.train(resume_from_checkpoint=True)
@@ -238,7 +239,7 @@ def test_a_checkpoint_cut_short_is_passed_over(whole: Whole, tmp_path: Path, how
 
 def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
     """Bug: `resume_from_checkpoint=True` starts afresh without a word, over what is there."""
-    with pytest.raises(ConfigurationError, match=r"needs a whole checkpoint in .*; found none"):
+    with pytest.raises(ConfigurationError, match=r"needs a complete checkpoint in .*; found none"):
         run(tmp_path).train(resume_from_checkpoint=True)
 
 

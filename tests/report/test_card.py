@@ -63,8 +63,6 @@ def make_card(**changes: Any) -> RunCard:
         "results": RESULTS,
         "encoder": "google-bert/bert-base-uncased",
         "training": {"learning_rate": 5e-5, "convergence": {"patience": 3, "on_convergence": "distill"}},
-        "license": "apache-2.0",
-        "language": "en",
     }
     return RunCard(**(fields | changes))
 
@@ -98,7 +96,7 @@ def table_rows(text: str, section: str) -> list[list[str]]:
 
 def test_metadata_survives_a_round_trip(tmp_path: Path) -> None:
     """Bug: the YAML block does not parse, and the Hub shows no licence, no library and no results."""
-    make_card().to_model_card().save(tmp_path / "README.md")
+    write_card(tmp_path / "README.md", make_card(), {"license": "apache-2.0", "language": "en"})
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.library_name, data.license, data.language) == ("transformers", "apache-2.0", "en")
     assert data.base_model == "google-bert/bert-base-uncased"

@@ -21,6 +21,7 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, Configurati
 from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.training.arguments import REFUSED
 from hf_async_mtl.training.checks import check_best_metric
+from hf_async_mtl.training.upstream import split_head_groups
 
 PAIR = {"polarity": 8, "overlap": 8}
 ONE_EVALUATION: dict[str, Any] = {"num_train_epochs": 1, "eval_steps": 2, "logging_steps": 2}
@@ -211,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_its_task(tmp_path: Path, task: str, val
     order = list(MultiTaskSampler(list(PAIR.values()), 7))[8:16]
     first = 0 if task == "polarity" else PAIR["polarity"]
     own = sorted(i - first for i in order if first <= i < first + PAIR[task])
-    assert str(error.value)[len(words) :].split(" (places")[0] == ", ".join(map(str, own))
+    assert str(error.value)[len(words) :].split(" (indices")[0] == ", ".join(map(str, own))
     assert all(tensor.isfinite().all() for tensor in weights(trainer).values())
 
 
@@ -422,6 +423,7 @@ def test_heads_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
         load_best_model_at_end=False,
     )
     names = {id(p): name for name, p in trainer.model.named_parameters()}
+    split_head_groups(trainer.create_optimizer(), trainer.model.heads, 1e-2)
     trainer.create_optimizer_and_scheduler(10)
     groups = trainer.optimizer.param_groups
     found = [names[id(p)] for group in groups for p in group["params"]]
@@ -438,11 +440,12 @@ def test_heads_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
     assert sorted({group["lr"] for group in groups}) == pytest.approx([5e-4, 5e-3])
 
 
-def test_one_learning_rate_is_the_default(tmp_path: Path) -> None:
-    """Bug: heads are split off where nobody asked for it."""
-    trainer = tiny_trainer(tmp_path, PAIR)
-    assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {1e-3}
-    assert len(trainer.optimizer.param_groups) == 2
+@pytest.mark.parametrize(("rate", "groups"), [(None, [1e-3, 1e-3]), (1e-2, [1e-3, 1e-3, 1e-2, 1e-2])])
+def test_a_run_has_the_learning_rates_that_are_set(tmp_path: Path, rate: float | None, groups: list[float]) -> None:
+    """Bug: heads are split off where nobody asked for it, or are not in a run."""
+    trainer = tiny_trainer(tmp_path, PAIR, head_learning_rate=rate, max_steps=1, eval_steps=1)
+    trainer.train()
+    assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == groups
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 from .config import METHODS
 
 __all__ = ["Balancer", "GradientBalancer", "LossBalancer", "WeightingBalancer", "check_positive", "seeded"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 from .balancer import GradientBalancer, LossBalancer
 from .config import METHODS, BalancingConfig
 from .gradnorm import GradNorm

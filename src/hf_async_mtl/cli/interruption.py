@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
 
-from ..training.distributed import any_process
+from ..training.distributed import any_rank
 
 __all__ = ["CheckpointOnSignal", "RunInterrupted"]
 
@@ -49,7 +49,7 @@ class CheckpointOnSignal(TrainerCallback):
                 signal.signal(number, before[number])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._agreed = any_process(self.told)
+        self._agreed = any_rank(self.told)
         if self._agreed:
             control.should_save = True
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..modeling.configuration_multitask import ConfigurationError
-from ..training.checkpoints import read_state
+from ..training.checkpoint_files import STATE_FILE, read_state
 from ..utils import nearest_existing
 
 __all__ = ["check_output_dir", "remove_empty_on_error"]
@@ -47,7 +47,7 @@ def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
         )
     if isinstance(resume, str) and read_state(Path(resume)) is None:
         raise ConfigurationError(
-            f"`--resume` must name a complete checkpoint; {resume} has no trainer_state.json. Without a name, it "
+            f"`--resume` must name a complete checkpoint; {resume} has no {STATE_FILE}. Without a name, it "
             "takes the newest complete one of the output folder."
         )
     if not resume and output_dir.exists() and any(output_dir.iterdir()):

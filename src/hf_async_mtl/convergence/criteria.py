@@ -18,7 +18,7 @@ __all__ = [
     "Decline",
     "Plateau",
     "Significant",
-    "check_keys",
+    "check_state_keys",
 ]
 
 
@@ -71,7 +71,7 @@ class Criterion(ABC):
             ValueError: A key is missing or unexpected.
         """
         what = f"The state of a {self.config.criterion} criterion"
-        check_keys(state, self.state_names, what, "was it saved by another version, or with another criterion?")
+        check_state_keys(state, self.state_names, what, "was it saved by another version, or with another criterion?")
         for name in self.state_names:
             setattr(self, name, state[name])
 
@@ -192,10 +192,10 @@ class Decline(Criterion):
 CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, "significant": Significant}
 
 
-def check_keys(found: Collection[str], required: Collection[str], what: str, hint: str) -> None:
+def check_state_keys(found: Collection[str], required: Collection[str], what: str, hint: str) -> None:
     """Require exactly the given keys.
 
-    >>> check_keys(["a", "x"], ["a", "b"], "The state", "resume with the same tasks.")
+    >>> check_state_keys(["a", "x"], ["a", "b"], "The state", "resume with the same tasks.")
     Traceback (most recent call last):
         ...
     ValueError: The state must have exactly the keys a, b (missing b, unexpected x); resume with the same tasks.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import SupportsFloat
 
-from .criteria import check_keys
+from .criteria import check_state_keys
 
 __all__ = ["Evaluation", "Scores", "check_scores", "evaluations_by_task"]
 
@@ -72,7 +72,7 @@ def check_scores(values: Scores, tasks: Collection[str]) -> dict[str, float | No
     Raises:
         ValueError: A task is missing or unknown.
     """
-    check_keys(values, tasks, "The values of an evaluation", "evaluate every task each time.")
+    check_state_keys(values, tasks, "The values of an evaluation", "evaluate every task each time.")
     return {name: _finite_or_none(values[name]) for name in tasks}
 
 

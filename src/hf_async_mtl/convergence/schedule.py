@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from .actions import Phase
-from .criteria import check_keys
+from .criteria import check_state_keys
 from .evaluation import Scores, check_scores, evaluations_by_task
 from .report import convergence_report, final_result
 from .task import Event, TaskSpec, TaskTracker
@@ -257,8 +257,8 @@ class ConvergenceSchedule:
             ValueError: The state is of other tasks, of another monitored metric, of another criterion, of tasks that
                 joined in another order, or its keys are not exactly those of `state_dict`. Nothing has changed.
         """
-        check_keys(state, self.state_dict(), "The state of a schedule", _OTHER_VERSION)
-        check_keys(
+        check_state_keys(state, self.state_dict(), "The state of a schedule", _OTHER_VERSION)
+        check_state_keys(
             state["tasks"], self.tasks, "The tasks of a saved schedule", "resume with the tasks that it was saved with."
         )
         trackers = self._new_trackers()
@@ -266,7 +266,7 @@ class ConvergenceSchedule:
             tracker.load_state_dict(state["tasks"][name])
         self._check_order(trackers)
         for event in state["events"]:
-            check_keys(event, [item.name for item in fields(Event)], "A saved event", _OTHER_VERSION)
+            check_state_keys(event, [item.name for item in fields(Event)], "A saved event", _OTHER_VERSION)
         self.events = [Event(**event) for event in state["events"]]
         self.trackers = trackers
         self._final = copy.deepcopy(state["final"])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from .actions import ACTIONS, Action, Phase
 from .config import ConvergenceConfig
-from .criteria import CRITERIA, Criterion, check_keys
+from .criteria import CRITERIA, Criterion, check_state_keys
 from .evaluation import Evaluation
 
 __all__ = ["Event", "TaskSpec", "TaskState", "TaskTracker"]
@@ -240,7 +240,7 @@ class TaskTracker:
             ValueError: The state is of another metric, another criterion or another start, or its keys are not exactly
                 those of `state_dict`. Nothing has changed.
         """
-        check_keys(state, self.state_dict(), f"The saved state of task {self.name}", _OTHER_VERSION)
+        check_state_keys(state, self.state_dict(), f"The saved state of task {self.name}", _OTHER_VERSION)
         state = copy.deepcopy(dict(state))
         self._check_same_task(state)
         criterion = self._new_criterion()
@@ -261,7 +261,7 @@ class TaskTracker:
                 f"Task {name} must be resumed as it began, {_start(state['distilled_from_start'])}, not "
                 f"{_start(spec.distilled_from_start)}: give the `distillation.teachers` of the first run."
             )
-        check_keys(state["criterion"], ["name", "state"], f"The saved criterion of task {name}", _OTHER_VERSION)
+        check_state_keys(state["criterion"], ["name", "state"], f"The saved criterion of task {name}", _OTHER_VERSION)
         if state["criterion"]["name"] != criterion:
             raise ValueError(
                 f"Task {name} must be resumed with the criterion that it began with, {state['criterion']['name']}, "

@@ -1,1 +1,1 @@
-"""The way of the data: files or Hub, labels and tokens, one mixed index space, packed batches."""
+"""Data: from files and Hub datasets to tokenized examples, mixed in one index space, and packed batches."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.configuration_multitask import ConfigurationError
+from ..validation import ConfigurationError
 
 __all__ = ["GradientConflicts", "cosines"]
 

@@ -34,7 +34,7 @@ def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) ->
         0 (one-hot) to 1 (uniform). None where there is no such value: for regression, question answering (its
         distributions are over the tokens of a window), one class, or no labelled token.
 
-    >>> normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0])
+    >>> round(normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0]), 4)
     1.0
     """
     probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None

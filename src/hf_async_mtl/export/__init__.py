@@ -1,1 +1,1 @@
-"""A trained bundle for other engines: one graph with an encoder and all heads."""
+"""Export a multi-task model for other engines: one graph with the encoder and all heads."""

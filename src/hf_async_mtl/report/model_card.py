@@ -60,8 +60,6 @@ class RunCard:
         training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
         data: The ``data`` sections of the tasks. Only Hub datasets (``hub``, ``name``) are published.
         rows: Task -> ``train`` and ``validation`` -> number of rows.
-        license: License of the model, as named by the Hub.
-        language: The language or languages of the data, as ISO codes.
         versions: Package -> version.
 
     Examples:
@@ -83,8 +81,6 @@ class RunCard:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    license: str | None = None
-    language: str | list[str] | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
     def to_model_card(self) -> ModelCard:
@@ -133,9 +129,7 @@ class RunCard:
             model_name=_last_name(self.model_name),
             base_model=self.base_model,
             datasets=sorted({data["hub"] for data in self.data.values() if "hub" in data}) or None,
-            language=self.language,
             library_name="transformers",
-            license=self.license,
             metrics=sorted({_HUB_METRICS.get(m, m) for task in self.tasks.values() for m in task.metrics or ()}),
             tags=TAGS,
             eval_results=self._eval_results() or None,
@@ -242,7 +236,7 @@ def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]
     Args:
         path: The path of ``README.md``.
         card: The content.
-        metadata: Further keys of the YAML block; a list extends the list of the card.
+        metadata: Further keys of the YAML block, such as ``license``; a value is added to a list that the card has.
     """
     rendered = card.to_model_card()
     for key, value in (metadata or {}).items():

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be resumed, found before training: whole, of this run's data, and without code in it."""
+"""Check before training that a checkpoint can be resumed: complete, of this run's data, and without code in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
@@ -18,8 +19,7 @@ from ..distillation.snapshots import TeacherStore
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .callbacks import ConvergenceCallback
-from .checkpoints import TEACHERS_FOLDER, read_state
+from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, read_state, read_trainer_state
 
 __all__ = ["check_checkpoint", "other_placement", "placement"]
 
@@ -35,49 +35,52 @@ def check_checkpoint(
     teachers: Teachers,
     shapes: Shapes,
     own_state: Mapping[str, Any],
-) -> None:
-    """Look at all that resuming would read.
+) -> dict[str, Any]:
+    """Check all that resuming would read.
 
     Args:
         checkpoint: The folder.
         args: Of the run that is to go on.
-        schedule: Its phases, which take over those of the checkpoint.
+        schedule: Its phases; loaded from the checkpoint.
         teachers: Its teachers, which know its training examples.
         shapes: Name -> shape of the model's weights.
-        own_state: What the run would keep in a checkpoint's Trainer state now.
+        own_state: What the run would write into a checkpoint now.
+
+    Returns:
+        The state that the checkpoint holds.
 
     Raises:
         ConfigurationError: A file is missing, damaged, or holds code; or the checkpoint is another run's.
     """
     state = read_state(checkpoint)
-    if state is None or ConvergenceCallback.__name__ not in state.get("stateful_callbacks", {}):
+    if state is None or read_trainer_state(checkpoint) is None:
+        name = STATE_FILE if state is None else TRAINER_STATE_NAME
         raise ConfigurationError(
-            f"`resume_from_checkpoint` must be a whole checkpoint of this trainer; {checkpoint} has no state of "
-            "convergence. Was it written by another Trainer, or cut short?"
+            f"`resume_from_checkpoint` must be a complete checkpoint of this trainer; {checkpoint} has no readable "
+            f"{name}. Was it written by another Trainer or another version, or cut short?"
         )
-    attributes = state["stateful_callbacks"][ConvergenceCallback.__name__]["attributes"]
-    if attributes.keys() != own_state.keys():
+    if state.keys() != own_state.keys():
         raise ConfigurationError(
             f"`resume_from_checkpoint` must be a checkpoint of this version; {checkpoint} holds the state of "
-            f"{', '.join(attributes)}. Resume with the version that wrote it, or start afresh."
+            f"{', '.join(state)}. Resume with the version that wrote it, or start afresh."
         )
     try:
-        schedule.load_state_dict(attributes["schedule"])
+        schedule.load_state_dict(state["schedule"])
     except ValueError as error:
         raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-    saved = attributes["teachers"]["examples"]
+    saved = state["teachers"]["examples"]
     for task, examples in teachers.examples.items():
         if saved.get(task) != examples:
             raise ConfigurationError(
                 f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
                 f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
             )
-    if attributes["learns"] != own_state["learns"]:
+    if state["learns"] != own_state["learns"]:
         raise ConfigurationError(
             f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
             "`freeze`, `lora` and `head` of the first run, or start afresh."
         )
-    _check_files(checkpoint, args, attributes["placement"]["processes"])
+    _check_files(checkpoint, args, state["placement"]["processes"])
     store = TeacherStore(checkpoint / TEACHERS_FOLDER)
     try:
         for step in schedule.snapshots_needed():
@@ -87,12 +90,13 @@ def check_checkpoint(
                 teachers.read(task, store)
     except TeacherError as error:
         raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-    if (words := other_placement(attributes["placement"], own_state["placement"])) is not None:
-        logger.warning(words)
+    if (message := other_placement(state["placement"], own_state["placement"])) is not None:
+        logger.warning(message)
+    return state
 
 
 def _check_files(checkpoint: Path, args: AsyncMTLTrainingArguments, processes: int) -> None:
-    """Check that the files that Transformers and torch will read are there, whole, and without code."""
+    """Check that the files that Transformers and torch will read are there, complete, and without code."""
     needed = ["model.safetensors*", "scheduler.pt"]
     if args.sharded_by is None:
         needed.append("optimizer.pt")
@@ -102,8 +106,8 @@ def _check_files(checkpoint: Path, args: AsyncMTLTrainingArguments, processes: i
     for pattern in needed:
         if not any(checkpoint.glob(pattern)):
             raise ConfigurationError(
-                f"A checkpoint must be whole; {checkpoint} has no {pattern.rstrip('*')}. Was it copied in part? Copy "
-                "it again, or resume from another."
+                f"A checkpoint must be complete; {checkpoint} has no {pattern.rstrip('*')}. Was it copied in part? "
+                "Copy it again, or resume from another."
             )
     for path in sorted(checkpoint.glob("*.safetensors")):
         try:
@@ -128,7 +132,7 @@ def _damaged(path: Path, error: Exception) -> ConfigurationError:
 
 
 def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
-    """How an optimizer step's examples are spread, as JSON values."""
+    """Return how the examples of an optimizer step are spread, as JSON values."""
     return {
         "processes": args.world_size,
         "batch": args.per_device_train_batch_size,
@@ -137,7 +141,7 @@ def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
 
 
 def other_placement(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What is not exact where a run goes on with other processes or batches; None where nothing is.
+    """Return what is not exact when a run goes on with other processes or batches; None if all is.
 
     Examples:
         >>> two = {"processes": 2, "batch": 8, "accumulation": 1}

@@ -9,26 +9,39 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from ..building.freezing import check_trainable
+from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
 from ..convergence.config import ScheduleConfig
+from ..data.loading import is_unlabeled
 from ..distillation.config import DistillationConfig
-from ..metrics import METRICS
+from ..distillation.logits import TeacherError
+from ..distillation.teachers import Teachers
+from ..distillation.unlabeled import with_placeholders
+from ..metrics import METRICS, check_metric
 from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.names import check_task_names
+from ..tasks.registry import TASK_TYPES
 from .arguments import AsyncMTLTrainingArguments
 
 __all__ = [
     "check_best_metric",
+    "check_disk_space",
+    "check_metrics",
     "check_own_metrics",
     "check_sets",
     "check_sharding",
     "check_task_settings",
     "check_tokenizer",
-    "check_unlabelled_tasks",
+    "checked_args",
     "checked_model",
+    "find_task",
     "join_order",
+    "prepare_trainable",
+    "refuse_arguments",
     "task_of",
+    "with_labels",
 ]
 
 
@@ -48,6 +61,50 @@ def task_of(name: str, tasks: Collection[str]) -> str:
             f"An evaluation set must be named as a task ({', '.join(tasks)}) or <task>_<suffix>; found {name!r}."
         )
     return max(found, key=len)
+
+
+def find_task(columns: Collection[str], tasks: Mapping[str, TaskConfig]) -> str:
+    """Return the only task whose text columns a set has; of several, the only one whose label columns it has too.
+
+    Raises:
+        ConfigurationError: The columns are those of no task, or of several.
+
+    Examples:
+        >>> sentiment, topic = (TaskConfig("classification", ["text"], label_column=name) for name in ("mood", "topic"))
+        >>> find_task(["text", "topic"], {"sentiment": sentiment, "topic": topic})
+        'topic'
+    """
+    fitting = [name for name, task in tasks.items() if {*task.input_columns} <= {*columns}]
+    labeled = [name for name in fitting if {*tasks[name].target_columns} <= {*columns}]
+    found = labeled or fitting
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"The columns of a single set must be those of one task; {', '.join(columns)} fit "
+            f"{', '.join(found) or 'none'}. Name its task: {{task: rows}}."
+        )
+    return found[0]
+
+
+def checked_args(args: Any) -> AsyncMTLTrainingArguments:
+    """Return the arguments that a trainer is given, or the defaults."""
+    if args is None:
+        return AsyncMTLTrainingArguments("tmp_trainer")
+    if not isinstance(args, AsyncMTLTrainingArguments):
+        raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
+    return args
+
+
+def refuse_arguments(given: Mapping[str, Any]) -> None:
+    """Raise a `ConfigurationError` for an argument of the Trainer that is given and has no effect here."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name == "model_init":
+            raise ConfigurationError(
+                "`model_init` is not supported: give the `model` itself. To search for hyperparameters, build a "
+                "trainer per trial, as scripts/examples/optuna_search.py does with Optuna."
+            )
+        raise ConfigurationError(f"`{name}` has no effect here: the tasks define it. Remove the argument.")
 
 
 def checked_model(model: Any) -> MultiTaskModel:
@@ -95,17 +152,19 @@ def check_sets(
         check_task_names({name: tasks[task_of(name, tasks)].metrics or () for name in evaluation})
 
 
-def check_tokenizer(tokenizer: Any, embeddings: int) -> None:
-    """Check that a tokenizer is one of the model's.
+def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
+    """Return a tokenizer if it is one of the model's.
 
     Args:
         tokenizer: As given.
-        embeddings: How many tokens the encoder knows.
+        embeddings: Number of tokens that the encoder knows.
 
     Raises:
-        ConfigurationError: It knows no word (Transformers makes such a one where a folder has none), or has ids that
-            the encoder has not.
+        ConfigurationError: It is None, knows no word (Transformers makes such a one if a folder has none), or has ids
+            that the encoder does not have.
     """
+    if tokenizer is None:
+        raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
     tokens = len(tokenizer)
     if tokens <= len(tokenizer.all_special_tokens):
         raise ConfigurationError(
@@ -118,6 +177,35 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> None:
             f"The tokenizer must be the encoder's; that of {tokenizer.name_or_path!r} has ids up to {largest}, and the "
             f"encoder knows {embeddings} tokens. Give the tokenizer that the encoder was trained with."
         )
+    return tokenizer
+
+
+def prepare_trainable(model: MultiTaskModel) -> None:
+    """Freeze the base weights of a model with low-rank layers, and check that something is trained."""
+    if model.config.lora is not None:
+        freeze_base_weights(model.encoder)
+    check_trainable(model.encoder, model.heads)
+
+
+def check_metrics(tasks: Mapping[str, TaskConfig]) -> None:
+    """Check that every metric of every task can be computed."""
+    for task in tasks.values():
+        for metric in task.metrics or ():
+            check_metric(metric, task)
+
+
+def check_disk_space(tasks: Collection[str], args: AsyncMTLTrainingArguments, teachers: Teachers) -> None:
+    """Check that the disk can hold the logits of all teachers that the run may record."""
+    recorded = [
+        name
+        for name in tasks
+        if ACTIONS[args.convergence_of(name).on_convergence].records_teacher
+        or name in args.distillation_config.teachers
+    ]
+    try:
+        teachers.check_disk_space(recorded)
+    except TeacherError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments) -> None:
@@ -137,13 +225,23 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
             )
 
 
-def check_unlabelled_tasks(names: Collection[str], config: DistillationConfig) -> None:
-    """Check that no loss is asked for on the labels that some tasks' training rows do not have."""
+def with_labels(
+    train: Mapping[str, Dataset], tasks: Mapping[str, TaskConfig], config: DistillationConfig
+) -> dict[str, Dataset]:
+    """Return raw training rows, with placeholders for labels where a task has an external teacher and no labels.
+
+    Raises:
+        ConfigurationError: A loss on such labels is asked for, or a task does not know what it would find in them.
+    """
+    names = [name for name in config.teachers if name in train and is_unlabeled(train[name], tasks[name])]
     if names and config.hard_label_weight:
         raise ConfigurationError(
             f"`distillation.hard_label_weight` needs labels, and the training rows of {', '.join(names)} have none. "
             "Set it to 0, or give the rows their labels."
         )
+    for name in names:
+        TASK_TYPES[tasks[name].type].check_unlabeled(tasks[name])
+    return {**train, **{name: with_placeholders(train[name], tasks[name]) for name in names}}
 
 
 def check_sharding(accelerator: Accelerator) -> None:

@@ -1,16 +1,17 @@
-"""The part of the Trainer that decides: an evaluation moves the phases, keeps snapshots and records teachers."""
+"""What an evaluation leads to: the phases move, snapshots are kept, teachers are recorded, weights roll back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
-from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..convergence.schedule import ConvergenceSchedule, Event
@@ -18,115 +19,160 @@ from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import ConfigurationError
+from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
 from ..utils import write_atomic
-from .distributed import agreed, gather_examples
-from .evaluation import PerTaskTrainer
+from .arguments import AsyncMTLTrainingArguments
+from .distributed import broadcast_from_main, gather_examples
+from .evaluation import TaskEvaluator
 from .loss import MultiTaskLoss
-from .state_dict import load_weights, present_weights, whole_weights
+from .state_dict import clone_state_dict, full_state_dict, load_weights
+from .task_sets import TaskSets
 
-if TYPE_CHECKING:
-    import optuna
-
-__all__ = ["ConvergingTrainer"]
+__all__ = ["ConvergenceController"]
 
 logger = logging.get_logger(__name__)
 
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""``example_ids`` ``[B]`` and the logits of their units ``[U, C]``, batch by batch; examples may occur twice."""
 
-class ConvergingTrainer(PerTaskTrainer):
-    """A Trainer whose tasks converge on their own, and learn on from their teachers.
 
-    `AsyncMTLTrainer` makes one, and fills in what is declared here.
+class ConvergenceController:
+    """Observe the evaluations of a run and act on them. All ranks call each method together.
+
+    Args:
+        args: Of the run.
+        model: The model, not wrapped.
+        accelerator: Of the trainer.
+        schedule: The phases.
+        teachers: Snapshots and recorded logits.
+        evaluator: Has the predictions of the last evaluation.
+        loss: May have measured the conflicts between tasks.
+        logits_of: Returns the logits of a set with the present weights, gathered from all ranks.
     """
 
-    schedule: ConvergenceSchedule
-    teachers: Teachers
-    batch_loss: MultiTaskLoss
-    encoded_train: dict[str, TaskDataset]
-    # The training rows of the tasks that have a teacher from outside.
-    _raw_train: dict[str, Dataset]
-    # Where the run writes.
-    _run_dir: Path
-
-    def _evaluate(
+    def __init__(
         self,
-        trial: optuna.Trial | dict[str, Any] | None,
-        ignore_keys_for_eval: list[str] | None,
-        skip_scheduler: bool = False,
-    ) -> dict[str, float]:
-        """An evaluation while training: the phases move here, before the checkpoint of the same step is written."""
-        # All compute the same, but for the last digit where machines differ; what follows must not hang on it.
-        metrics = agreed(super()._evaluate(None, ignore_keys_for_eval, skip_scheduler))
-        # `eval_on_start` of a resumed run: the phases know of it.
-        if not skip_scheduler or self.state.global_step == 0:
-            self._observe(metrics)
-        return metrics
+        args: AsyncMTLTrainingArguments,
+        model: MultiTaskModel,
+        accelerator: Accelerator,
+        schedule: ConvergenceSchedule,
+        teachers: Teachers,
+        evaluator: TaskEvaluator,
+        loss: MultiTaskLoss,
+        logits_of: Callable[[TaskDataset], Batches],
+    ) -> None:
+        self.args, self.model, self.accelerator = args, model, accelerator
+        self.schedule, self.teachers, self.evaluator = schedule, teachers, evaluator
+        self.loss, self.logits_of = loss, logits_of
+        self._last_step = -1
 
-    def _observe(self, metrics: dict[str, float]) -> None:
-        """Move the phases by an evaluation, and do what follows from it."""
-        step = self.state.global_step
-        standard_errors, constant = agreed((self._standard_errors(), self._constant_tasks()))
+    def begin(self, step: int) -> None:
+        """Begin a run at a step, -1 for a new one; an evaluation of that step has been observed before."""
+        self._last_step = step
+
+    def observe(self, step: int, epoch: float | None, metrics: Mapping[str, float]) -> bool:
+        """Move the phases by an evaluation, and do what follows from it.
+
+        Args:
+            step: Optimizer steps made so far.
+            epoch: The same in epochs.
+            metrics: Of all tasks, as `Trainer.evaluate` returns them.
+
+        Returns:
+            Whether this is a new evaluation; one of a step that was observed before changes nothing.
+        """
+        if step <= self._last_step:
+            return False
+        self._last_step = step
+        standard_errors, constant = broadcast_from_main((self.standard_errors(), self.constant_tasks()))
+        tasks = self.schedule.tasks
         events = self.schedule.observe(
             step,
-            {name: metrics[f"eval_{name}_{task.monitored}"] for name, task in self.tasks.items()},
-            losses={name: metrics[f"eval_{name}_loss"] for name in self.tasks},
+            {name: metrics[f"eval_{name}_{task.metric}"] for name, task in tasks.items()},
+            losses={name: metrics[f"eval_{name}_loss"] for name in tasks},
             standard_errors=standard_errors,
-            epoch=self.state.epoch,
+            epoch=epoch,
             constant=constant,
         )
-        # All have read the reference that the first now replaces.
+        # All ranks have read the reference predictions that are replaced now.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for name, reference_step in self.schedule.noise_references.items():
                 if reference_step == step:
-                    self.teachers.store.save_predictions(name, step, self._answers[name])
+                    self.teachers.store.save_predictions(name, step, self.evaluator.predictions[name])
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
             if event.event in ("converged", "teacher_renewed") and self.schedule.phases[event.task] == "distilling":
                 self._record_teacher(event)
         if self.args.should_save:
-            self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to())
-        self._write_report()
-        if self.is_world_process_zero():
-            self._display.show(self.schedule.report(), self.state.epoch)
-        if self.schedule.finished:
-            self.control.should_training_stop = True
-            # As at the end of the budget: the last weights may be the best.
-            if self.args.save_strategy == SaveStrategy.STEPS:
-                self.control.should_save = True
+            self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to(step))
+        self.write_report()
+        return True
 
-    def _constant_tasks(self) -> list[str]:
-        """The tasks that gave every validation example the same answer."""
-        return [name for name, task in self.tasks.items() if TASK_TYPES[task.type].is_constant(self._answers[name])]
+    def finish(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Report the weights that the run ended with, and remove the teachers: each checkpoint has its own.
 
-    def _standard_errors(self) -> dict[str, float]:
-        """Of the difference between this evaluation and the one that each noise-aware criterion compares it with."""
+        Args:
+            step: Of these weights.
+            evaluate: Evaluates them; called unless an evaluation of this step was observed.
+        """
+        report = self.schedule.report()
+        observed = {at for task in report["tasks"].values() for at, _ in task["history"]}
+        values = None
+        if step not in observed:
+            metrics = evaluate()
+            values = {name: metrics[f"eval_{name}_{task.metric}"] for name, task in self.schedule.tasks.items()}
+        self.schedule.finish(step, values)
+        self.write_report()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.teachers.store.clear()
+
+    def report(self) -> dict[str, Any]:
+        """Return the content of ``convergence.json``, with ``conflicts`` once they have been measured."""
+        report = self.schedule.report()
+        conflicts = self.loss.conflicts
+        if conflicts is not None and conflicts.has_measured:
+            report["conflicts"] = conflicts.report()
+        return report
+
+    def write_report(self) -> None:
+        """Write ``convergence.json`` into the output folder."""
+        if self.accelerator.is_main_process:
+            text = json.dumps(self.report(), indent=2, allow_nan=False)
+            write_atomic(Path(self.args.output_dir, "convergence.json"), text + "\n")
+
+    def constant_tasks(self) -> list[str]:
+        """Return the tasks with the same prediction for every validation example."""
+        predictions = self.evaluator.predictions
+        return [
+            name for name, task in self.schedule.tasks.items() if TASK_TYPES[task.type].is_constant(predictions[name])
+        ]
+
+    def standard_errors(self) -> dict[str, float]:
+        """Return the standard errors of the differences that noise-aware criteria look at, by task."""
         found = {}
         for name, reference_step in self.schedule.noise_references.items():
             if reference_step is None:
                 continue
-            task, rows = self.tasks[name], self.eval_dataset[name].rows
+            dataset = self.evaluator.validation[name]
+            task, now = dataset.task, self.evaluator.predictions[name]
             before = self.teachers.store.load_predictions(name, reference_step)
-            found[name] = paired_standard_error(
-                task.monitored,
-                task.type,
-                before,
-                self._answers[name],
-                TASK_TYPES[task.type].references(task, rows),
-                task.label_names,
-            )
+            references = TASK_TYPES[task.type].references(task, dataset.rows)
+            found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
         return found
 
     def _save_snapshot(self, step: int) -> None:
-        weights = whole_weights(self.model, keep=self.args.should_save)
+        weights = full_state_dict(self.model, keep=self.args.should_save)
         if self.args.should_save:
             self.teachers.store.save_snapshot(step, weights)
         self.accelerator.wait_for_everyone()
 
     def _record_teacher(self, event: Event) -> None:
-        """Run a task's best weights over its training set once, and put the present weights back."""
+        """Run a task's best weights over its training set once, and restore the present weights."""
         step = self.schedule.teacher_step(event.task)
         assert step is not None  # the task has converged, so it had a score
         if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
@@ -136,74 +182,71 @@ class ConvergingTrainer(PerTaskTrainer):
             )
         with ExitStack() as stack:
             if step != event.step:
-                teacher, present = self.teachers.store.load_snapshot(step), present_weights(self.model)
+                teacher, present = self.teachers.store.load_snapshot(step), clone_state_dict(self.model)
                 stack.callback(load_weights, self.model, present)
                 load_weights(self.model, teacher)
-            with self._writing(event.task, step) as put:
-                self.record(self.encoded_train[event.task], put)
+            self.record(event.task, step, self.logits_of(self.teachers.train[event.task]))
 
-    @contextmanager
-    def _writing(self, task: str, step: int) -> Iterator[Callable[[Tensor, Tensor], None]]:
-        """Write a teacher's logits where files are written, and let the task learn from them on all processes."""
+    def record(self, task: str, step: int, batches: Batches) -> None:
+        """Write a teacher's logits where files are written, and let the task learn from them on all ranks.
+
+        Args:
+            task: The task.
+            step: Of the teacher; 0 for an external one.
+            batches: The logits of all training examples of the task, the same on all ranks.
+        """
         if self.args.should_save:
             with self.teachers.writer(task, step) as writer:
-                yield writer.write
+                for example_ids, logits in batches:
+                    writer.write(example_ids, logits)
         else:
-            yield lambda example_ids, logits: None
+            _exhaust(batches)
         self.accelerator.wait_for_everyone()
         self.teachers.load([task])
         self.teachers.assess(task)
 
-    def _record_external_teachers(self) -> None:
-        """Ask the teachers from outside, and let them go; a resumed run has what they said, and needs them no more."""
-        sources = self.args.distillation_config.teachers
-        # All are looked at before the first is asked.
-        teachers = load_external_teachers(self.tasks, sources, self._raw_train, self._tokenizer)
-        ranks = self.accelerator
+    def record_external(self, rows: Mapping[str, Dataset], sets: TaskSets) -> None:
+        """Record the external teachers of a new run, which needs the models only here.
+
+        Args:
+            rows: Task -> its raw training rows, of the tasks that have such a teacher.
+            sets: Knows the tasks, the student's tokenizer and how much of a text is read.
+
+        Raises:
+            ConfigurationError: A teacher does not fit its task; all are checked before the first is recorded.
+        """
+        teachers = load_external_teachers(sets.tasks, self.args.distillation_config.teachers, rows, sets.tokenizer)
+        batch_size, device, ranks = self.args.per_device_eval_batch_size, self.args.device, self.accelerator
         try:
             for name, teacher in teachers.items():
-                length, batch = self.tasks[name].max_length or self._max_length, self.args.per_device_eval_batch_size
-                with self._writing(name, step=0) as put:
-                    for answers in teacher.logits(
-                        self._raw_train[name], length, batch, self.args.device, ranks.process_index, ranks.num_processes
-                    ):
-                        put(*gather_examples(ranks, *answers))
+                batches = teacher.logits(
+                    rows[name], sets.length_of(name), batch_size, device, ranks.process_index, ranks.num_processes
+                )
+                self.record(name, 0, (gather_examples(ranks, *batch) for batch in batches))
         except ConfigurationError:
             if self.args.should_save:
                 self.teachers.store.clear()
             raise
 
-    def _rolls_back_to(self) -> set[int]:
-        """The step that the weights return to before the next one is taken, where they do."""
+    def _rolls_back_to(self, step: int) -> set[int]:
+        """Return the step whose weights replace those of a step before the next one is taken, if there is one."""
         return {
             event.teacher_step
             for event in self.schedule.events
-            if event.event == "rolled_back" and event.step == self.state.global_step and event.teacher_step is not None
+            if event.event == "rolled_back" and event.step == step and event.teacher_step is not None
         }
 
-    def _roll_back(self) -> None:
-        """Return to the best weights of a task, if the evaluation before this step says so.
+    def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Return to the best weights of a task if the evaluation of this step has decided so.
 
-        Not at the evaluation itself: a checkpoint of that step holds the weights that were evaluated. The optimizer's
-        moments belong to weights that are left, and start anew; the learning rate's schedule goes on.
+        Not at the evaluation itself: a checkpoint of that step holds the weights that were evaluated. The state of the
+        optimizer belongs to the weights that are left, and is reset; the learning-rate schedule is not.
         """
-        for step in self._rolls_back_to():
-            load_weights(self.model, self.teachers.store.load_snapshot(step))
-            self.optimizer.state.clear()
+        for best_step in self._rolls_back_to(step):
+            load_weights(self.model, self.teachers.store.load_snapshot(best_step))
+            optimizer.state.clear()
 
-    def report(self) -> dict[str, Any]:
-        """The content of ``convergence.json``: `ConvergenceSchedule.report`, and what was measured on the way.
 
-        ``conflicts`` is there once they have been measured.
-        """
-        report = self.schedule.report()
-        conflicts = self.batch_loss.conflicts
-        if conflicts is not None and conflicts.has_measured:
-            report["conflicts"] = conflicts.report()
-        return report
-
-    def _write_report(self) -> None:
-        if not self.is_world_process_zero():
-            return
-        report = json.dumps(self.report(), indent=2, allow_nan=False)
-        write_atomic(self._run_dir / "convergence.json", report + "\n")
+def _exhaust(batches: Iterable[object]) -> None:
+    for _ in batches:
+        pass

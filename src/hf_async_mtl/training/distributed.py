@@ -1,4 +1,4 @@
-"""What several processes do together: agree, gather what they have shared out, and find each other's files."""
+"""Collectives of several ranks: broadcast, gather, and reach each other's files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..modeling.configuration_multitask import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .checkpoints import whole_checkpoints
+from .checkpoint_files import complete_checkpoints
 
 __all__ = [
-    "agreed",
-    "any_process",
+    "any_rank",
+    "broadcast_from_main",
     "check_files_reach",
     "gather_examples",
     "newest_checkpoint",
@@ -29,23 +29,23 @@ __all__ = [
 T = TypeVar("T")
 
 
-def agreed(value: T) -> T:
-    """The first process's value, on all: what is decided on it is decided once.
+def broadcast_from_main(value: T) -> T:
+    """Broadcast a value from rank 0, so that all ranks take the same decision.
 
     Args:
-        value: Can be pickled; it comes from a process of the same run.
+        value: Can be pickled.
     """
     return broadcast_object_list([value])[0]
 
 
 @cache
 def _cpu_group() -> dist.ProcessGroup:
-    # Flags are on the processor; through NCCL they would wait for all that the accelerator has to do.
+    # Flags are on the CPU; through NCCL they would wait for all work of the accelerator.
     return dist.new_group(backend="gloo")
 
 
-def any_process(flag: bool) -> bool:
-    """Whether a flag is set on any process; all ask together, and none learns of it a step before the others."""
+def any_rank(flag: bool) -> bool:
+    """Return whether a flag is set on any rank; all ranks call this together and get the same answer."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -54,42 +54,42 @@ def any_process(flag: bool) -> bool:
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The examples of all processes' batches, one process's after the other.
+    """Gather the examples of all ranks' batches, one rank after the other.
 
     Args:
         accelerator: Of the trainer.
-        example_ids: ``[B]``; B may differ from process to process.
-        logits: ``[U, ...]``, the examples' units one after the other.
+        example_ids: ``[B]``; B may differ between ranks.
+        logits: ``[U, ...]``, the units of the examples, one example after the other.
 
     Returns:
-        ``[sum of the B]`` and ``[sum of the U, ...]``, the same on all processes.
+        ``[sum of the B]`` and ``[sum of the U, ...]``, the same on all ranks.
     """
     if accelerator.num_processes == 1:
         return example_ids, logits
     sizes = accelerator.gather(torch.tensor([[len(example_ids), len(logits)]], device=example_ids.device)).tolist()
-    whole = []
+    gathered = []
     for values, counts in zip((example_ids, logits), zip(*sizes, strict=True), strict=True):
         padded = values.new_zeros(max(counts), *values.shape[1:])
         padded[: len(values)] = values
         parts = accelerator.gather(padded).split(max(counts))
-        whole.append(torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]))
-    return whole[0], whole[1]
+        gathered.append(torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]))
+    return gathered[0], gathered[1]
 
 
 def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator) -> None:
-    """Check that every process will find what others write into the output folder.
+    """Check that every rank finds what others write into the output folder.
 
-    Teachers and the best weights are written by the first process, or by the first of each machine with
+    Teachers and the best weights are written by the first rank, or by the first of each machine with
     ``save_on_each_node``, and read by all.
 
     Raises:
-        ConfigurationError: On all processes, where a machine has a folder of its own and nobody writes there, or where
-            two machines would write into the same folder at once.
+        ConfigurationError: On all ranks, if a machine has a folder of its own and nobody writes there, or if two
+            machines would write into the same folder at once.
     """
     if accelerator.num_processes == 1:
         return
     folder = Path(args.output_dir)
-    token, path = agreed(secrets.token_hex(8)), folder / "_reached"
+    token, path = broadcast_from_main(secrets.token_hex(8)), folder / "_reached"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(token, encoding="utf-8")
@@ -112,12 +112,12 @@ def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint of an output folder that every process has, or None where none has any.
+    """Return the newest complete checkpoint of an output folder that every rank has; None if no rank has any.
 
     Raises:
-        ConfigurationError: On all processes, where machines have folders of their own, and none in common.
+        ConfigurationError: On all ranks, if machines have folders of their own and no checkpoint in common.
     """
-    own = whole_checkpoints(output_dir)
+    own = complete_checkpoints(output_dir)
     have = gather_object([sorted(own)])
     common = set(have[0]).intersection(*have)
     if not common and any(have):
@@ -131,9 +131,9 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def share_rng_states(checkpoint: Path, args: AsyncMTLTrainingArguments) -> None:
-    """Give each machine's checkpoint the random states of all processes, and wait until they are written.
+    """Give each machine's checkpoint the random states of all ranks, and wait until they are written.
 
-    Upstream's processes write one each; a checkpoint must not be taken for whole before the last of them has.
+    With upstream each rank writes its own; a checkpoint is not complete before the last of them has.
     """
     if args.world_size == 1:
         return

@@ -18,8 +18,8 @@ from ..building.freezing import last_shared_layer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.dataset import decode_example_ids
 from ..distillation.teachers import Teachers
-from ..modeling.configuration_multitask import ConfigurationError
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .nonfinite import FiniteCheck
 from .running_loss import RunningTaskLoss
@@ -147,7 +147,7 @@ class MultiTaskLoss:
                     losses = self._distillation_losses(name, outputs, own, inputs["labels"][name])
                 if not all_count:
                     losses, own = losses[counts[rows]], own[counts[rows]]
-                self.finite.watch(name, losses, own)
+                self.finite.add(name, losses, own)
             found[name] = losses
         return found
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["FiniteCheck"]
 
@@ -15,63 +17,69 @@ _NAMED = 10
 
 
 class FiniteCheck:
-    """Checks the losses of each optimizer step before the weights are changed."""
+    """Check the losses and the gradients of each optimizer step before the weights are changed."""
 
     def __init__(self) -> None:
-        self._watched: list[tuple[str, Tensor, Tensor]] = []
+        self._added: list[tuple[str, Tensor, Tensor]] = []
 
-    def watch(self, task: str, losses: Tensor, places: Tensor) -> None:
-        """Note losses that are about to be propagated.
+    def add(self, task: str, losses: Tensor, indices: Tensor) -> None:
+        """Add losses of the next optimizer step.
 
         Args:
             task: The task.
             losses: ``[B]``.
-            places: ``[B]``, the examples' places in the task's training set.
+            indices: ``[B]``, of the examples in the task's training set.
         """
-        self._watched.append((task, losses.detach(), places))
+        self._added.append((task, losses.detach(), indices))
 
-    def check(self, accelerator: Accelerator, step: int, gradient_norm: float) -> None:
-        """Raise a `FloatingPointError` unless the update may be made; all ranks call this together.
+    def check(self, accelerator: Accelerator, step: int, parameters: Iterable[nn.Parameter]) -> None:
+        """Raise unless the update may be made; all ranks call this together.
 
         Args:
             accelerator: Of the trainer.
             step: Optimizer steps made so far.
-            gradient_norm: Of the whole update, the same on all processes.
+            parameters: Of the model; their gradients are those of the update.
 
         Raises:
             FloatingPointError: A loss or the gradient is not finite; the message names the tasks and their examples.
         """
-        watched, self._watched = self._watched, []
-        losses = torch.cat([losses.float() for _, losses, _ in watched]) if watched else torch.zeros(1)
+        added, self._added = self._added, []
+        losses = torch.cat([losses.float() for _, losses, _ in added]) if added else torch.zeros(1)
         wrong = accelerator.reduce((~losses.isfinite()).sum().to(accelerator.device), "sum")
-        # float16's loss scale is found by trying: its gradients overflow by design, and are not applied.
-        overflows = not math.isfinite(gradient_norm) and accelerator.scaler is None
-        if not wrong and not overflows:
+        # float16's loss scale is found by trial: its gradients overflow by design, and are not applied.
+        norm = _gradient_norm(parameters) if accelerator.scaler is None else 0.0
+        if not wrong and math.isfinite(norm):
             return
         found = gather_object(
             [
-                (task, int(place), float(loss))
-                for task, task_losses, places in watched
-                for loss, place in zip(task_losses, places, strict=True)
+                (task, int(index), float(loss))
+                for task, task_losses, indices in added
+                for loss, index in zip(task_losses, indices, strict=True)
                 if not loss.isfinite()
             ]
         )
         raise FloatingPointError(
-            f"{_what(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these rows, "
-            "lower the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
+            f"{_requirement(found, norm)} at step {step + 1}, before any weight was changed. Look at these rows, lower "
+            "the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
         )
 
 
-def _what(found: list[tuple[str, int, float]], gradient_norm: float) -> str:
+def _gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Return the norm of all gradients, the same on all ranks."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _requirement(found: list[tuple[str, int, float]], gradient_norm: float) -> str:
     if not found:
         return f"The gradient must be finite; its norm is {gradient_norm}, though every loss is finite,"
     tasks: dict[str, list[tuple[int, float]]] = {}
-    for task, place, loss in sorted(found, key=lambda item: item[:2]):
-        tasks.setdefault(task, []).append((place, loss))
-    told = "; ".join(
+    for task, index, loss in sorted(found, key=lambda item: item[:2]):
+        tasks.setdefault(task, []).append((index, loss))
+    named = "; ".join(
         f"task {task!r}: {examples[0][1]} for the training examples "
-        + ", ".join(str(place) for place, _ in examples[:_NAMED])
+        + ", ".join(str(index) for index, _ in examples[:_NAMED])
         + (f" and {len(examples) - _NAMED} more" if len(examples) > _NAMED else "")
         for task, examples in tasks.items()
     )
-    return f"Every training loss must be finite; found {told} (places in the task's training set),"
+    return f"Every training loss must be finite; found {named} (indices in the task's training set),"

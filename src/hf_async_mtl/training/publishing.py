@@ -1,9 +1,9 @@
-"""The card and the plots of a run, from what it left in its folder."""
+"""Write the card and the plots of a run into its output folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,55 +35,59 @@ def publish(
     model: MultiTaskModel,
     args: AsyncMTLTrainingArguments,
     report: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
     *,
-    model_name: str | None = None,
-    finetuned_from: str | None = None,
-    license: str | None = None,
-    language: str | None = None,
-    results: Mapping[str, float],
-    metadata: Mapping[str, str | list[str] | None],
     data: Mapping[str, Mapping[str, Any]],
-    rows: Mapping[str, Mapping[str, int]],
+    sets: Mapping[str, Mapping[str, Sized]],
+    model_name: str | None = None,
+    metadata: Mapping[str, Any],
 ) -> None:
     """Write ``plots/`` and ``README.md`` into the output folder.
 
     Args:
         model: The model of the run.
-        args: Its arguments; ``output_dir`` is where the results are read and the card is written.
+        args: Its arguments. The results are read from ``output_dir``.
         report: The content of ``convergence.json``.
-        model_name: Of the card; the folder's name, where absent.
-        finetuned_from: The encoder; what the model's configuration knows of it, where absent.
-        license: As the Hub names it.
-        language: ISO code.
-        results: Metrics of the model, for a run without an ``all_results.json``.
-        metadata: Further keys of the card's metadata, added to those that are there.
-        data: Where the data of each task is from, as `RunCard` takes it.
-        rows: How many rows each task had, as `RunCard` takes them.
+        log: The log of the run; its metrics are those of a run without an ``all_results.json``.
+        data: The ``data`` sections of the tasks; see `RunCard`.
+        sets: Name of a split -> task -> its set.
+        model_name: Name of the model or its repository; default: the name of the folder.
+        metadata: Keys of the card's metadata, such as ``license``; None leaves a key out. ``base_model`` names the
+            encoder; default: that of the model's configuration.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
-    if written.is_file():
-        results = json.loads(written.read_text(encoding="utf-8"))
+    results = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else _final_results(report, log)
     draw(report, folder)
+    encoder = model.config.encoder_config
     card = RunCard(
         data=data,
-        rows=rows,
+        rows={
+            name: {split: len(own[name]) for split, own in sets.items() if name in own}
+            for name in model.config.task_configs
+        },
         model_name=model_name or folder.resolve().name,
         tasks=model.config.task_configs,
         report=report,
         results=results,
-        encoder=finetuned_from or model.config.encoder_config._name_or_path or model.encoder.config.model_type,
-        training=_settings_of_note(model, args),
-        license=license,
-        language=language,
+        encoder=metadata.get("base_model") or encoder._name_or_path or encoder.model_type,
+        training=_settings(model, args),
     )
-    write_card(folder / "README.md", card, {key: value for key, value in metadata.items() if value is not None})
+    further = {key: value for key, value in metadata.items() if value is not None and key != "base_model"}
+    write_card(folder / "README.md", card, further)
 
 
-def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
+def _final_results(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the validation metrics of the weights that the run ended with, as they were logged."""
+    step = report.get("final", {}).get("step")
+    logged = [entry for entry in log if entry["step"] == step]
+    return {key: value for entry in logged for key, value in entry.items() if key.startswith("eval_")}
+
+
+def _settings(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
     found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
     sections = {key: dict(args.section(key)) for key in _SECTIONS}
-    learn, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return {
         **{key: value for key, value in found.items() if value not in (None, False, -1)},
         "processes": args.world_size,
@@ -91,6 +95,6 @@ def _settings_of_note(model: MultiTaskModel, args: AsyncMTLTrainingArguments) ->
         "pooling": model.config.pooling,
         "packed": model.packs,
         **({} if model.config.lora is None else {"lora": model.config.lora}),
-        **({} if learn == total else {"trained_weights": f"{learn:,} of {total:,}"}),
+        **({} if trainable == total else {"trained_weights": f"{trainable:,} of {total:,}"}),
         **{key: value for key, value in sections.items() if value},
     }

@@ -1,4 +1,4 @@
-"""A model's weights out and in, whether each process has them whole or a shard of them (FSDP2)."""
+"""A model's weights out and in, whether each process has all of them or a shard of them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-__all__ = ["load_weights", "present_weights", "savable", "whole_weights"]
+__all__ = ["clone_state_dict", "full_state_dict", "load_weights", "savable"]
 
 
-def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """All weights, on the CPU.
+def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """Return all weights, on the CPU.
 
     Args:
-        model: Every process calls this together: shards are gathered one tensor at a time.
-        keep: Whether this process wants them; if not, it gets an empty dictionary.
+        model: All ranks call this together: shards are gathered, one tensor at a time.
+        keep: Whether this rank needs them; otherwise it gets an empty dictionary.
     """
     found = {}
     for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            found[name] = whole.detach().cpu()
+            found[name] = full.detach().cpu()
     return found
 
 
-def present_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of what this process holds, to be put back by `load_weights`; off the accelerator, where it is whole."""
+def clone_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of what this rank holds, for `load_weights`; on the CPU unless it is a shard."""
     # A shard is small, and stays where its mesh is.
     return {
         name: tensor.detach().clone() if isinstance(tensor, DTensor) else tensor.detach().cpu().clone()
@@ -40,12 +40,12 @@ def present_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Take over weights, each whole or a shard as the model's own; a sharded model takes its part of a whole one."""
+    """Load weights, full tensors or the model's own shards; a sharded model takes its part of a full tensor."""
     shaped = {}
     for name, own in model.state_dict().items():
         tensor = weights[name]
         if isinstance(own, DTensor) and not isinstance(tensor, DTensor):
-            # Each process has read the whole: nothing needs to be sent.
+            # Each rank has read the full tensor: nothing needs to be sent.
             tensor = distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
         shaped[name] = tensor
     model.load_state_dict(shaped)
@@ -53,10 +53,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def savable(model: PreTrainedModel) -> Iterator[None]:
-    """Let `save_pretrained` write a model as it is, from this process, for a block in which the model must not run.
+    """Let `save_pretrained` write a model from this rank; the model must not run inside the block.
 
-    It writes on the first of all processes alone, though ``save_on_each_node`` asks for one on each machine. And FSDP2
-    has made a class on the fly, whose name would go into ``config.json``, and torch's code beside it.
+    It writes on the first of all ranks only, though ``save_on_each_node`` needs one on each machine. And FSDP2 makes a
+    class at run time, whose name would go into ``config.json``, with torch's code beside it.
     """
     sharded = type(model)
     if issubclass(sharded, FSDPModule):

@@ -1,4 +1,4 @@
-"""What makes a checkpoint whole, and self-contained: copied alone to another machine, it resumes."""
+"""The files of a checkpoint: which checkpoints are complete, and the best weights that travel inside them."""
 
 from __future__ import annotations
 
@@ -6,54 +6,69 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from ..utils import link_or_copy
 
 __all__ = [
     "BEST_FOLDER",
+    "STATE_FILE",
     "TEACHERS_FOLDER",
     "adopt_best",
     "checkpoint_step",
-    "last_whole_checkpoint",
+    "complete_checkpoints",
+    "last_complete_checkpoint",
     "link_best",
     "read_state",
-    "whole_checkpoints",
+    "read_trainer_state",
 ]
 
+STATE_FILE = "async_mtl_state.json"
+"""Our state, which is written last: its presence makes a checkpoint complete."""
 TEACHERS_FOLDER = "_teachers"
 BEST_FOLDER = "_best"
-"""Inside a checkpoint: the weights that `load_best_model_at_end` would load, where they are another checkpoint's."""
+"""The weights that ``load_best_model_at_end`` would load, inside a checkpoint that does not hold them itself."""
 
 # FSDP reads its own copy.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "pytorch_model_fsdp.bin")
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint is named after."""
+    """Return the optimizer step that a checkpoint is named after."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The Trainer's state, which is written last; None where it is missing or cut short."""
+    """Return our state; None if it is missing or cut short."""
+    return _read(checkpoint / STATE_FILE)
+
+
+def read_trainer_state(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the Trainer's state; None if it is missing or cut short."""
+    return _read(checkpoint / TRAINER_STATE_NAME)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 
-def whole_checkpoints(output_dir: Path) -> dict[int, Path]:
-    """Step -> checkpoint, of those that were written to their end."""
+def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Return step -> checkpoint, for the checkpoints that were written to their end."""
     numbered = {path.name.removeprefix("checkpoint-"): path for path in output_dir.glob("checkpoint-*")}
     return {int(step): path for step, path in numbered.items() if step.isdigit() and read_state(path) is not None}
 
 
-def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    whole = whole_checkpoints(output_dir)
-    return whole[max(whole)] if whole else None
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, or None."""
+    complete = complete_checkpoints(output_dir)
+    return complete[max(complete)] if complete else None
 
 
 def link_best(best: Path, checkpoint: Path) -> None:
-    """Put the weights of the best checkpoint into another one, as hard links where that can be."""
+    """Put the weights of the best checkpoint into another one, as hard links where possible."""
     for pattern in _WEIGHTS:
         for path in best.glob(pattern):
             link_or_copy(path, checkpoint / BEST_FOLDER / path.name)
@@ -63,13 +78,13 @@ def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
     """Make the best weights that a checkpoint brings a checkpoint of this output folder.
 
     Returns:
-        Where they are; None where the checkpoint knows of none.
+        Its folder; None if the checkpoint has none.
     """
-    state = read_state(checkpoint)
+    state = read_trainer_state(checkpoint)
     if state is None or not state.get("best_model_checkpoint"):
         return None
     best = output_dir / PurePath(state["best_model_checkpoint"]).name
-    # By its steps, not by its folder's name, which a copy may have changed.
+    # By its step, not by its folder's name, which a copy may have changed.
     source = checkpoint if checkpoint_step(best) == state["global_step"] else checkpoint / BEST_FOLDER
     if not _has_weights(best) and source.is_dir():
         for pattern in _WEIGHTS:
@@ -79,5 +94,5 @@ def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
-    # A folder alone may be what a run left that was killed as it was linking.
+    # A folder alone may be what a run left that was killed while it was linking.
     return any(folder.glob("*.safetensors"))
