@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from bundles import write_bundle
 
-import hf_async_mtl
 from hf_async_mtl import AsyncMTLTrainer, load_run
 from hf_async_mtl.validation import ConfigurationError
 
@@ -48,14 +47,10 @@ def test_keys_and_values_are_checked_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("encoder: x\ntasks: {a: {preset: glue/rte}}\nmixing: {strategy: temperatur}\n", encoding="utf-8")
     code = f"""
-import importlib.util, sys, types
-# The package without its own `__init__`, which imports the model.
-package = types.ModuleType("hf_async_mtl")
-package.__path__ = [{str(Path(hf_async_mtl.__file__).parent)!r}]
-sys.modules["hf_async_mtl"] = package
+import sys
 from pathlib import Path
+from hf_async_mtl import ConfigurationError
 from hf_async_mtl.cli.config_file import load_config
-from hf_async_mtl.validation import ConfigurationError
 for override in ("encodr=x", "tasks.a.label=x", "tasks.a.convergence.patiens=1", "mixing.strategy=temperatur"):
     try:
         load_config(Path({str(path)!r}), [override])

@@ -151,7 +151,7 @@ def test_what_is_frozen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
     ("setting", "words"),
     [
         ("freeze=3", "from 1 to 2; found 3"),
-        ("freeze=0", "`freeze` must be a whole number of at least 1; found 0"),
+        ("freeze=0", "`freeze` must be `encoder`, or a number of its first layers; found 0."),
         ("freeze=true", "found True"),
         ("freeze=embeddings", "`freeze` must be `encoder`, or a number of its first layers; found 'embeddings'"),
         ("tasks.polarity.head=frozen", "`tasks.polarity.head: frozen` needs a head that has been trained"),

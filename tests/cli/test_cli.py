@@ -448,7 +448,7 @@ def test_resume_from_a_checkpoint_elsewhere(pair, pair_run, tmp_path):
 def test_resume_from_what_is_no_checkpoint_is_refused(pair, tmp_path, checkpoint):
     """Starting afresh instead would throw the user's steps away."""
     message = refused("train", pair, "--output-dir", tmp_path / "out", "--resume", pair.parent / checkpoint)
-    assert "whole checkpoint" in message
+    assert "complete checkpoint" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -66,18 +66,7 @@ def check_checkpoint(
         schedule.load_state_dict(state["schedule"])
     except ValueError as error:
         raise ConfigurationError(f"{checkpoint} cannot be resumed: {error}") from None
-    saved = state["teachers"]["examples"]
-    for task, examples in teachers.examples.items():
-        if saved.get(task) != examples:
-            raise ConfigurationError(
-                f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
-                f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
-            )
-    if state["learns"] != own_state["learns"]:
-        raise ConfigurationError(
-            f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
-            "`freeze`, `lora` and `head` of the first run, or start afresh."
-        )
+    _check_same_run(checkpoint, state, teachers.examples, own_state["learns"])
     _check_files(checkpoint, args, state["placement"]["processes"])
     store = TeacherStore(checkpoint / TEACHERS_FOLDER)
     try:
@@ -91,6 +80,22 @@ def check_checkpoint(
     if (message := other_placement(state["placement"], own_state["placement"])) is not None:
         logger.warning(message)
     return state
+
+
+def _check_same_run(checkpoint: Path, state: Mapping[str, Any], examples: Mapping[str, str], trainable: Any) -> None:
+    """Check that a checkpoint is of a run with the same training examples and trainable weights."""
+    saved = state["teachers"]["examples"]
+    for task, own in examples.items():
+        if saved.get(task) != own:
+            raise ConfigurationError(
+                f"A run must be resumed with its own training examples; those of task {task!r} are others than in "
+                f"{checkpoint}. Give the data, tokenizer and `data_seed` of the first run, or start afresh."
+            )
+    if state["learns"] != trainable:
+        raise ConfigurationError(
+            f"A run must be resumed with the weights that learn in it; those of {checkpoint} are others. Give the "
+            "`freeze`, `lora` and `head` of the first run, or start afresh."
+        )
 
 
 def _check_files(checkpoint: Path, args: AsyncMTLTrainingArguments, processes: int) -> None:

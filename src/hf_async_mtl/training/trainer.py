@@ -19,6 +19,10 @@ from ..convergence.actions import PHASES
 from ..data.dataset import MultiTaskDataset, TaskDataset
 from ..data.sampler import MultiTaskSampler
 from ..distillation.teachers import Teachers
+<<<<<<< HEAD
+=======
+from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
+>>>>>>> main
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
@@ -93,8 +97,6 @@ class AsyncMTLTrainer(Trainer):
         inputs = prepare_inputs(
             model, args, processing_class, train_dataset, eval_dataset, compute_metrics, unsupported
         )
-        self.task_sets, self.encoded_train = inputs.task_sets, inputs.train
-        self.tasks = inputs.model.config.task_configs
         super().__init__(
             model=inputs.model,
             args=inputs.args,
@@ -107,15 +109,17 @@ class AsyncMTLTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self._connect(inputs)
+
+    def _connect(self, inputs: TrainerInputs) -> None:
+        """Make the collaborators of the run."""
         check_sharding(self.accelerator)
         # The parent hands the inputs of these names to the metrics: labels are found by the indices of the examples.
         self.label_names = ["example_ids"]
         # Task -> its `data` section, of which the model card shows what is on the Hub.
         self.data_sources: dict[str, Mapping[str, Any]] = {}
-        self._connect(inputs)
-
-    def _connect(self, inputs: TrainerInputs) -> None:
-        """Make the collaborators of the run."""
+        self.tasks: dict[str, TaskConfig] = inputs.model.config.task_configs
+        self.task_sets, self.encoded_train = inputs.task_sets, inputs.train
         model, args, ranks = inputs.model, inputs.args, self.accelerator
         sizes = {name: len(rows) for name, rows in inputs.train.items()}
         self.schedule = new_schedule(self.tasks, args, sizes)
@@ -134,8 +138,6 @@ class AsyncMTLTrainer(Trainer):
             )
         self._table = TableCallback()
         self._table.replace_others(self)
-
-    # -- training -----------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset | None = None) -> MultiTaskSampler:
         return self._sampler
@@ -228,10 +230,9 @@ class AsyncMTLTrainer(Trainer):
             self.task_sets.warn_truncated({metric_key_prefix: sets})
         monitored = self.task_sets.monitored(sets)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        average = float(np.mean([metrics[f"{metric_key_prefix}_{key}"] for key in monitored]))
-        summary = {f"{metric_key_prefix}_average": average}
-        self.log(dict(summary))
-        metrics |= summary
+        average = f"{metric_key_prefix}_average"
+        metrics[average] = float(np.mean([metrics[f"{metric_key_prefix}_{key}"] for key in monitored]))
+        self.log({average: metrics[average]})
         if self.is_in_train and eval_dataset is None:
             # Ranks may differ in the last digit; what follows must not depend on it.
             metrics = broadcast_from_main(metrics)
