@@ -19,10 +19,7 @@ from ..convergence.actions import PHASES
 from ..data.dataset import MultiTaskDataset, TaskDataset
 from ..data.sampler import MultiTaskSampler
 from ..distillation.teachers import Teachers
-<<<<<<< HEAD
-=======
-from ..modeling.configuration_multitask import ConfigurationError, TaskConfig
->>>>>>> main
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
