@@ -359,7 +359,7 @@ def last_cell(row: Row) -> str:
 
 
 def difference_cells(row: Row, base: Row | None) -> tuple[str, str]:
-    """The difference to the best baseline with its interval, in points, and in percent of the baseline."""
+    """Return the difference to the best baseline with its interval, in points, and in percent of the baseline."""
     if base is None:
         return NOT_KNOWN, NOT_KNOWN
     if row is base:
@@ -373,7 +373,7 @@ def difference_cells(row: Row, base: Row | None) -> tuple[str, str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns of numbers are aligned to the right.
+    """Return a Markdown table; columns of numbers are aligned to the right.
 
     Examples:
         >>> print(table(["method", "mean"], [["sum", "1.25"]]))

@@ -63,9 +63,9 @@ class StatelessWeighting(LossBalancer):
 
 
 class _LearnedScales(LossBalancer):
-    """One scale per task, learned by gradient descent on the scalarizer itself.
+    r"""One scale per task, learned by gradient descent on the scalarizer itself.
 
-    Both methods pull each weighted loss towards the same value: weights converge to :math:`1 / \\ell_t`, and grow
+    Both methods pull each weighted loss towards the same value: weights converge to :math:`1 / \ell_t`, and grow
     without bound as a loss nears 0. In the papers the optimizer of the network learns the scales; with a learning rate
     for fine-tuning, 1e-5, they would hardly move, so they have their own. A loss far above ``1 / learning_rate`` moves
     its scale so far in one call that the task has no weight for many calls.

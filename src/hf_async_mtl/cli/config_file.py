@@ -194,7 +194,6 @@ def _model(top: TopLevel, new_heads: list[str]) -> dict[str, Any]:
 
 
 def _training(given: Any) -> dict[str, Any]:
-    ""
     """Check the keys and the types of the training arguments, which upstream checks at their first use."""
     from ..training.arguments import REFUSED, AsyncMTLTrainingArguments, check_types
 

@@ -16,6 +16,7 @@ Row = dict[str, Any]
 
 
 def words(text: str) -> tuple[str, ...]:
+    """Split a text at its spaces."""
     return tuple(text.split())
 
 
@@ -170,6 +171,7 @@ def title(rng: Random, product: Product, short: bool = False, optional: float = 
 
 
 def text_of(tokens: Tokens) -> str:
+    """Join the words of tagged tokens."""
     return " ".join(word for word, _ in tokens)
 
 

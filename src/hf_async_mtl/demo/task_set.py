@@ -109,6 +109,7 @@ def write_demo(folder: Path, seed: int = 0) -> Path:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows as JSON lines."""
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 

@@ -28,7 +28,7 @@ from .arguments import AsyncMTLTrainingArguments
 
 
 def task_of(name: str, tasks: Collection[str]) -> str:
-    """The task of an evaluation set: its own name, or the longest task name before an underscore.
+    """Return the task of an evaluation set: its own name, or the longest task name before an underscore.
 
     Raises:
         ConfigurationError: There is none.
@@ -249,7 +249,7 @@ def check_sharding(accelerator: Accelerator) -> None:
 
 
 def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
-    """The order in which the tasks of a sequential run join; None where all join at once.
+    """Return the order in which the tasks of a sequential run join; None where all join at once.
 
     Args:
         config: The section of the configuration.

@@ -14,7 +14,7 @@ from .checks import join_order
 def new_schedule(
     tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
 ) -> ConvergenceSchedule:
-    """The schedule that a run begins with.
+    """Return the schedule that a run begins with.
 
     Args:
         tasks: All tasks.
