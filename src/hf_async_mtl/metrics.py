@@ -233,10 +233,6 @@ def check_metric(name: str, task: TaskConfig) -> None:
     A metric that is not built in is loaded with ``evaluate.load`` and tried on a few made-up examples. This may use the
     network, and runs the code of the metric's author.
 
-    Args:
-        name: The name of the metric, one of ``task.metrics``.
-        task: The task. The number of classes is checked if ``task.labels`` is known.
-
     Raises:
         ConfigurationError: The metric does not fit the type or the number of classes, is the monitored (first) one but
             better when smaller, cannot be loaded, or does not return one number.
@@ -273,27 +269,13 @@ def compute(
     references: Sequence[Any],
     labels: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Compute metrics of the predictions for one task.
+    """Return the values of metrics, built-in or for ``evaluate.load``, of the predictions for one task.
 
-    Args:
-        metrics: Names of metrics: built-in ones, or ones for ``evaluate.load``.
-        task_type: The type of the task; it decides the shape of the next two (see the top of this module).
-        predictions: One per example.
-        references: One per example.
-        labels: The names of the classes, if the task has some.
+    Accuracy, F1 and exact match are in 0 to 1. A value that is not defined, such as the correlation with a constant,
+    is NaN.
 
-    Returns:
-        The value of each metric by its name. Accuracy, F1 and exact match are in 0 to 1. A value that is not defined,
-        such as the correlation with a constant, is NaN.
-
-    Raises:
-        ConfigurationError: A metric does not fit the task or cannot be loaded.
-        ValueError: Predictions and references differ in number, or there are none, or a loaded metric does not return
-            one number.
-
-    Examples:
-        >>> compute(["accuracy", "f1"], "classification", [1, 0, 1], [1, 0, 0])
-        {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
+    >>> compute(["accuracy", "f1"], "classification", [1, 0, 1], [1, 0, 0])
+    {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
     """
     if len(predictions) != len(references) or len(references) == 0:
         raise ValueError(
