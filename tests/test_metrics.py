@@ -63,6 +63,25 @@ def test_value_is_the_reference_librarys(name, task_type, inputs, expected):
     assert result == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_values_of_few_examples_are_scikit_learns(classes):
+    """A resample without one of the classes, or with a single one, has another value than scikit-learn's."""
+    options = {"f1": {"zero_division": 0.0}, "macro_f1": {"zero_division": 0.0, "average": "macro"}}
+    functions = {
+        "accuracy": sklearn_metrics.accuracy_score,
+        "f1": sklearn_metrics.f1_score,
+        "macro_f1": sklearn_metrics.f1_score,
+        "matthews_correlation": sklearn_metrics.matthews_corrcoef,
+    }
+    for count in (1, 2, 3, 4, 20) * 10:
+        predictions, references = RNG.integers(0, classes, (2, count))
+        for name, function in functions.items():
+            if name != "f1" or classes == 2:
+                expected = function(references, predictions, **options.get(name, {}))
+                assert value(name, "classification", predictions, references) == pytest.approx(expected, abs=1e-12)
+
+
 def test_f1_is_of_index_one():
     """F1 of the class with index 0, here 4/7, or of both."""
     assert value("f1", "classification", [1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 0, 0]) == pytest.approx(2 / 5)

@@ -3,7 +3,8 @@
 There is one prediction and one reference per example, in the format of `TaskType.predictions` and
 `TaskType.references`.
 
-The libraries behind the metrics are imported when a value is computed.
+The values of classes and numbers are scikit-learn's, computed here: the bootstrap asks for hundreds of them, and a call
+of scikit-learn takes milliseconds. Other libraries are imported when a value is computed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,10 @@ from .validation import ConfigurationError
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
 
 
-def _sklearn(name: str, predictions: Any, references: Any, **options: Any) -> float:
-    from sklearn import metrics
-
-    return getattr(metrics, name)(np.asarray(references), np.asarray(predictions), **options)
-
-
 def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     """Return the share of correct predictions. A multilabel prediction is correct if all its labels are."""
-    return _sklearn("accuracy_score", predictions, references)
+    hits = np.asarray(predictions) == np.asarray(references)
+    return float(hits.reshape(len(hits), -1).all(1).mean())
 
 
 def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
@@ -46,32 +42,46 @@ def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Se
     return accuracy_score(list(references), list(predictions))
 
 
-def f1(predictions: Any, references: Any) -> float:
+def _f1_by_column(predictions: Any, references: Any) -> Any:
+    """Return the F1 of value 1 over the first dimension, 0 where it neither occurs nor is predicted."""
+    predicted, true = np.asarray(predictions) == 1, np.asarray(references) == 1
+    return 2 * (predicted & true).sum(0) / np.maximum(predicted.sum(0) + true.sum(0), 1)
+
+
+def _class_counts(predictions: Any, references: Any) -> np.ndarray:
+    """Return how often each class is predicted, occurs, and is predicted correctly: ``[3, C]``."""
+    classes, indices = np.unique(np.stack([predictions, references]), return_inverse=True)
+    predicted, true = indices.reshape(2, -1)
+    parts = (predicted, true, true[predicted == true])
+    return np.stack([np.bincount(part, minlength=len(classes)) for part in parts]).astype(float)
+
+
+def f1(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Return the F1 of class 1 of two classes, 0 if that class neither occurs nor is predicted."""
-    return _sklearn("f1_score", predictions, references, zero_division=0.0)
+    return float(_f1_by_column(predictions, references))
 
 
 def macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     """Return the mean F1 of the classes that occur or are predicted; multilabel: of the labels."""
     if np.ndim(references) == 2:
-        columns = zip(np.transpose(predictions), np.transpose(references), strict=True)
-        return float(np.mean([f1(*column) for column in columns]))
-    return _sklearn("f1_score", predictions, references, average="macro", zero_division=0.0)
+        return float(_f1_by_column(predictions, references).mean())
+    predicted, true, hits = _class_counts(predictions, references)
+    return float((2 * hits / (predicted + true)).mean())
 
 
 def micro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     """Return the F1 over all decisions. For classification it equals the accuracy."""
     if np.ndim(references) == 2:
-        # Flattened, because scikit-learn reads a task with one label as one with two classes.
-        return f1(np.ravel(predictions), np.ravel(references))
-    return _sklearn("f1_score", predictions, references, average="micro", zero_division=0.0)
+        return float(_f1_by_column(np.ravel(predictions), np.ravel(references)))
+    return accuracy(predictions, references)
 
 
 def matthews_correlation(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """Return the Matthews correlation coefficient, -1 to 1; 0 if a single class occurs and is predicted."""
-    if len({*predictions, *references}) < 2:
-        return 0.0  # scikit-learn's value, without its warning about shapes
-    return _sklearn("matthews_corrcoef", predictions, references)
+    """Return the Matthews correlation coefficient, -1 to 1; 0 if one class only occurs, or is predicted."""
+    predicted, true, hits = _class_counts(predictions, references)
+    n = len(references)
+    covariance, variances = n * hits.sum() - predicted @ true, (n**2 - predicted @ predicted) * (n**2 - true @ true)
+    return float(covariance / math.sqrt(variances)) if variances > 0 else 0.0
 
 
 def correlation(name: str, predictions: Sequence[float], references: Sequence[float]) -> float:
@@ -88,10 +98,10 @@ def correlation(name: str, predictions: Sequence[float], references: Sequence[fl
         return getattr(stats, name)(*numbers).statistic
 
 
-def mean_error(name: str, predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Return a mean error of scikit-learn's; NaN if a number is not finite."""
+def mean_error(power: int, predictions: Sequence[float], references: Sequence[float]) -> float:
+    """Return the mean of the absolute errors, raised to a power; NaN if a number is not finite."""
     numbers = np.asarray([predictions, references], dtype=np.float64)
-    return _sklearn(name, *numbers) if np.isfinite(numbers).all() else math.nan
+    return float((np.abs(numbers[0] - numbers[1]) ** power).mean()) if np.isfinite(numbers).all() else math.nan
 
 
 def normalize_answer(text: str) -> str:
@@ -172,8 +182,8 @@ METRICS: dict[str, Metric] = {
     "matthews_correlation": Metric(matthews_correlation),
     "pearson": Metric(partial(correlation, "pearsonr")),
     "spearman": Metric(partial(correlation, "spearmanr")),
-    "mse": Metric(partial(mean_error, "mean_squared_error"), greater_is_better=False),
-    "mae": Metric(partial(mean_error, "mean_absolute_error"), greater_is_better=False),
+    "mse": Metric(partial(mean_error, 2), greater_is_better=False),
+    "mae": Metric(partial(mean_error, 1), greater_is_better=False),
     "exact_match": Metric(exact_match),
     "squad_f1": Metric(squad_f1),
     "seqeval_f1": Metric(seqeval_f1),
@@ -223,10 +233,6 @@ def check_metric(name: str, task: TaskConfig) -> None:
     A metric that is not built in is loaded with ``evaluate.load`` and tried on a few made-up examples. This may use the
     network, and runs the code of the metric's author.
 
-    Args:
-        name: The name of the metric, one of ``task.metrics``.
-        task: The task. The number of classes is checked if ``task.labels`` is known.
-
     Raises:
         ConfigurationError: The metric does not fit the type or the number of classes, is the monitored (first) one but
             better when smaller, cannot be loaded, or does not return one number.
@@ -263,27 +269,13 @@ def compute(
     references: Sequence[Any],
     labels: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Compute metrics of the predictions for one task.
+    """Return the values of metrics, built-in or for ``evaluate.load``, of the predictions for one task.
 
-    Args:
-        metrics: Names of metrics: built-in ones, or ones for ``evaluate.load``.
-        task_type: The type of the task; it decides the shape of the next two (see the top of this module).
-        predictions: One per example.
-        references: One per example.
-        labels: The names of the classes, if the task has some.
+    Accuracy, F1 and exact match are in 0 to 1. A value that is not defined, such as the correlation with a constant,
+    is NaN.
 
-    Returns:
-        The value of each metric by its name. Accuracy, F1 and exact match are in 0 to 1. A value that is not defined,
-        such as the correlation with a constant, is NaN.
-
-    Raises:
-        ConfigurationError: A metric does not fit the task or cannot be loaded.
-        ValueError: Predictions and references differ in number, or there are none, or a loaded metric does not return
-            one number.
-
-    Examples:
-        >>> compute(["accuracy", "f1"], "classification", [1, 0, 1], [1, 0, 0])
-        {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
+    >>> compute(["accuracy", "f1"], "classification", [1, 0, 1], [1, 0, 0])
+    {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
     """
     if len(predictions) != len(references) or len(references) == 0:
         raise ValueError(

@@ -13,15 +13,11 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path, *, unique: bool = False) -> Iterator[Path]:
-    """Yield a temporary path to write to, and rename it to ``path`` when the block ends.
+    """Yield a temporary path to write to, and rename it to ``path`` when the block ends. Its folder is created.
 
     A reader finds the old file or the new one, never a part of it. When the block raises, the temporary file is
-    removed and ``path`` is left as it was.
-
-    Args:
-        path: The file. Its folder is created if it does not exist.
-        unique: Whether several processes may write this file at the same time. If so, each has its own temporary file,
-            and one that is killed leaves it behind; if not, the next writer overwrites it.
+    removed and ``path`` is left as it was. If several processes may write the file at the same time, let each have a
+    temporary file of its own (``unique``), which one that is killed leaves behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The underscore keeps it out of a push that runs in the background.

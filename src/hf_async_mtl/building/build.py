@@ -41,19 +41,8 @@ def from_encoder(
 ) -> MultiTaskModel:
     """Return a model with new heads on a pretrained encoder; see `MultiTaskModel.from_encoder`.
 
-    Args:
-        model_class: The class of the model.
-        encoder: Hub id or folder of a text encoder, or of a trained multi-task model.
-        tasks: Name -> resolved task.
-        settings: ``pooling``, ``packing`` and ``max_length``. None stands for the default, or for the value of the
-            trained model.
-        new_heads: Tasks that get a new head although the trained model has one.
-        lora: Fields of `peft.LoraConfig`; see `add_lora`.
-        **kwargs: For ``AutoModel.from_pretrained``.
-
-    Raises:
-        ConfigurationError: ``encoder`` is not a text encoder, its checkpoint lacks weights, it has fewer positions than
-            the longest sequence, or a task does not fit its head in the trained model.
+    ``settings`` are ``pooling``, ``packing`` and ``max_length``. None stands for the default, or for the value of the
+    trained model.
     """
     if not isinstance(encoder, str | os.PathLike):
         raise ConfigurationError(f"`encoder` must be a Hub id or a folder; found {encoder!r}.")

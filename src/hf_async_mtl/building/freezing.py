@@ -13,40 +13,24 @@ logger = logging.get_logger(__name__)
 
 
 def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
-    """Return the layers of an encoder, the one next to the embeddings first.
+    """Return the layers of an encoder, the one next to the embeddings first; none if it has no such list.
 
     They are the `nn.ModuleList` of modules of one type that has the most parameters. ALBERT has one layer, which it
     applies several times.
-
-    Returns:
-        The layers; an empty list if the encoder has no such list.
     """
     stacks = [
         module
         for module in encoder.modules()
         if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
     ]
-    if not stacks:
-        return []
     # `max` returns the first of equals: an outer list comes before those inside it.
-    largest: nn.ModuleList = max(stacks, key=_size)
-    return list(largest)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return list(max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=[]))
 
 
 def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
-    """Return the trainable parameters of the last layer of an encoder that has any.
+    """Return the trainable parameters of the last layer of an encoder that has any; empty if all layers are frozen.
 
     ALBERT has one layer, which it applies several times: a gradient there passes through the whole encoder.
-
-    Returns:
-        The parameters; empty if all layers are frozen.
-
-    Raises:
-        ConfigurationError: The encoder has no list of layers.
     """
     layers = encoder_layers(encoder)
     if not layers:
@@ -62,13 +46,8 @@ def last_shared_layer(encoder: nn.Module) -> list[nn.Parameter]:
 def freeze(encoder: nn.Module, layers: int | None = None) -> None:
     """Freeze the weights of an encoder: all of them, or those of its embeddings and first layers.
 
-    Args:
-        encoder: A text encoder.
-        layers: Number of first layers to freeze, with all that comes before them; None: the encoder. Weights that all
-            layers share and that come after them (the relative positions of MPNet and DeBERTa-v2) stay trainable.
-
-    Raises:
-        ConfigurationError: The encoder has fewer layers.
+    Weights that all layers share and that come after them (the relative positions of MPNet and DeBERTa-v2) stay
+    trainable.
     """
     if layers is None:
         encoder.requires_grad_(False)
@@ -94,11 +73,7 @@ def trainable_hash(model: nn.Module) -> str:
 
 
 def check_trainable(encoder: nn.Module, heads: nn.ModuleDict) -> None:
-    """Check that some weights are trainable, and warn about frozen heads on a trainable encoder.
-
-    Raises:
-        ConfigurationError: All weights are frozen.
-    """
+    """Check that some weights are trainable, and warn about frozen heads on a trainable encoder."""
     encoder_trains = any(parameter.requires_grad for parameter in encoder.parameters())
     frozen = [name for name, head in heads.items() if not any(p.requires_grad for p in head.parameters())]
     if not encoder_trains and len(frozen) == len(heads):

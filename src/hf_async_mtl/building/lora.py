@@ -45,11 +45,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_lora(settings: Any) -> dict[str, Any]:
-    """Check a ``lora`` section, as far as possible without an encoder.
-
-    Raises:
-        ConfigurationError: It is not a mapping, a key is not in `LORA_KEYS`, or a value is out of range.
-    """
+    """Check a ``lora`` section, as far as possible without an encoder."""
     if not isinstance(settings, Mapping):
         raise ConfigurationError(f"`lora` must be a mapping, such as {{r: 8, lora_alpha: 16}}; found {settings!r}.")
     for key, value in settings.items():
@@ -62,18 +58,13 @@ def check_lora(settings: Any) -> dict[str, Any]:
 
 
 def add_lora(encoder: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Add low-rank layers to the linear layers of an encoder, and freeze all its own weights.
+    """Add low-rank layers to the linear layers of an encoder, in place, and freeze all its own weights.
 
-    Args:
-        encoder: A text encoder, changed in place. Its outputs stay the same until the new layers are trained.
-        settings: Fields of `peft.LoraConfig`, out of `LORA_KEYS`. Default of ``target_modules``: peft's choice for this
-            encoder (query and value, for BERT), or all linear layers if peft has none.
+    Default of ``target_modules``: peft's choice for this encoder (query and value, for BERT), or all linear layers if
+    peft has none. The outputs stay the same until the new layers are trained.
 
     Returns:
         The settings, with the target modules that were found.
-
-    Raises:
-        ConfigurationError: peft is not installed, or refuses a value.
     """
     checked = check_lora(settings)
     try:
@@ -104,14 +95,7 @@ def freeze_base_weights(encoder: nn.Module) -> None:
 
 
 def merge_lora(model: Any) -> None:
-    """Add the low-rank updates to the encoder's own weights, in place, and remove the layers.
-
-    Args:
-        model: A `MultiTaskModel`.
-
-    Raises:
-        ConfigurationError: The model has no low-rank layers, peft is not installed, or a merged weight is not finite.
-    """
+    """Add the low-rank updates of a `MultiTaskModel` to its encoder's own weights, in place, and remove the layers."""
     if model.config.lora is None:
         raise ConfigurationError("A model that is merged must have low-rank layers; this one has none. Use it as is.")
     try:
@@ -140,9 +124,7 @@ def merge_lora(model: Any) -> None:
 def merged_copy(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> Any:
     """Return a copy of a `MultiTaskModel` on the CPU, with its low-rank layers merged.
 
-    Args:
-        model: The model.
-        state_dict: Its weights, on the CPU; by default its own. (Those of a sharded model are gathered by the caller.)
+    ``state_dict`` has its weights, on the CPU, where the caller has gathered those of a sharded model.
     """
     merged = type(model)(copy.deepcopy(model.config))
     merged.load_state_dict(model.state_dict() if state_dict is None else state_dict)

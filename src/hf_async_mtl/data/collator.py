@@ -17,12 +17,8 @@ class MultiTaskCollator:
     """Pack the segments of examples of mixed tasks into rows.
 
     The examples of a batch are sorted by task, so that the model reads those of one task as a slice. ``example_ids``
-    comes first, because Trainer and accelerate take the size of a batch from its first tensor.
-
-    Args:
-        tasks: Name -> type, in the order of the task ids.
-        row_length: Maximum length of a row, in tokens.
-        pad_token_id: The token that fills a row.
+    comes first, because Trainer and accelerate take the size of a batch from its first tensor. ``tasks`` are name ->
+    type, in the order of the task ids; ``row_length`` is a maximum in tokens.
     """
 
     def __init__(self, tasks: Mapping[str, str], row_length: int, pad_token_id: int) -> None:
@@ -31,10 +27,7 @@ class MultiTaskCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
-
-        Args:
-            examples: Items of a `MultiTaskDataset` or a `TaskDataset`.
+        """Make a batch of the items of a `MultiTaskDataset` or a `TaskDataset`.
 
         Returns:
             ``example_ids``, ``task_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``position_ids``, ``segment_ids``,
@@ -42,22 +35,14 @@ class MultiTaskCollator:
         """
         examples = sorted(examples, key=lambda example: example["task_id"])
         segments = [segment for example in examples for segment in example["input_ids"]]
-        types = None
-        if "token_type_ids" in examples[0]:
-            types = [segment for example in examples for segment in example["token_type_ids"]]
-        rows = pack(segments, types, self.row_length, self.pad_token_id)
+        types = [segment for example in examples for segment in example.get("token_type_ids", ())]
+        rows = pack(segments, types or None, self.row_length, self.pad_token_id)
         batch: dict[str, Any] = {
             "example_ids": torch.tensor([example["example_id"] for example in examples]),
             "task_ids": torch.tensor([example["task_id"] for example in examples]),
             "segment_counts": torch.tensor([len(example["input_ids"]) for example in examples]),
-            "input_ids": rows.input_ids,
-            "position_ids": rows.position_ids,
-            "segment_ids": rows.segment_ids,
-            "segment_starts": rows.segment_starts,
-            "segment_lengths": rows.segment_lengths,
+            **{name: tensor for name, tensor in rows._asdict().items() if tensor is not None},
         }
-        if rows.token_type_ids is not None:
-            batch["token_type_ids"] = rows.token_type_ids
         if "labels" in examples[0]:
             batch["labels"] = {}
             for task_id, (name, task_type) in enumerate(self.tasks.items()):
@@ -68,20 +53,13 @@ class MultiTaskCollator:
 
 
 class PaddedCollator:
-    """Pad the segments of examples of one task to rows of one length, for models that cannot read packed rows.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-    """
+    """Pad the segments of examples of one task to rows of one length, for models that cannot read packed rows."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Args:
-            examples: Items of a `TaskDataset`.
+        """Make a batch of the items of a `TaskDataset`.
 
         Returns:
             ``example_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``attention_mask`` and, if the examples have
@@ -97,12 +75,7 @@ class PaddedCollator:
 
 
 def collate_targets(task_type: str, targets: Sequence[Any]) -> Tensor:
-    """Return the targets of a batch from those of its examples; for a head on tokens, one after another.
-
-    Examples:
-        >>> collate_targets("regression", [1, 2.5]), collate_targets("token_classification", [[0, -100], [2]])
-        (tensor([1.0000, 2.5000]), tensor([   0, -100,    2]))
-    """
+    """Return the targets of a batch from those of its examples; for a head on tokens, one after another."""
     if HEADS[task_type].unit == "token":
         targets = [unit for example in targets for unit in example]
     is_float = "float" in str(TASK_TYPES[task_type].target_type)
@@ -110,21 +83,12 @@ def collate_targets(task_type: str, targets: Sequence[Any]) -> Tensor:
 
 
 def pack_rows(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
-    """Assign segments to rows by best-fit decreasing (at most 11/9 of the minimum number of rows, and 6/9 of a row).
+    """Return the row of each segment, and the column of its first token, by best-fit decreasing.
 
-    Args:
-        lengths: Length of each segment, at most ``row_length``.
-        row_length: Maximum number of tokens in a row.
+    It takes at most 11/9 of the minimum number of rows, and 6/9 of a row. The result depends on the lengths only.
 
-    Returns:
-        For each segment its row and the column of its first token. The result depends on the lengths only.
-
-    Raises:
-        ValueError: A segment is longer than a row.
-
-    Examples:
-        >>> pack_rows([3, 5, 2], row_length=5)
-        [(1, 0), (0, 0), (1, 3)]
+    >>> pack_rows([3, 5, 2], row_length=5)
+    [(1, 0), (0, 0), (1, 3)]
     """
     filled: list[int] = []
     places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
@@ -148,14 +112,7 @@ def pack(
     row_length: int,
     pad_token_id: int,
 ) -> PackedRows:
-    """Pack encoded segments into rows.
-
-    Args:
-        segments: Token ids of each segment.
-        token_types: Their token types, if the tokenizer returns them.
-        row_length: Maximum number of tokens in a row. Rows are as wide as the fullest of them.
-        pad_token_id: Token id of padding.
-    """
+    """Pack the token ids of segments, and their token types if there are some, into rows as wide as the fullest."""
     sizes = [len(segment) for segment in segments]
     places = pack_rows(sizes, row_length)
     rows = max(row for row, _ in places) + 1

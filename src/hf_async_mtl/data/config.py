@@ -100,17 +100,7 @@ class DataSource:
 
     @classmethod
     def from_section(cls, task: str, section: Any, max_samples: Any, folder: Path) -> DataSource:
-        """Check a ``data`` section and its ``max_samples``.
-
-        Args:
-            task: The task's name, for messages.
-            section: The section, a mapping.
-            max_samples: The task's ``max_samples``, a mapping or None.
-            folder: The folder that paths are relative to.
-
-        Raises:
-            ConfigurationError: A key is not known, a split is missing, or a file does not exist.
-        """
+        """Check a ``data`` section and its ``max_samples``, with paths relative to a folder."""
         path = f"tasks.{task}.data"
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
@@ -176,11 +166,7 @@ def _locate(key: str, value: Any, on_hub: bool, folder: Path) -> Any:
 
 
 def expand_path(key: str, value: str) -> Path:
-    """Return a configured path with its environment variables filled in.
-
-    Raises:
-        ConfigurationError: A variable is not set.
-    """
+    """Return a configured path with its environment variables filled in."""
     expanded = os.path.expandvars(value)
     if unset := re.search(r"\$\{?\w+\}?", expanded):
         raise ConfigurationError(

@@ -18,11 +18,7 @@ _READ = 32
 class TaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """One tokenized split of one task. An example has its task's id and its own index in the split.
 
-    Args:
-        name: The task's name.
-        task_id: Index of the task in ``config.task_order``.
-        task: The resolved task.
-        rows: The result of `hf_async_mtl.data.tokenization.encode`.
+    ``task_id`` is its index in ``config.task_order``; ``rows`` are those of `hf_async_mtl.data.tokenization.encode`.
     """
 
     def __init__(self, name: str, task_id: int, task: TaskConfig, rows: Dataset) -> None:
@@ -54,13 +50,10 @@ class TaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class MultiTaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """The examples of all tasks, those of one task after those of another.
+    """The examples of all tasks, in the order of their ids.
 
     A negative index ``~i`` repeats example ``i`` only to fill a batch (see `MultiTaskSampler`). Its ``example_id`` is
     negative too; `decode_example_ids` decodes it.
-
-    Args:
-        tasks: The tasks' datasets, in the order of their ids.
     """
 
     def __init__(self, tasks: Sequence[TaskDataset]) -> None:

@@ -17,15 +17,9 @@ _ROWS = 1000
 
 
 def fingerprint(rows: Dataset) -> str:
-    """Return a hash of the token ids and labels of encoded rows; the file that they are in does not matter.
+    """Return a hash of ``input_ids`` and ``labels`` of encoded rows, whatever file they are in: 64 hexadecimal digits.
 
     It is kept beside the cache file of the rows, if they have one: hashing millions of rows takes seconds.
-
-    Args:
-        rows: An encoded split with ``input_ids`` and ``labels``.
-
-    Returns:
-        64 hexadecimal digits.
     """
     kept = None
     if rows.cache_files:

@@ -20,18 +20,13 @@ from .reading import read_file, read_folder, read_hub_split
 def load_splits(
     name: str, task: TaskConfig, source: DataSource, seed: int, *, has_teacher: bool = False
 ) -> dict[str, Dataset]:
-    """Load the raw splits of a task.
+    """Load the raw splits of a task, with a seed for the rows that are split off and for samples (``data_seed``).
 
-    Args:
-        name: The task's name, for messages.
-        task: The task, whose columns must be there.
-        source: Where the splits are.
-        seed: Seed of the rows that are split off and of the samples (``data_seed``).
-        has_teacher: Whether the task has an external teacher, so that its training rows need no labels.
+    The training rows of a task with an external teacher need no labels. A test split whose labels are all missing, or
+    -1 as on the Hub, is left out.
 
     Returns:
-        Split -> rows, in the order train, validation, further validation sets, test. A test split whose labels are all
-        missing, or -1 as on the Hub, is left out.
+        Split -> rows, in the order train, validation, further validation sets, test.
 
     Raises:
         ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.

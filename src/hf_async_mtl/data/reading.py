@@ -30,15 +30,7 @@ _NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 def read_file(path: Path, what: str) -> Dataset:
-    """Read all rows of a file of one of the `READERS`.
-
-    Args:
-        path: The file.
-        what: What it is to the user, for messages.
-
-    Raises:
-        ConfigurationError: It has no rows, or cannot be read.
-    """
+    """Read all rows of a file of one of the `READERS`; a message says ``what`` it is to the user."""
     if path.stat().st_size == 0:
         raise ConfigurationError(f"{what} must have rows; {path} is empty.")
     reader = READERS[path.suffix]
@@ -61,16 +53,7 @@ def read_file(path: Path, what: str) -> Dataset:
 
 
 def read_folder(path: Path, name: str, split: str) -> Dataset:
-    """Read a split from a folder of `save_to_disk`, which has one dataset or a `DatasetDict`.
-
-    Args:
-        path: The folder.
-        name: The task's name, for messages.
-        split: The split of a `DatasetDict`.
-
-    Raises:
-        ConfigurationError: The folder cannot be read, or does not have the split.
-    """
+    """Read a split of a task from a folder of `save_to_disk`, which has one dataset or a `DatasetDict`."""
     try:
         loaded = load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
@@ -90,16 +73,7 @@ def read_folder(path: Path, name: str, split: str) -> Dataset:
 
 
 def read_hub_split(source: DataSource, name: str, split: str) -> Dataset:
-    """Read a split of a dataset of the Hub.
-
-    Args:
-        source: The dataset.
-        name: The task's name, for messages.
-        split: The dataset's name of the split.
-
-    Raises:
-        ConfigurationError: There is no such dataset, configuration or split, or the Hub cannot be reached.
-    """
+    """Read a split of a task from a dataset of the Hub."""
     try:
         return load_dataset(source.hub, source.name, split=split, revision=source.revision, writer_batch_size=_BATCH)
     except (DatasetNotFoundError, DatasetGenerationError, ConnectionError, ValueError, OSError) as error:

@@ -46,13 +46,8 @@ class MultiTaskSampler(torch.utils.data.Sampler[int]):
     A task that is drawn more often than it has examples is repeated in another order; one that is drawn less often
     gives another sample in each epoch.
 
-    Args:
-        sizes: Number of examples of each task.
-        seed: Seed of the order.
-        mixing: How often each task is drawn; by default in proportion to its size.
-        multiple: Number of examples of a batch over all processes, if there are several. All processes must have the
-            same number of batches of one size: the epoch is filled up to a multiple of this with negative indices,
-            which do not count.
+    ``multiple`` is the number of examples of a batch over all processes. All of them must have the same number of
+    batches of one size: the epoch is filled up to a multiple with negative indices, which do not count.
     """
 
     def __init__(

@@ -29,15 +29,9 @@ _TOKENIZED, _WRITTEN = 500, 2000
 def encode(
     dataset: Dataset, name: str, task: TaskConfig, tokenizer: Any, max_length: int, *, with_labels: bool = True
 ) -> Dataset:
-    """Tokenize one split of one task.
+    """Tokenize one split of one task, to segments of at most ``max_length`` tokens.
 
-    Args:
-        dataset: Raw rows.
-        name: The task's name, for messages and the progress bar.
-        task: The resolved task.
-        tokenizer: A fast tokenizer.
-        max_length: Maximum length of a segment, in tokens.
-        with_labels: False for rows to predict; a token task then gets each word's index as its target.
+    Without labels, for rows to predict, a token task gets each word's index as its target.
 
     Returns:
         Columns ``input_ids`` (one list per segment), ``token_type_ids`` if the tokenizer returns them, ``truncated``
@@ -182,11 +176,7 @@ def count_truncated(rows: Dataset) -> int:
 def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mapping[str, Dataset]) -> str | None:
     """Return the warning about texts that were truncated; None if there are none.
 
-    Args:
-        name: The task's name.
-        task: The task.
-        max_length: The maximum length that the rows were encoded with.
-        sets: Kind of rows, for the message -> encoded rows.
+    ``sets`` has encoded rows by their kind, for the message.
     """
     counts = {kind: count_truncated(rows) for kind, rows in sets.items()}
     if not any(counts.values()):

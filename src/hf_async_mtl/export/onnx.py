@@ -28,15 +28,11 @@ _LENGTHS = (5, 17, 3, 17)
 
 
 def export_onnx(model: MultiTaskModel, path: Path) -> None:
-    """Write a model as an ONNX graph, with any number of rows of any length.
+    """Write a model, on the CPU and in float32, as an ONNX graph with any number of rows of any length.
 
     The inputs are ``input_ids``, ``attention_mask`` and, if the encoder reads them, ``token_type_ids``, ``[rows,
     length]`` int64; the outputs have the names of the tasks and the shapes of `OnnxModule.forward`. The metadata of the
     file have ``tasks``: JSON, task -> type, labels, columns.
-
-    Args:
-        model: The model, on the CPU and in float32.
-        path: The file.
 
     Raises:
         ConfigurationError: A package is missing, the encoder cannot be exported, or the logits of the graph are not
@@ -62,12 +58,7 @@ def export_onnx(model: MultiTaskModel, path: Path) -> None:
 
 
 def quantize(path: Path, smaller: Path) -> None:
-    """Write a graph with weights in 8 bits; activations are quantized when it runs.
-
-    Args:
-        path: A graph that `export_onnx` wrote.
-        smaller: The file to write.
-    """
+    """Write an exported graph with weights in 8 bits; activations are quantized when it runs."""
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -136,14 +127,13 @@ def _compare(tasks: Sequence[str], model: MultiTaskModel, session: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters, which log optional packages, names of axes and their own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript", "onnx_ir", ""))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

@@ -41,10 +41,7 @@ def open_session(path: Path) -> Any:
 def run_graph(session: Any, tasks: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the logits of a padded batch, in the shapes of `OnnxModule.forward`.
 
-    Args:
-        session: A session of an exported model.
-        tasks: Some of its tasks.
-        batch: ``input_ids``, ``attention_mask``, and ``token_type_ids`` if the tokenizer returns them, ``[S, L]``.
+    The batch has ``input_ids``, ``attention_mask``, and ``token_type_ids`` if the tokenizer returns them, ``[S, L]``.
     """
     inputs = {name: tensor.numpy() for name, tensor in batch.items()}
     # The encoder may read token types that the tokenizer does not return.
@@ -55,14 +52,7 @@ def run_graph(session: Any, tasks: Sequence[str], batch: Mapping[str, Tensor]) -
 
 
 def onnx_logits(session: Any, examples: TaskDataset, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
-    """Return the logits of each example, as `TaskType.predictions` takes them.
-
-    Args:
-        session: A session of an exported model.
-        examples: Tokenized examples of one of its tasks.
-        tokenizer: The tokenizer of the model.
-        batch_size: Examples of a batch.
-    """
+    """Return the logits of each tokenized example, as `TaskType.predictions` takes them."""
     counts, name, head = token_counts(examples.rows), examples.name, HEADS[examples.task.type]
 
     def forward(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -14,20 +14,14 @@ from ..modeling.packing import Layout, Ragged, forward_arguments
 
 
 def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """Return one vector per row, as `hf_async_mtl.modeling.heads.pool` returns one per segment.
+    """Return one vector per row, ``[B, H]``, as `hf_async_mtl.modeling.heads.pool` returns one per segment.
 
-    Args:
-        states: ``[B, L, H]``.
-        mask: ``[B, L]``, 1 on tokens, at least one per row, and 0 on padding on either side.
-        pooling: ``cls`` (the first token), ``mean`` or ``max``.
+    ``states`` are ``[B, L, H]``. ``mask`` ``[B, L]`` is 1 on tokens, at least one per row, and 0 on padding on either
+    side.
 
-    Returns:
-        ``[B, H]``.
-
-    Examples:
-        >>> states, mask = torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]])
-        >>> [pool_padded(states, mask, pooling).item() for pooling in ("cls", "mean", "max")]
-        [1.0, 2.0, 3.0]
+    >>> states, mask = torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]])
+    >>> [pool_padded(states, mask, pooling).item() for pooling in ("cls", "mean", "max")]
+    [1.0, 2.0, 3.0]
     """
     if pooling == "cls":
         first = mask.argmax(dim=1)
@@ -41,12 +35,8 @@ def pool_padded(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
 class OnnxModule(nn.Module):
     """Run the encoder and the heads of a `MultiTaskModel`, whose weights it shares, on padded rows.
 
-    Args:
-        model: The model, which is put in evaluation mode.
-
     Attributes:
-        inputs: Names of the arguments of `forward`, in order: ``input_ids``, ``attention_mask`` and, if the encoder
-            reads them, ``token_type_ids``.
+        inputs: Names of the arguments of `forward`, in order.
         tasks: Names of the tasks whose logits `forward` returns, in order.
     """
 
@@ -68,12 +58,7 @@ class OnnxModule(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the logits of each task.
-
-        Args:
-            input_ids: ``[B, L]``; a choice of a multiple-choice task, or a window of a long context, is a row.
-            attention_mask: ``[B, L]``.
-            token_type_ids: ``[B, L]``.
+        """Return the logits of each task from inputs ``[B, L]``; a choice, or a window of a long context, is a row.
 
         Returns:
             ``[B, C]`` for sequences, ``[B]`` for regression, ``[B]``, a score a row, for choices, ``[B, L, C]`` for

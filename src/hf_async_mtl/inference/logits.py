@@ -15,20 +15,13 @@ Model = Callable[[dict[str, Any]], Mapping[str, Tensor]]
 
 
 class IndexBatches:
-    """The batches of one process: indices of examples.
+    """The batches of one process (``rank``): indices of examples, given as such or by their number.
 
     All processes have the same number of batches. In the last one, a process without an example of its own repeats one
     of another process.
 
-    Args:
-        order: Indices of the examples, or their number.
-        batch_size: Examples of a batch, per process.
-        rank: The process.
-        num_ranks: Number of processes that share the examples.
-
-    Examples:
-        >>> list(IndexBatches(5, batch_size=2)), list(IndexBatches(5, batch_size=2, rank=1, num_ranks=2))
-        ([[0, 1], [2, 3], [4]], [[1, 3], [4]])
+    >>> list(IndexBatches(5, batch_size=2)), list(IndexBatches(5, batch_size=2, rank=1, num_ranks=2))
+    ([[0, 1], [2, 3], [4]], [[1, 3], [4]])
     """
 
     def __init__(
@@ -89,20 +82,14 @@ def iterate_logits(
 
 
 def split_by_example(example_ids: Tensor, logits: Tensor, units: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
-    """Split the logits of a batch.
+    """Yield the index and the logits of each example of a batch.
 
-    Args:
-        example_ids: ``[B]``.
-        logits: ``[B, ...]``, or ``[U, ...]``: the units of one example after those of another.
-        units: ``[N]``, the number of units of every example of the dataset; None if each has one row of logits.
+    ``units`` ``[N]`` has the number of units of every example of the dataset, if ``logits`` are ``[U, ...]``: the units
+    of one example after those of another.
 
-    Yields:
-        The index of an example, and its logits: ``[...]``, or ``[u, ...]`` with ``units``.
-
-    Examples:
-        >>> ids, logits = torch.tensor([2, 0]), torch.tensor([[1.0], [2.0], [3.0]])
-        >>> [(index, own.tolist()) for index, own in split_by_example(ids, logits, np.array([1, 5, 2]))]
-        [(2, [[1.0], [2.0]]), (0, [[3.0]])]
+    >>> ids, logits = torch.tensor([2, 0]), torch.tensor([[1.0], [2.0], [3.0]])
+    >>> [(index, own.tolist()) for index, own in split_by_example(ids, logits, np.array([1, 5, 2]))]
+    [(2, [[1.0], [2.0]]), (0, [[3.0]])]
     """
     indices, values = example_ids.tolist(), logits.float().cpu().numpy()
     if units is None:

@@ -23,11 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 def readable_tasks(tasks: Mapping[str, TaskConfig], rows: Dataset, chosen: Sequence[str] | None = None) -> list[str]:
-    """Return the chosen tasks, or all tasks whose columns the rows have.
-
-    Raises:
-        ConfigurationError: A chosen task is not known, its columns are missing, or no task can read the rows.
-    """
+    """Return the chosen tasks, or all tasks whose columns the rows have."""
     for name in chosen or ():
         if name not in tasks:
             raise ConfigurationError(f"`--task` must be one of {', '.join(tasks)}; found {name!r}.")
@@ -48,15 +44,7 @@ def readable_tasks(tasks: Mapping[str, TaskConfig], rows: Dataset, chosen: Seque
 
 
 def tasks_by_input(config: MultiTaskConfig, names: Sequence[str]) -> list[list[str]]:
-    """Group tasks whose encoded rows are equal: the same columns, tokenized in the same way to the same length.
-
-    Args:
-        config: The configuration of the model.
-        names: Some of its tasks.
-
-    Returns:
-        Groups of names, in the order of their first tasks.
-    """
+    """Group tasks whose encoded rows are equal: the same columns, tokenized in the same way to the same length."""
     groups: dict[Any, list[str]] = {}
     for name in names:
         task = config.task_configs[name]

@@ -25,12 +25,7 @@ class TaskViewConfig(PreTrainedConfig):
 
     @classmethod
     def from_model(cls, model: Any, name: str) -> TaskViewConfig:
-        """Return the configuration of a view.
-
-        Args:
-            model: A `MultiTaskModel`.
-            name: One of its tasks.
-        """
+        """Return the configuration of a view of one task of a `MultiTaskModel`."""
         task: TaskConfig = model.config.task_configs[name]
         # A single output without a label name, as of a regression, gets the name of the task.
         labels = task.label_names or [name]
@@ -44,15 +39,7 @@ class TaskViewConfig(PreTrainedConfig):
 
 
 class TaskView(PreTrainedModel):
-    """One task of a `MultiTaskModel`. A view shares the weights of the model: nothing is copied.
-
-    Args:
-        model: A `MultiTaskModel`.
-        name: One of its tasks.
-
-    Raises:
-        ConfigurationError: The task is not known, or is of another type.
-    """
+    """One task of a `MultiTaskModel`. A view shares the weights of the model: nothing is copied."""
 
     config_class = TaskViewConfig
     main_input_name = "input_ids"

@@ -223,10 +223,9 @@ class MultiTaskConfig(PreTrainedConfig):
         self.tasks = {name: tasks[name] for name in self.task_order}
         for name in self.tasks:
             check_task_name(name)
-        if self.pooling not in POOLINGS:
-            raise ConfigurationError(f"`pooling` must be one of {', '.join(POOLINGS)}; found {self.pooling!r}.")
-        if self.packing not in PACKINGS:
-            raise ConfigurationError(f"`packing` must be one of {', '.join(PACKINGS)}; found {self.packing!r}.")
+        for key, values in (("pooling", POOLINGS), ("packing", PACKINGS)):
+            if getattr(self, key) not in values:
+                raise ConfigurationError(f"`{key}` must be one of {', '.join(values)}; found {getattr(self, key)!r}.")
         check_max_length(self.max_length)
         # Keys that version 0.1 wrote.
         kwargs.pop("lora_base", None)

@@ -25,15 +25,7 @@ from .packing import Layout, Ragged
 
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
-    """Return one vector per segment.
-
-    Args:
-        ragged: States ``[T, H]`` of S segments.
-        pooling: ``cls`` (the first token), ``mean`` or ``max``.
-
-    Returns:
-        ``[S, H]``.
-    """
+    """Return one vector per segment, ``[S, H]``: ``cls`` (that of its first token), ``mean`` or ``max``."""
     states, tokens = ragged.states, ragged.layout.tokens
     if pooling == "cls":
         return states[tokens[:-1]]

@@ -26,19 +26,12 @@ def segment_index(offsets: Tensor, units: int) -> Tensor:
 
 
 def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean over the units of each example.
+    """Return the mean over the units of each example: ``[B]``, 0 for an example without a unit.
 
-    Args:
-        values: ``[U]``, one value per unit.
-        offsets: ``[B + 1]``.
-        mask: ``[U]``, the units to average; default: all.
+    ``mask`` ``[U]`` has the units to average; by default all.
 
-    Returns:
-        ``[B]``; 0 for an example without a unit.
-
-    Examples:
-        >>> ragged_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 2, 3, 3]))
-        tensor([2., 5., 0.])
+    >>> ragged_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 2, 3, 3]))
+    tensor([2., 5., 0.])
     """
     index = segment_index(offsets, len(values))
     weight = torch.ones_like(values) if mask is None else mask.to(values.dtype)
@@ -48,32 +41,20 @@ def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of class indices: ``[U]``, in nats.
-
-    Args:
-        logits: ``[U, C]``.
-        labels: ``[U]``, indices in 0..C-1, or -100 for a loss of 0.
-    """
+    """Return the cross-entropy of class indices ``[U]``: ``[U]``, in nats, 0 for -100. Logits are ``[U, C]``."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
 
 
 def multilabel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the binary cross-entropy, averaged over the labels: ``[B]``, in nats.
-
-    Args:
-        logits: ``[B, C]``.
-        labels: ``[B, C]``, 0 or 1.
-    """
+    """Return the binary cross-entropy of labels 0 or 1, ``[B, C]``, averaged over the labels: ``[B]``, in nats."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(-1)
 
 
 def squared_error(predictions: Tensor, targets: Tensor, std: float) -> Tensor:
     """Return the squared error in units of the standard deviation of the training targets: ``[B]``, dimensionless.
 
-    Args:
-        predictions: ``[B]``, in the units of the data.
-        targets: ``[B]``, labels or a teacher's predictions, in the same units.
-        std: Standard deviation of the training targets, > 0. The loss explodes if it is tiny.
+    Predictions and targets (labels, or a teacher's predictions) are in the units of the data. The loss explodes if the
+    standard deviation is tiny.
     """
     return ((predictions.float() - targets.float()) / std).square()
 
@@ -103,10 +84,7 @@ def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
 def bernoulli_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the KL divergence of independent Bernoulli distributions, averaged over the labels: ``[B]``, in nats.
 
-    Args:
-        student: Logits ``[B, C]``.
-        teacher: Logits ``[B, C]``; no gradient flows to them.
-        temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
+    Logits are ``[B, C]``; for the rest, see `categorical_kl`.
     """
     s, t = student.float() / temperature, teacher.detach().float() / temperature
     # Log-probabilities of both outcomes: 1 - sigmoid(z) loses all digits where z is large, sigmoid(-z) loses none.
@@ -128,16 +106,8 @@ def _ragged_log_softmax(logits: Tensor, segment: Tensor, segments: int) -> Tenso
 def ragged_kl(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the KL divergence of distributions over the units of each segment: ``[S]`` or ``[S, K]``, in nats.
 
-    Args:
-        student: Logits ``[U]``, or ``[U, K]`` for K distributions over the same units (start and end).
-        teacher: Logits of the same shape; no gradient flows to them.
-        offsets: ``[S + 1]``, the units of each segment.
-        temperature: > 0; the loss is multiplied by its square. See `categorical_kl`.
-
-    Examples:
-        >>> scores = torch.tensor([1.0, 2.0, 0.5])
-        >>> ragged_kl(scores, scores, torch.tensor([0, 2, 3]))
-        tensor([0., 0.])
+    Logits are ``[U]``, or ``[U, K]`` for K distributions over the same units (start and end); ``offsets`` ``[S + 1]``
+    are those of the segments. For the rest, see `categorical_kl`.
     """
     segments = len(offsets) - 1
     segment = segment_index(offsets, len(student))
@@ -150,10 +120,7 @@ def ragged_kl(student: Tensor, teacher: Tensor, offsets: Tensor, temperature: fl
 def ragged_cross_entropy(logits: Tensor, targets: Tensor, offsets: Tensor) -> Tensor:
     """Return the cross-entropy of one unit among the units of each segment: ``[S]`` or ``[S, K]``, in nats.
 
-    Args:
-        logits: ``[U]``, or ``[U, K]`` for K distributions over the same units.
-        targets: ``[S]`` or ``[S, K]``: the position of the true unit in its segment.
-        offsets: ``[S + 1]``, the units of each segment.
+    Targets have that shape: the position of the true unit in its segment. For the rest, see `ragged_kl`.
     """
     segment = segment_index(offsets, len(logits))
     log_probabilities = _ragged_log_softmax(logits.float(), segment, len(offsets) - 1)

@@ -61,12 +61,7 @@ class PackedRows(NamedTuple):
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
-    """Return the offsets ``[N + 1]`` of ``[N]`` lengths.
-
-    Examples:
-        >>> offsets_of(torch.tensor([2, 3]))
-        tensor([0, 2, 5])
-    """
+    """Return the offsets ``[N + 1]`` of ``[N]`` lengths: [0, 2, 5] of [2, 3]."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
@@ -108,14 +103,7 @@ def encode(encoder: Any, **inputs: Any) -> Tensor:
 
 
 def encode_rows(encoder: Any, rows: PackedRows, segment_counts: Tensor, position_offset: int) -> Ragged:
-    """Encode packed rows in one forward.
-
-    Args:
-        encoder: An encoder that packs.
-        rows: The rows.
-        segment_counts: ``[B]``, the number of segments of each example.
-        position_offset: See `probe_packing`.
-    """
+    """Encode packed rows of examples with ``segment_counts`` ``[B]`` in one forward; see also `probe_packing`."""
     hidden = encode(
         encoder,
         input_ids=rows.input_ids,
@@ -183,19 +171,13 @@ def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor,
 
 
 def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
-    """Sort segments by length and cut them into groups with the least padding.
+    """Sort segments by length and cut them into at most ``groups`` groups, longest first: the indices of each.
 
-    Args:
-        lengths: Length of each segment.
-        groups: Maximum number of groups.
+    The number of padded tokens is the minimum over all cuts (dynamic programming, quadratic in the number of different
+    lengths).
 
-    Returns:
-        Indices of the segments of each group, longest group first. The number of padded tokens is the minimum over all
-        cuts (dynamic programming, quadratic in the number of different lengths).
-
-    Examples:
-        >>> length_groups([2, 9, 2, 8], groups=2)
-        [[1, 3], [0, 2]]
+    >>> length_groups([2, 9, 2, 8], groups=2)
+    [[1, 3], [0, 2]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     # A cut helps only where the length changes.
@@ -216,13 +198,10 @@ def length_groups(lengths: Sequence[int], groups: int = 4) -> list[list[int]]:
 
 
 def probe_packing(encoder: Any) -> int | None:
-    """Run an encoder on a few random tokens, packed and padded, and compare the states.
+    """Run an encoder on a few random tokens, packed and padded, and compare the states; None if it does not pack.
 
-    The probe uses its own random generator and leaves the global random state and the modes of all modules unchanged.
-
-    Returns:
-        The number that the encoder gives to the first position (RoBERTa and similar: ``pad_token_id + 1``) if it
-        packs; otherwise None.
+    If it does, return the number that it gives to the first position (RoBERTa and similar: ``pad_token_id + 1``). The
+    global random state and the modes of all modules stay unchanged.
     """
     if "position_ids" not in forward_arguments(type(encoder)):
         return None

@@ -239,15 +239,7 @@ class TaskType(ABC):
 
 
 def group_segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
-    """Group the sequences of a tokenizer's output by row.
-
-    Args:
-        encoded: A `BatchEncoding` of a fast tokenizer.
-        groups: For each row, the indices of its sequences.
-
-    Returns:
-        See `TaskType.tokenize`.
-    """
+    """Group the sequences of a fast tokenizer's output by row: a group has the indices of the row's sequences."""
     keys = [key for key in ("input_ids", "token_type_ids") if key in encoded]
     result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
     result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
@@ -260,12 +252,7 @@ def is_names(columns: Any) -> bool:
 
 
 def example_text(column: str) -> str:
-    """Return a text that stands for the values of a column.
-
-    Examples:
-        >>> example_text('the "left"')
-        'the left ...'
-    """
+    """Return a text that stands for the values of a column: its words, and dots."""
     return " ".join([*re.findall(r"\w+", column), "..."])
 
 

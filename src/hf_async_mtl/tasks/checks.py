@@ -12,11 +12,7 @@ from .registry import TASK_TYPES
 
 
 def check_task(task: TaskConfig) -> None:
-    """Check the fields of a task, and bring them into the form that they have in ``config.json``.
-
-    Raises:
-        ConfigurationError: A value does not fit the type.
-    """
+    """Check the fields of a task, and bring them into the form that they have in ``config.json``."""
     TASK_TYPES[task.type].check_text_columns(task)
     _check_metrics(task)
     _check_label_column(task)

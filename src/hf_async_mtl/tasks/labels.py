@@ -56,25 +56,13 @@ def _sort_key(name: Any) -> tuple[bool, bool, float, str]:
 
 
 def find_label_names(values: Iterable[Any]) -> list[str]:
-    """Return the names of the classes in the labels of a training split.
+    """Return the names of the classes, in the order of their indices, from all labels of a training split.
 
     Integers that fill 0..n-1 are class indices. All other values, strings and integers such as 1..5, are names, and are
     sorted: numbers by value, ``"O"`` before all other tags.
 
-    Args:
-        values: All labels of the split, flattened.
-
-    Returns:
-        The names; the name of class i is at index i.
-
-    Raises:
-        LabelError: A label is missing, empty or a number with a fraction, or strings and numbers are mixed.
-
-    Examples:
-        >>> find_label_names(["neg", "pos", "neg"])
-        ['neg', 'pos']
-        >>> find_label_names([2, 0, 1])
-        ['0', '1', '2']
+    >>> find_label_names([2, 0, 1]), find_label_names(["neg", "pos", "neg"])
+    (['0', '1', '2'], ['neg', 'pos'])
     """
     found = set()
     for value in values:
@@ -100,14 +88,7 @@ def find_label_names(values: Iterable[Any]) -> list[str]:
 def find_column_labels(dataset: Dataset, column: str, task_type: str, in_lists: bool) -> list[str]:
     """Return the names of the classes in a column of a raw training split, from its schema or its values.
 
-    Args:
-        dataset: The split.
-        column: The column of the labels.
-        task_type: The type of the task, for messages.
-        in_lists: Whether a row has a list of labels.
-
-    Raises:
-        ConfigurationError: A label cannot be used; the message names its row.
+    A row has a list of labels if they are ``in_lists``. An error names the row of a label that cannot be used.
     """
     names = _schema_names(dataset, column)
     if names is not None:
@@ -166,14 +147,7 @@ def _schema_names(dataset: Dataset, column: str) -> list[str] | None:
 class LabelEncoder:
     """Turns a raw class label into its index.
 
-    Args:
-        labels: The names of the classes.
-        source_names: The names of integers in the data, if the data's own schema has them (``ClassLabel``).
-
-    Examples:
-        >>> encode = LabelEncoder(["neg", "pos"])
-        >>> encode("pos"), encode(0)
-        (1, 0)
+    Integers in the data have the ``source_names``, if the data's own schema has some (``ClassLabel``).
     """
 
     def __init__(self, labels: Sequence[str], source_names: Sequence[str] | None = None) -> None:

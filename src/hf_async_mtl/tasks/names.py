@@ -13,11 +13,7 @@ _SPEED_KEYS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def check_task_names(metrics: Mapping[str, Iterable[str]]) -> None:
     """Check the names of a task set: each by itself, and against the names under which metrics are logged.
 
-    Args:
-        metrics: For every task (and every further evaluation set of one) the names of its metrics.
-
-    Raises:
-        ConfigurationError: A name is not an identifier or is reserved, or two tasks would log under one name.
+    ``metrics`` has, for every task (and every further evaluation set of one), the names of its metrics.
     """
     if not metrics:
         raise ConfigurationError("A task set needs at least one task; found none. Add one under `tasks`.")

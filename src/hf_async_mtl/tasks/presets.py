@@ -7,129 +7,59 @@ The test labels of SuperGLUE, and of GLUE except mrpc, are not public: they are 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-_GLUE = "nyu-mll/glue"
-_SUPER_GLUE = "aps/super_glue"
+
+def _preset(
+    hub: str, name: str, text_columns: Any, label_names: list[str] | None, metrics: list[str], **fields: Any
+) -> dict[str, Any]:
+    data = {"hub": hub, "name": name, "train": "train", "validation": "validation", "test": "test"}
+    preset = {"type": "classification", "text_columns": text_columns, "label_column": "label", "metrics": metrics}
+    labels = {} if label_names is None else {"label_names": label_names}
+    return {**preset, **labels, "data": data, **fields}
 
 
-def _data(hub: str, name: str) -> dict[str, str]:
-    return {"hub": hub, "name": name, "train": "train", "validation": "validation", "test": "test"}
-
+_glue = partial(_preset, "nyu-mll/glue")
+_super_glue = partial(_preset, "aps/super_glue")
+_SENTENCES = ["sentence1", "sentence2"]
+_ENTAILMENT = ["entailment", "not_entailment"]
+_MNLI_DATA = {
+    "hub": "nyu-mll/glue",
+    "name": "mnli",
+    "train": "train",
+    "validation": "validation_matched",
+    "validation_mismatched": "validation_mismatched",
+    "test": "test_matched",
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "glue/cola": {
-        "type": "classification",
-        "text_columns": ["sentence"],
-        "label_column": "label",
-        "label_names": ["unacceptable", "acceptable"],
-        "metrics": ["matthews_correlation"],
-        "data": _data(_GLUE, "cola"),
-    },
-    "glue/sst2": {
-        "type": "classification",
-        "text_columns": ["sentence"],
-        "label_column": "label",
-        "label_names": ["negative", "positive"],
-        "metrics": ["accuracy"],
-        "data": _data(_GLUE, "sst2"),
-    },
-    "glue/mrpc": {
-        "type": "classification",
-        "text_columns": ["sentence1", "sentence2"],
-        "label_column": "label",
-        "label_names": ["not_equivalent", "equivalent"],
-        "metrics": ["f1", "accuracy"],
-        "data": _data(_GLUE, "mrpc"),
-    },
-    "glue/stsb": {
-        "type": "regression",
-        "text_columns": ["sentence1", "sentence2"],
-        "label_column": "label",
-        "metrics": ["pearson", "spearman"],
-        "data": _data(_GLUE, "stsb"),
-    },
-    "glue/qqp": {
-        "type": "classification",
-        "text_columns": ["question1", "question2"],
-        "label_column": "label",
-        "label_names": ["not_duplicate", "duplicate"],
-        "metrics": ["f1", "accuracy"],
-        "data": _data(_GLUE, "qqp"),
-    },
-    "glue/mnli": {
-        "type": "classification",
-        "text_columns": ["premise", "hypothesis"],
-        "label_column": "label",
-        "label_names": ["entailment", "neutral", "contradiction"],
-        "metrics": ["accuracy"],
-        "data": {
-            "hub": _GLUE,
-            "name": "mnli",
-            "train": "train",
-            "validation": "validation_matched",
-            "validation_mismatched": "validation_mismatched",
-            "test": "test_matched",
-        },
-    },
-    "glue/qnli": {
-        "type": "classification",
-        "text_columns": ["question", "sentence"],
-        "label_column": "label",
-        "label_names": ["entailment", "not_entailment"],
-        "metrics": ["accuracy"],
-        "data": _data(_GLUE, "qnli"),
-    },
-    "glue/rte": {
-        "type": "classification",
-        "text_columns": ["sentence1", "sentence2"],
-        "label_column": "label",
-        "label_names": ["entailment", "not_entailment"],
-        "metrics": ["accuracy"],
-        "data": _data(_GLUE, "rte"),
-    },
-    "glue/wnli": {
-        "type": "classification",
-        "text_columns": ["sentence1", "sentence2"],
-        "label_column": "label",
-        "label_names": ["not_entailment", "entailment"],
-        "metrics": ["accuracy"],
-        "data": _data(_GLUE, "wnli"),
-    },
-    "super_glue/boolq": {
-        "type": "classification",
-        "text_columns": ["question", "passage"],
-        "label_column": "label",
-        "label_names": ["False", "True"],
-        "metrics": ["accuracy"],
-        "data": _data(_SUPER_GLUE, "boolq"),
-    },
-    "super_glue/cb": {
-        "type": "classification",
-        "text_columns": ["premise", "hypothesis"],
-        "label_column": "label",
-        "label_names": ["entailment", "contradiction", "neutral"],
-        "metrics": ["accuracy", "macro_f1"],
-        "data": _data(_SUPER_GLUE, "cb"),
-    },
+    "glue/cola": _glue("cola", ["sentence"], ["unacceptable", "acceptable"], ["matthews_correlation"]),
+    "glue/sst2": _glue("sst2", ["sentence"], ["negative", "positive"], ["accuracy"]),
+    "glue/mrpc": _glue("mrpc", _SENTENCES, ["not_equivalent", "equivalent"], ["f1", "accuracy"]),
+    "glue/stsb": _glue("stsb", _SENTENCES, None, ["pearson", "spearman"], type="regression"),
+    "glue/qqp": _glue("qqp", ["question1", "question2"], ["not_duplicate", "duplicate"], ["f1", "accuracy"]),
+    "glue/mnli": _glue(
+        "mnli", ["premise", "hypothesis"], ["entailment", "neutral", "contradiction"], ["accuracy"], data=_MNLI_DATA
+    ),
+    "glue/qnli": _glue("qnli", ["question", "sentence"], _ENTAILMENT, ["accuracy"]),
+    "glue/rte": _glue("rte", _SENTENCES, _ENTAILMENT, ["accuracy"]),
+    "glue/wnli": _glue("wnli", _SENTENCES, ["not_entailment", "entailment"], ["accuracy"]),
+    "super_glue/boolq": _super_glue("boolq", ["question", "passage"], ["False", "True"], ["accuracy"]),
+    "super_glue/cb": _super_glue(
+        "cb", ["premise", "hypothesis"], ["entailment", "contradiction", "neutral"], ["accuracy", "macro_f1"]
+    ),
     # `question` is "cause" or "effect": which of the two of the premise is asked for.
-    "super_glue/copa": {
-        "type": "multiple_choice",
-        "text_columns": {"prompt": ["premise", "question"], "choices": ["choice1", "choice2"]},
-        "label_column": "label",
-        "metrics": ["accuracy"],
-        "data": _data(_SUPER_GLUE, "copa"),
-    },
+    "super_glue/copa": _super_glue(
+        "copa",
+        {"prompt": ["premise", "question"], "choices": ["choice1", "choice2"]},
+        None,
+        ["accuracy"],
+        type="multiple_choice",
+    ),
     # The model sees neither the word in question nor its place in the sentences (columns word, start1, end1, start2,
     # end2). The usual baseline reads the states of the two spans, which a pair of plain columns cannot give. The word
     # can only be guessed from what the sentences share: expect less than published results.
-    "super_glue/wic": {
-        "type": "classification",
-        "text_columns": ["sentence1", "sentence2"],
-        "label_column": "label",
-        "label_names": ["False", "True"],
-        "metrics": ["accuracy"],
-        "data": _data(_SUPER_GLUE, "wic"),
-    },
+    "super_glue/wic": _super_glue("wic", _SENTENCES, ["False", "True"], ["accuracy"]),
 }
 """Name of a preset -> its section. Make a deep copy of a section before you change it."""

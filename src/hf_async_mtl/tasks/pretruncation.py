@@ -11,18 +11,14 @@ _LONGEST_WORD = 1000
 
 
 def shorten(text: str, tokenizer: Any, max_length: int) -> str:
-    """Return a text without what is far behind the last token that is kept.
+    """Return a text, or one side of a pair, without what is far behind the last token that is kept.
 
     A fast tokenizer stores the tokens that it cuts off; for a pair, each piece of one side with each piece of the
     other. At 32 tokens, a pair of two texts of 40,000 characters takes 9 GB, and one text of 10 MB takes 2 GB.
 
     The result has twice as many tokens as can be kept, so that those are the same as in the complete text. In a pair of
-    two texts that are both shortened, the odd token may go to the other side.
-
-    Args:
-        text: A text, or one side of a pair.
-        tokenizer: A fast tokenizer. If it truncates on the left, the text is returned unchanged: the end is kept.
-        max_length: Maximum length of a segment, in tokens.
+    two texts that are both shortened, the odd token may go to the other side. A tokenizer that truncates on the left
+    keeps the end: the text is returned unchanged.
     """
     size, kept = _CHARACTERS_PER_TOKEN * max_length, 2 * max_length
     while size < len(text) and tokenizer.truncation_side == "right":

@@ -173,12 +173,7 @@ def _answer_characters(answers: Any, context: str) -> tuple[int, int]:
 
 
 def _best_span(logits: np.ndarray, row: Mapping[str, Any]) -> str:
-    """Return the text between the best start and the best end over all windows of a context.
-
-    Args:
-        logits: ``[U, 2]``, start and end, over the tokens of all windows.
-        row: The encoded row: ``input_ids`` of its windows, ``spans`` in the context, and ``context``.
-    """
+    """Return the text between the best start and the best end over all windows of a row, with logits ``[U, 2]``."""
     best_score, best_text, first = -np.inf, "", 0
     for window in row["input_ids"]:
         spans: Sequence[Sequence[int]] = row["spans"][first : first + len(window)]
