@@ -190,9 +190,6 @@ def check_state_keys(found: Collection[str], required: Collection[str], what: st
     Traceback (most recent call last):
         ...
     ValueError: The state must have exactly the keys a, b (missing b, unexpected x); resume with the same tasks.
-
-    Raises:
-        ValueError: Names the missing and the unexpected keys.
     """
     missing = [key for key in required if key not in found]
     unexpected = [str(key) for key in found if key not in required]

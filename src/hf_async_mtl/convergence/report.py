@@ -16,12 +16,6 @@ def convergence_report(
 ) -> dict[str, Any]:
     """Return the report of a run. It shares no object with its arguments.
 
-    Args:
-        trackers: Task -> its tracker.
-        events: All events so far.
-        step: The step of the last evaluation.
-        final: The result of `final_result`; None while the run goes on.
-
     Returns:
         JSON values. Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None
         where the last score of any task is. ``final`` is missing where it is None.
@@ -42,13 +36,7 @@ def convergence_report(
 
 
 def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping[str, float | None]) -> dict[str, Any]:
-    """Return the ``final`` entry: the scores of the saved weights, and their retention.
-
-    Args:
-        trackers: Task -> its tracker.
-        step: The step of the saved weights.
-        scores: Task -> its score with these weights.
-    """
+    """Return the ``final`` entry: the scores of the saved weights, and their retention."""
     return {
         "step": step,
         "average": _mean(scores.values()),

@@ -75,11 +75,6 @@ class TaskState:
 class TaskTracker:
     """Follow one task through its phases.
 
-    Args:
-        name: The name of the task, for events and messages.
-        spec: Its settings.
-        waits: Whether it waits for other tasks, instead of learning from the start.
-
     Attributes:
         state: What the report shows. ``teacher_step`` and ``teacher_value`` are the candidate's until convergence.
 
@@ -139,9 +134,8 @@ class TaskTracker:
     def needs_standard_error(self, last_step: int) -> bool:
         """Return whether the next evaluation is compared with an earlier one by a standard error.
 
-        Args:
-            last_step: The step of the last evaluation. A task that converged there and may return is compared again
-                later, and that evaluation can be its reference.
+        A task that converged at the last evaluation and may return is compared again later, and that evaluation can be
+        its reference.
         """
         if not self._criterion.needs_standard_error:
             return False
@@ -232,12 +226,7 @@ class TaskTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: The state is of another metric, another criterion or another start, or its keys are not exactly
-                those of `state_dict`. Nothing has changed.
-        """
+        """Restore what `state_dict` returned; a `ValueError` if it is of another task has changed nothing."""
         check_state_keys(state, self.state_dict(), f"The saved state of task {self.name}", _OTHER_VERSION)
         state = copy.deepcopy(dict(state))
         self._check_same_task(state)

@@ -23,14 +23,7 @@ def distillation_losses(
     r"""Return the losses of some examples: :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`.
 
     Args:
-        head: The head of the task.
-        logits: The student's.
-        teacher: The teacher's logits of the same units.
-        labels: The targets, of which the head reads where they are.
-        layout: Tokens and segments of the examples.
         supervised: ``[B]``, the losses on the labels.
-        temperature: Of the softmax; see `hf_async_mtl.modeling.losses.categorical_kl`.
-        hard_label_weight: w, from 0 to 1.
 
     Returns:
         ``[B]``.

@@ -22,15 +22,9 @@ _ENTROPY_FLOOR = 0.02
 def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) -> float | None:
     """Return the mean entropy of a teacher's distributions, divided by the largest possible one.
 
-    Args:
-        task_type: The type of the task.
-        logits: ``[U, C]`` (``[U]`` for a regression), the recorded logits divided by the temperature.
-        labels: The encoded ``labels`` of the same rows. Read for token classification only, where each row has one
-            label per token and a token with the label -100 does not count.
-
-    Returns:
-        0 (one-hot) to 1 (uniform). None where there is no such value: for regression, question answering (its
-        distributions are over the tokens of a window), one class, or no labelled token.
+    ``logits`` ``[U, C]`` are divided by the temperature; ``labels`` are read for token classification only. The result
+    is 0 (one-hot) to 1 (uniform), and None where there is no such value: for regression, question answering (its
+    distributions are over the tokens of a window), one class, or no labelled token.
 
     >>> round(normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0]), 4)
     1.0

@@ -40,11 +40,6 @@ def logit_columns(task: TaskConfig) -> int | None:
 class Teachers:
     """The teachers of a run, on disk and in memory.
 
-    Args:
-        folder: The folder of their files; see `TeacherStore`.
-        config: How tasks learn from them.
-        train: Task -> its training examples.
-
     Attributes:
         examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
     """
@@ -76,11 +71,7 @@ class Teachers:
         check_disk_space(self.store.folder, needed, "Recording the teachers' logits")
 
     def read(self, task: str, store: TeacherStore) -> RecordedLogits:
-        """Return a task's recorded logits in a store.
-
-        Raises:
-            TeacherError: They are missing, damaged, or those of other examples or another task.
-        """
+        """Return a task's recorded logits in a store."""
         train, recorded = self.train[task], RecordedLogits(store.logits_files(task))
         recorded.check(self.examples[task], task, len(train), logit_columns(train.task))
         return recorded
@@ -114,12 +105,7 @@ class Teachers:
         """Return the losses of some examples of a distilling task; see `distillation_losses`.
 
         Args:
-            task: The task.
-            head: Its head.
-            logits: The student's.
             example_ids: ``[B]``, indices in the training set.
-            labels: The targets.
-            layout: Tokens and segments of the examples.
             supervised: ``[B]``, the losses on the labels.
 
         Returns:

@@ -16,10 +16,6 @@ def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
 
     No loss may be computed on them: the task distils from its first step to its last.
 
-    Args:
-        rows: Raw rows without labels.
-        task: The resolved task.
-
     Examples:
         >>> task = TaskConfig("classification", ["text"], label_names=["neg", "pos"])
         >>> with_placeholders(Dataset.from_dict({"text": ["good"]}), task)[0]

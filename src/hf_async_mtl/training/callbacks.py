@@ -25,26 +25,13 @@ from .loss import MultiTaskLoss
 
 
 def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MultiTaskSampler:
-    """Return the sampler of a run.
-
-    Args:
-        sizes: Training examples of each task.
-        args: Of the run.
-    """
+    """Return the sampler of a run. ``sizes``: training examples of each task."""
     multiple = 1 if args.world_size == 1 else args.world_size * args.per_device_train_batch_size
     return MultiTaskSampler(sizes, args.seed, args.mixing_config, multiple)
 
 
 class RunCallback(TrainerCallback):
-    """Call the parts of a run at the Trainer's events.
-
-    Args:
-        sampler: Told the epoch before each one.
-        controller: Rolls the weights back before a step.
-        checkpoint: Knows the best checkpoint of a resumed run.
-        loss: Knows what is in the loss, and whether it is finite.
-        write_card: Writes the model card, for a push in the middle of a run.
-    """
+    """Call the parts of a run at the Trainer's events."""
 
     def __init__(
         self,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -22,28 +21,11 @@ from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoint_step, link_best
 from .checkpoint_validation import check_checkpoint, placement
 from .distributed import check_files_reach, newest_checkpoint, share_rng_states
-
-
-class Stateful(Protocol):
-    """An object whose state is JSON values."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+from .loss import MultiTaskLoss
 
 
 class RunCheckpoint:
     """Write what a run needs beside the Trainer's own files into its checkpoints, and resume from it.
-
-    Args:
-        args: Of the run.
-        model: The model, not wrapped.
-        accelerator: Of the trainer.
-        schedule: The phases.
-        teachers: Their files are part of each checkpoint.
-        loss: What computes the loss of a batch.
 
     Attributes:
         best: The best checkpoint of the run that this one goes on with, in this run's folder; or None.
@@ -56,7 +38,7 @@ class RunCheckpoint:
         accelerator: Accelerator,
         schedule: ConvergenceSchedule,
         teachers: Teachers,
-        loss: Stateful,
+        loss: MultiTaskLoss,
     ) -> None:
         self.args, self.model, self.accelerator = args, model, accelerator
         self.schedule, self.teachers, self.loss = schedule, teachers, loss
@@ -76,12 +58,7 @@ class RunCheckpoint:
     # -- write --------------------------------------------------------------------------------------------------------
 
     def prepare(self, checkpoint: Path, state: TrainerState) -> None:
-        """Begin a checkpoint: what is needed to resume elsewhere is put into it before the Trainer's own files.
-
-        Args:
-            checkpoint: The folder, which may hold what an earlier run has written.
-            state: Of the trainer.
-        """
+        """Begin a checkpoint: what is needed to resume elsewhere is put into it before the Trainer's own files."""
         if not self.args.should_save:
             return
         # While it is written again it is not complete; and weights that are written in place would change under the
@@ -103,17 +80,7 @@ class RunCheckpoint:
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def begin(self, resume_from: str | bool | None) -> tuple[Path | None, int]:
-        """Begin a run, new or resumed.
-
-        Args:
-            resume_from: As `Trainer.train` takes it.
-
-        Returns:
-            The checkpoint that the run goes on from, and its step; None and -1 for a new run.
-
-        Raises:
-            ConfigurationError: There is no such checkpoint, or it is not one of this run. Nothing was written.
-        """
+        """Begin a run, new or resumed; return the checkpoint that it goes on from and its step, or None and -1."""
         self.schedule.load_state_dict(self._new["schedule"])
         self.loss.load_state_dict(self._new["loss"])
         self.teachers.begin()

@@ -34,22 +34,7 @@ def check_checkpoint(
     shapes: Shapes,
     own_state: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Check all that resuming would read.
-
-    Args:
-        checkpoint: The folder.
-        args: Of the run that is to go on.
-        schedule: Its phases; loaded from the checkpoint.
-        teachers: Its teachers, which know its training examples.
-        shapes: Name -> shape of the model's weights.
-        own_state: What the run would write into a checkpoint now.
-
-    Returns:
-        The state that the checkpoint holds.
-
-    Raises:
-        ConfigurationError: A file is missing, damaged, or holds code; or the checkpoint is another run's.
-    """
+    """Check all that resuming would read, and load the schedule; return the state that the checkpoint holds."""
     state = read_state(checkpoint)
     if state is None or read_trainer_state(checkpoint) is None:
         name = STATE_FILE if state is None else TRAINER_STATE_NAME

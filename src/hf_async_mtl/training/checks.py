@@ -30,9 +30,6 @@ from .arguments import AsyncMTLTrainingArguments
 def task_of(name: str, tasks: Collection[str]) -> str:
     """Return the task of an evaluation set: its own name, or the longest task name before an underscore.
 
-    Raises:
-        ConfigurationError: There is none.
-
     Examples:
         >>> task_of("mnli_mismatched", ["mnli", "rte"])
         'mnli'
@@ -47,9 +44,6 @@ def task_of(name: str, tasks: Collection[str]) -> str:
 
 def find_task(columns: Collection[str], tasks: Mapping[str, TaskConfig]) -> str:
     """Return the only task whose text columns a set has; of several, the only one whose label columns it has too.
-
-    Raises:
-        ConfigurationError: The columns are those of no task, or of several.
 
     Examples:
         >>> sentiment, topic = (TaskConfig("classification", ["text"], label_column=name) for name in ("mood", "topic"))
@@ -102,11 +96,7 @@ def checked_model(model: Any) -> MultiTaskModel:
 def check_sets(
     tasks: Mapping[str, TaskConfig], train: Mapping[str, Dataset] | None, evaluation: Mapping[str, Dataset] | None
 ) -> None:
-    """Check that every task has its raw rows, and that no two sets would be reported under one name.
-
-    Raises:
-        ConfigurationError: A set is missing, empty, unknown or no `datasets.Dataset`.
-    """
+    """Check that every task has its raw rows, and that no two sets would be reported under one name."""
     names = ", ".join(tasks)
     for split, sets in (("train_dataset", train), ("eval_dataset", evaluation)):
         if sets is None:
@@ -135,16 +125,7 @@ def check_sets(
 
 
 def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
-    """Return a tokenizer if it is one of the model's.
-
-    Args:
-        tokenizer: As given.
-        embeddings: Number of tokens that the encoder knows.
-
-    Raises:
-        ConfigurationError: It is None, knows no word (Transformers makes such a one if a folder has none), or has ids
-            that the encoder does not have.
-    """
+    """Return a tokenizer if it is the encoder's, which knows ``embeddings`` tokens."""
     if tokenizer is None:
         raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
     tokens = len(tokenizer)
@@ -210,11 +191,7 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
 def with_labels(
     train: Mapping[str, Dataset], tasks: Mapping[str, TaskConfig], config: DistillationConfig
 ) -> dict[str, Dataset]:
-    """Return raw training rows, with placeholders for labels where a task has an external teacher and no labels.
-
-    Raises:
-        ConfigurationError: A loss on such labels is asked for, or a task does not know what it would find in them.
-    """
+    """Return raw training rows, with placeholders for labels where a task has an external teacher and no labels."""
     names = [name for name in config.teachers if name in train and is_unlabeled(train[name], tasks[name])]
     if names and config.hard_label_weight:
         raise ConfigurationError(
@@ -227,11 +204,7 @@ def with_labels(
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Check that sharded weights can be gathered: for checkpoints, snapshots and teachers.
-
-    Raises:
-        ConfigurationError: FSDP is of version 1, or would write shards.
-    """
+    """Check that sharded weights can be gathered: for checkpoints, snapshots and teachers."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
@@ -250,14 +223,6 @@ def check_sharding(accelerator: Accelerator) -> None:
 
 def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
     """Return the order in which the tasks of a sequential run join; None where all join at once.
-
-    Args:
-        config: The section of the configuration.
-        tasks: All tasks.
-        sizes: Their numbers of training examples; empty for a trainer that does not train.
-
-    Raises:
-        ConfigurationError: A given order does not name every task once.
 
     Examples:
         >>> join_order(ScheduleConfig("sequential"), ["rte", "sst2"], {"rte": 2490, "sst2": 67349})
@@ -290,13 +255,7 @@ def check_own_metrics(functions: Any, tasks: Collection[str]) -> dict[str, Calla
 
 
 def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None, own: Collection[str] = ()) -> None:
-    """Check that ``metric_for_best_model`` is one that an evaluation gives.
-
-    Args:
-        sets: Name of an evaluation set -> its task.
-        metric: As given.
-        own: The tasks that have metrics of the user's, whose names are not known here.
-    """
+    """Check that an evaluation gives ``metric_for_best_model``; tasks in ``own`` have metrics that are not known."""
     if metric is None:
         return
     known = ["average"]

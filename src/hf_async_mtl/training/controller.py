@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,18 +39,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class ConvergenceController:
-    """Observe the evaluations of a run and act on them. All ranks call each method together.
-
-    Args:
-        args: Of the run.
-        model: The model, not wrapped.
-        accelerator: Of the trainer.
-        schedule: The phases.
-        teachers: Snapshots and recorded logits.
-        evaluator: Has the predictions of the last evaluation.
-        loss: May have measured the conflicts between tasks.
-        logits_of: Returns the logits of a set with the present weights, gathered from all ranks.
-    """
+    """Observe the evaluations of a run and act on them. All ranks call each method together."""
 
     def __init__(
         self,
@@ -72,16 +62,7 @@ class ConvergenceController:
         self._last_step = step
 
     def observe(self, step: int, epoch: float | None, metrics: Mapping[str, float]) -> bool:
-        """Move the phases by an evaluation, and do what follows from it.
-
-        Args:
-            step: Optimizer steps made so far.
-            epoch: The same in epochs.
-            metrics: Of all tasks, as `Trainer.evaluate` returns them.
-
-        Returns:
-            Whether this is a new evaluation; one of a step that was observed before changes nothing.
-        """
+        """Move the phases by an evaluation, and do what follows; return False for a step that was observed before."""
         if step <= self._last_step:
             return False
         self._last_step = step
@@ -112,12 +93,7 @@ class ConvergenceController:
         return True
 
     def finish(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
-        """Report the weights that the run ended with, and remove the teachers: each checkpoint has its own.
-
-        Args:
-            step: Of these weights.
-            evaluate: Evaluates them; called unless an evaluation of this step was observed.
-        """
+        """Report the weights that the run ended with, evaluated if need be, and remove the teachers."""
         report = self.schedule.report()
         observed = {at for task in report["tasks"].values() for at, _ in task["history"]}
         values = None
@@ -187,33 +163,19 @@ class ConvergenceController:
             self.record(event.task, step, self.logits_of(self.teachers.train[event.task]))
 
     def record(self, task: str, step: int, batches: Batches) -> None:
-        """Write a teacher's logits where files are written, and let the task learn from them on all ranks.
-
-        Args:
-            task: The task.
-            step: Of the teacher; 0 for an external one.
-            batches: The logits of all training examples of the task, the same on all ranks.
-        """
+        """Write a teacher's logits, the same on all ranks, and let the task learn from them. External: step 0."""
         if self.args.should_save:
             with self.teachers.writer(task, step) as writer:
                 for example_ids, logits in batches:
                     writer.write(example_ids, logits)
         else:
-            _exhaust(batches)
+            deque(batches, maxlen=0)
         self.accelerator.wait_for_everyone()
         self.teachers.load([task])
         self.teachers.assess(task)
 
     def record_external(self, rows: Mapping[str, Dataset], sets: TaskSets) -> None:
-        """Record the external teachers of a new run, which needs the models only here.
-
-        Args:
-            rows: Task -> its raw training rows, of the tasks that have such a teacher.
-            sets: Knows the tasks, the student's tokenizer and how much of a text is read.
-
-        Raises:
-            ConfigurationError: A teacher does not fit its task; all are checked before the first is recorded.
-        """
+        """Record the external teachers of a new run, which needs the models only here."""
         teachers = load_external_teachers(sets.tasks, self.args.distillation_config.teachers, rows, sets.tokenizer)
         batch_size, device, ranks = self.args.per_device_eval_batch_size, self.args.device, self.accelerator
         try:
@@ -244,8 +206,3 @@ class ConvergenceController:
         for best_step in self._rolls_back_to(step):
             load_weights(self.model, self.teachers.store.load_snapshot(best_step))
             optimizer.state.clear()
-
-
-def _exhaust(batches: Iterable[object]) -> None:
-    for _ in batches:
-        pass

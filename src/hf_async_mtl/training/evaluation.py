@@ -30,14 +30,7 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
 def iterate_over_ranks(
     model: nn.Module, dataset: TaskDataset, collate: Any, args: TrainingArguments, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run a model over the rows of one set, which the ranks share.
-
-    Args:
-        model: A `MultiTaskModel`, or the engine that wraps it; put into evaluation mode.
-        dataset: The set.
-        collate: Makes its batches.
-        args: Of the run.
-        accelerator: Of the trainer.
+    """Run a model, in evaluation mode, over the rows of one set, which the ranks share.
 
     Yields:
         The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example after
@@ -55,11 +48,6 @@ def iterate_over_ranks(
 
 class TaskEvaluator:
     """Compute the metrics of a task's set.
-
-    Args:
-        model: The model, not wrapped.
-        validation: Name -> validation set. The predictions of their last evaluation are kept.
-        own_metrics: Task -> the user's function of an `EvalPrediction`, whose values are reported beside the task's.
 
     Attributes:
         predictions: Name of a validation set -> the predictions of its last evaluation.
@@ -79,10 +67,6 @@ class TaskEvaluator:
     def step(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Evaluate a batch of one task.
 
-        Args:
-            model: The model as the Trainer has wrapped it.
-            inputs: A packed batch; without ``labels`` it has no losses.
-
         Returns:
             The mean of the supervised losses, and ``logits`` ``[B, ...]`` with the ``losses`` ``[B]`` of the examples.
         """
@@ -101,13 +85,7 @@ class TaskEvaluator:
         return losses.mean(), {"logits": logits, "losses": losses}
 
     def score(self, dataset: TaskDataset, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
-        """Turn what the evaluation loop has gathered into logits in the order of the examples, and metrics.
-
-        Args:
-            dataset: The set.
-            output: Of the loop over `step`: ``label_ids`` are the examples' indices.
-            prefix: Of the metrics' names.
-        """
+        """Turn what the evaluation loop has gathered into logits in the order of the examples, and metrics."""
         # Ranks share a set in equal parts, with examples that occur twice where it does not divide.
         _, order = np.unique(np.asarray(output.label_ids), return_index=True)
         has_losses = isinstance(output.predictions, tuple)

@@ -70,20 +70,7 @@ def prepare_inputs(
     compute_metrics: Any,
     unsupported: Mapping[str, Any],
 ) -> TrainerInputs:
-    """Check what a trainer is given, and encode its sets.
-
-    Args:
-        model: The model.
-        args: The training arguments, or None.
-        tokenizer: The encoder's.
-        train: Task -> raw training rows.
-        evaluation: Name -> raw validation rows.
-        compute_metrics: Task -> function.
-        unsupported: Name -> value, for arguments of the Trainer that must be None.
-
-    Raises:
-        ConfigurationError: Something does not fit.
-    """
+    """Check what a trainer is given, and encode its sets."""
     args, model = checked_args(args), checked_model(model)
     refuse_arguments(unsupported)
     tasks = model.config.task_configs

@@ -38,22 +38,11 @@ class MultiTaskLoss:
     With a balancing method, the tasks that learn from labels are balanced, one micro-batch at a time; see `LossSplit`.
     Gradient balancing adds to ``.grad`` itself, and the returned loss then has no graph.
 
-    Args:
-        model: The model, not wrapped.
-        args: The arguments of the run.
-        schedule: The phases of the tasks.
-        teachers: The recorded logits that distilling tasks learn from.
-        accelerator: The accelerator of the Trainer.
-        epoch_size: The number of training examples in an epoch, over all ranks.
-
     Attributes:
         running: The mean losses for the log.
         finite: The check of the losses before an update.
         balancer: The balancing method; None for ``sum``.
         conflicts: The measurement of gradient conflicts; None unless ``conflict_steps`` is set.
-
-    Raises:
-        ConfigurationError: The balancing method has no parameters to balance, or gradient conflicts cannot be measured.
     """
 
     def __init__(
@@ -81,13 +70,7 @@ class MultiTaskLoss:
         return isinstance(self.balancer, GradientBalancer)
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
-        """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss.
-
-        Args:
-            batches: This rank's packed batches of the step.
-            step: Optimizer steps made so far.
-            device: The device of the result.
-        """
+        """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss."""
         in_loss = torch.tensor(list(self.schedule.in_loss(step).values()), device=device)
         count = sum(
             (in_loss[batch["task_ids"].to(device)] & (batch["example_ids"].to(device) >= 0)).sum() for batch in batches
@@ -97,17 +80,7 @@ class MultiTaskLoss:
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], num_examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
-        """Run the model on a batch.
-
-        Args:
-            model: The model as the Trainer has wrapped it.
-            inputs: A packed batch.
-            num_examples: N, or None for the examples of this batch.
-            step: Optimizer steps made so far.
-
-        Returns:
-            The loss, and the model's output.
-        """
+        """Run the wrapped model on a packed batch; N defaults to the examples of this batch."""
         inputs = dict(inputs)
         example_ids = inputs.pop("example_ids")
         # DDP would reduce each task's gradient separately.
@@ -214,11 +187,7 @@ class MultiTaskLoss:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, and start the means of the log again.
-
-        Raises:
-            ConfigurationError: The state is of another method or of other tasks.
-        """
+        """Restore what `state_dict` returned, and start the means of the log again."""
         if self.conflicts is not None and state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
         self.running.reset()

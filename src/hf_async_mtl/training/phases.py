@@ -14,16 +14,7 @@ from .checks import join_order
 def new_schedule(
     tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
 ) -> ConvergenceSchedule:
-    """Return the schedule that a run begins with.
-
-    Args:
-        tasks: All tasks.
-        args: Of the run.
-        sizes: The tasks' numbers of training examples; empty for a trainer that does not train.
-
-    Raises:
-        ConfigurationError: ``schedule.order`` does not name every task once.
-    """
+    """Return the schedule that a run begins with."""
     distillation = args.distillation_config
     specs = {
         name: TaskSpec(

@@ -13,9 +13,6 @@ class RunningTaskLoss:
     """Add up each task's losses on the device, so that no training step waits for a number.
 
     Losses that are not finite are left out: `FiniteCheck` ends the run at their step.
-
-    Args:
-        tasks: The names of the tasks, in the order of the sums.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
