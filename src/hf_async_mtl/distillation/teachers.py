@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from ..modeling.packing import Layout
 from ..tasks.registry import TASK_TYPES
 from .config import DistillationConfig
 from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
-from .loss import distillation_losses
 from .snapshots import TeacherStore
 from .teacher_quality import near_one_hot_warning, normalized_entropy
 
@@ -102,26 +100,21 @@ class Teachers:
         layout: Layout,
         supervised: Tensor,
     ) -> Tensor:
-        """Return the losses of some examples of a distilling task; see `distillation_losses`.
+        r"""Return the losses ``[B]`` of some examples of a distilling task.
+
+        With w the ``hard_label_weight``, they are :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`.
 
         Args:
+            task: The task.
+            head: Its head.
+            logits: The student's.
             example_ids: ``[B]``, indices in the training set.
+            labels: The targets, of which the head reads where they are.
+            layout: Tokens and segments of the examples.
             supervised: ``[B]``, the losses on the labels.
-
-        Returns:
-            ``[B]``.
         """
-        return distillation_losses(
-            head,
-            logits,
-            self._loaded[task].lookup(example_ids),
-            labels,
-            layout,
-            supervised,
-            temperature=self.config.temperature,
-            hard_label_weight=self.config.hard_label_weight,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the files, as JSON values."""
-        return {"examples": dict(self.examples)}
+        teacher = self._loaded[task].lookup(example_ids).to(logits.device).view(logits.shape)
+        losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
+        weight = self.config.hard_label_weight
+        # Not always: 0 * NaN is NaN.
+        return torch.lerp(losses, supervised, weight) if weight else losses

@@ -49,7 +49,7 @@ class RunCheckpoint:
         """Return the state of the run, as JSON values."""
         return {
             "schedule": self.schedule.state_dict(),
-            "teachers": self.teachers.state_dict(),
+            "teachers": {"examples": dict(self.teachers.examples)},
             "loss": self.loss.state_dict(),
             "placement": placement(self.args),
             "learns": trainable_hash(self.model),
@@ -87,7 +87,9 @@ class RunCheckpoint:
         checkpoint = self._find(resume_from)
         check_files_reach(self.args, self.accelerator)
         if checkpoint is not None:
-            self._load(checkpoint)
+            shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+            state = check_checkpoint(checkpoint, self.args, self.schedule, self.teachers, shapes, self.state())
+            self.loss.load_state_dict(state["loss"])
         output_dir, store = Path(self.args.output_dir), self.teachers.store
         if self.args.should_save:
             store.clear()
@@ -126,8 +128,3 @@ class RunCheckpoint:
                 "out to start afresh."
             )
         return found
-
-    def _load(self, checkpoint: Path) -> None:
-        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        state = check_checkpoint(checkpoint, self.args, self.schedule, self.teachers, shapes, self.state())
-        self.loss.load_state_dict(state["loss"])

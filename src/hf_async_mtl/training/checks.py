@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
-from ..building.freezing import check_trainable
-from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
-from ..convergence.config import ScheduleConfig
 from ..data.loading import is_unlabeled
 from ..distillation.config import DistillationConfig
+from ..distillation.external import with_placeholders
 from ..distillation.logits import TeacherError
 from ..distillation.teachers import Teachers
-from ..distillation.unlabeled import with_placeholders
-from ..metrics import METRICS, check_metric
+from ..metrics import METRICS
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.names import check_task_names
@@ -143,20 +140,6 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
     return tokenizer
 
 
-def prepare_trainable(model: MultiTaskModel) -> None:
-    """Freeze the base weights of a model with low-rank layers, and check that something is trained."""
-    if model.config.lora is not None:
-        freeze_base_weights(model.encoder)
-    check_trainable(model.encoder, model.heads)
-
-
-def check_metrics(tasks: Mapping[str, TaskConfig]) -> None:
-    """Check that every metric of every task can be computed."""
-    for task in tasks.values():
-        for metric in task.metrics or ():
-            check_metric(metric, task)
-
-
 def check_disk_space(tasks: Collection[str], args: AsyncMTLTrainingArguments, teachers: Teachers) -> None:
     """Check that the disk can hold the logits of all teachers that the run may record."""
     recorded = [
@@ -219,24 +202,6 @@ def check_sharding(accelerator: Accelerator) -> None:
             "`fsdp_state_dict_type: FULL_STATE_DICT` in the configuration of accelerate; "
             f"found {plugin.state_dict_type}."
         )
-
-
-def join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
-    """Return the order in which the tasks of a sequential run join; None where all join at once.
-
-    Examples:
-        >>> join_order(ScheduleConfig("sequential"), ["rte", "sst2"], {"rte": 2490, "sst2": 67349})
-        ['sst2', 'rte']
-    """
-    if config.mode == "joint":
-        return None
-    if isinstance(config.order, str):
-        return sorted(tasks, key=lambda name: -sizes.get(name, 0))
-    if sorted(config.order) != sorted(tasks):
-        raise ConfigurationError(
-            f"`schedule.order` must name each of {', '.join(tasks)} once; found {', '.join(config.order)}."
-        )
-    return list(config.order)
 
 
 def check_own_metrics(functions: Any, tasks: Collection[str]) -> dict[str, Callable[[EvalPrediction], dict]]:

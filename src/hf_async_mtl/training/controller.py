@@ -1,10 +1,10 @@
-"""What an evaluation leads to: the phases move, snapshots are kept, teachers are recorded, weights roll back."""
+"""The phases of a run, and what an evaluation leads to: snapshots, recorded teachers, a return to earlier weights."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
+from ..convergence.config import ScheduleConfig
 from ..convergence.schedule import ConvergenceSchedule
-from ..convergence.task import Event
+from ..convergence.task import Event, TaskSpec
 from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
@@ -36,6 +38,31 @@ logger = logging.get_logger(__name__)
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """``example_ids`` ``[B]`` and the logits of their units ``[U, C]``, batch by batch; examples may occur twice."""
+
+
+def new_schedule(
+    tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
+) -> ConvergenceSchedule:
+    """Return the schedule that a run begins with."""
+    teachers = args.distillation_config.teachers
+    specs = {
+        name: TaskSpec(task.type, task.monitored, args.convergence_of(name), distilled_from_start=name in teachers)
+        for name, task in tasks.items()
+    }
+    return ConvergenceSchedule(specs, args.final_evaluations, _join_order(args.schedule_config, list(tasks), sizes))
+
+
+def _join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
+    """Return the order in which the tasks of a sequential run join; None where all join at once."""
+    if config.mode == "joint":
+        return None
+    if isinstance(config.order, str):
+        return sorted(tasks, key=lambda name: -sizes.get(name, 0))
+    if sorted(config.order) != sorted(tasks):
+        raise ConfigurationError(
+            f"`schedule.order` must name each of {', '.join(tasks)} once; found {', '.join(config.order)}."
+        )
+    return list(config.order)
 
 
 class ConvergenceController:

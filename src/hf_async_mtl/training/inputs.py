@@ -9,20 +9,21 @@ from typing import Any
 from datasets import Dataset
 from transformers import EvalPrediction
 
+from ..building.freezing import check_trainable
+from ..building.lora import freeze_base_weights
 from ..data.collator import MultiTaskCollator
 from ..data.dataset import TaskDataset
+from ..metrics import check_metric
 from ..modeling.modeling_multitask import MultiTaskModel
 from .arguments import AsyncMTLTrainingArguments
 from .checks import (
     check_best_metric,
-    check_metrics,
     check_own_metrics,
     check_sets,
     check_task_settings,
     check_tokenizer,
     checked_args,
     checked_model,
-    prepare_trainable,
     refuse_arguments,
     with_labels,
 )
@@ -36,8 +37,6 @@ class TrainerInputs:
     """What a trainer works with.
 
     Args:
-        model: The model.
-        args: Of the run.
         task_sets: Encodes raw rows; knows the tasks and the tokenizer.
         own_metrics: Task -> the user's function.
         train: Task -> its encoded training set; empty if none was given.
@@ -78,13 +77,17 @@ def prepare_inputs(
     tokenizer = check_tokenizer(tokenizer, model.config.encoder_config.vocab_size)
     check_sets(tasks, train, evaluation)
     if train is not None:
-        prepare_trainable(model)
+        if model.config.lora is not None:
+            freeze_base_weights(model.encoder)
+        check_trainable(model.encoder, model.heads)
     check_task_settings(tasks, args)
     config = args.distillation_config
     rows = with_labels(train or {}, tasks, config)
     task_sets = TaskSets(tasks, tokenizer, model.config.max_length, args)
     encoded, validation = task_sets.encode(rows), task_sets.encode(evaluation or {})
-    check_metrics(tasks)
+    for task in tasks.values():
+        for metric in task.metrics or ():
+            check_metric(metric, task)
     task_sets.warn_truncated({"training": encoded, "validation": validation})
     if validation:
         sets = {name: dataset.task for name, dataset in validation.items()}

@@ -22,7 +22,6 @@ from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .nonfinite import FiniteCheck
-from .running_loss import RunningTaskLoss
 
 if TYPE_CHECKING:
     from ..diagnostics.gradient_conflicts import GradientConflicts
@@ -103,6 +102,7 @@ class MultiTaskLoss:
         """Return task -> the losses of its examples by its phase, empty if the task is not in the loss."""
         assert outputs.losses is not None
         assert outputs.logits is not None
+        assert outputs.layouts is not None
         in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
         indices, counts = decode_example_ids(example_ids)
         # On one process all examples count, and it need not wait for the device.
@@ -115,21 +115,14 @@ class MultiTaskLoss:
                 rows = inputs["task_ids"] == task_id
                 own = indices[rows]
                 if phases[name] == "distilling":
-                    losses = self._distillation_losses(name, outputs, own, inputs["labels"][name])
+                    head: Any = self.model.heads[name]
+                    logits, labels, layout = outputs.logits[name], inputs["labels"][name], outputs.layouts[name]
+                    losses = self.teachers.losses(name, head, logits, own, labels, layout, losses)
                 if not all_count:
                     losses, own = losses[counts[rows]], own[counts[rows]]
                 self.finite.add(name, losses, own)
             found[name] = losses
         return found
-
-    def _distillation_losses(self, name: str, outputs: MultiTaskOutput, indices: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses of some examples of a distilling task, given by their indices in its training set."""
-        assert outputs.losses is not None
-        assert outputs.logits is not None
-        assert outputs.layouts is not None
-        head: Any = self.model.heads[name]
-        logits, layout, supervised = outputs.logits[name], outputs.layouts[name], outputs.losses[name]
-        return self.teachers.losses(name, head, logits, indices, labels, layout, supervised)
 
     def _combine(self, losses: Mapping[str, Tensor], num_examples: Tensor) -> Tensor:
         """Return this rank's loss of all tasks."""
@@ -193,6 +186,42 @@ class MultiTaskLoss:
         self.running.reset()
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})
+
+
+class RunningTaskLoss:
+    """Add up each task's losses on the device, so that no training step waits for a number.
+
+    Losses that are not finite are left out: `FiniteCheck` ends the run at their step.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = list(tasks)
+        self.reset()
+
+    def reset(self) -> None:
+        """Set all sums to 0."""
+        # Sums of losses, numbers of examples.
+        self._totals = torch.zeros(2, len(self.tasks))
+
+    def add(self, losses: Sequence[Tensor]) -> None:
+        """Add the losses of a batch: for each task a vector, empty if it has no example."""
+        finite = [loss.detach().isfinite() for loss in losses]
+        sums = torch.stack([loss.detach().where(ok, 0.0).sum() for loss, ok in zip(losses, finite, strict=True)])
+        counts = torch.stack([ok.sum() for ok in finite]).to(sums)
+        self._totals = self._totals.to(sums.device) + torch.stack([sums, counts])
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the mean loss of each task over all ranks since the last call, and start again.
+
+        Returns:
+            ``<task>_loss`` -> mean over the examples. A task without an example is left out.
+        """
+        # New sums are on the CPU, where not every backend can add them up.
+        sums, counts = accelerator.reduce(self._totals.to(accelerator.device), "sum").tolist()
+        self.reset()
+        return {
+            f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count
+        }
 
 
 def _parameter_groups(model: MultiTaskModel, config: BalancingConfig) -> ParameterGroups:
