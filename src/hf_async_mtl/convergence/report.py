@@ -14,11 +14,10 @@ from .task import Event, TaskTracker
 def convergence_report(
     trackers: Mapping[str, TaskTracker], events: Sequence[Event], step: int, final: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the report of a run. It shares no object with its arguments.
+    """Return the report of a run, JSON values that share no object with the arguments.
 
-    Returns:
-        JSON values. Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None
-        where the last score of any task is. ``final`` is missing where it is None.
+    Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None where the last
+    score of any task is. ``final`` is missing where it is None.
     """
     report: dict[str, Any] = {
         "version": 1,
@@ -48,12 +47,9 @@ def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:
-    known = []
-    for score in scores:
-        if score is None:
-            return None
-        known.append(score)
-    return math.fsum(known) / len(known)
+    found = list(scores)
+    known = [score for score in found if score is not None]
+    return math.fsum(known) / len(known) if len(known) == len(found) else None
 
 
 def _retention(score: float | None, best: float | None) -> float | None:
