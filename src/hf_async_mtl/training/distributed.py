@@ -41,14 +41,9 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather the examples of all ranks' batches, one rank after the other.
+    """Gather the examples ``[B]`` and logits ``[U, ...]`` of all ranks' batches, one rank after the other.
 
-    Args:
-        example_ids: ``[B]``; B may differ between ranks.
-        logits: ``[U, ...]``, the units of the examples, one example after the other.
-
-    Returns:
-        ``[sum of the B]`` and ``[sum of the U, ...]``, the same on all ranks.
+    B and U may differ between ranks; the result is the same on all.
     """
     if accelerator.num_processes == 1:
         return example_ids, logits
