@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ _SAMPLE = 100
 """Number of rows that are tokenized when a teacher is loaded, to find out whether it fits."""
 
 
+@dataclass(eq=False)
 class ExternalTeacher:
     """A model that teaches one task, with its own tokenizer.
 
@@ -40,19 +42,17 @@ class ExternalTeacher:
     logits in the order of the student's labels (None: the same order).
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: Any,
-        task: TaskConfig,
-        head: str | None,
-        order: list[int] | None,
-        student_tokenizer: Any,
-    ) -> None:
-        self.name, self.model, self.tokenizer, self.task = name, model.eval(), tokenizer, task
-        self.head, self.order, self.student_tokenizer = head, order, student_tokenizer
-        self._inputs = set(inspect.signature(model.forward).parameters)
+    name: str
+    model: Any
+    tokenizer: Any
+    task: TaskConfig
+    head: str | None
+    order: list[int] | None
+    student_tokenizer: Any
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self._inputs = set(inspect.signature(self.model.forward).parameters)
 
     def encode(self, rows: Dataset, max_length: int | None) -> Dataset:
         """Tokenize raw rows up to the student's length; a teacher with fewer positions reads less."""

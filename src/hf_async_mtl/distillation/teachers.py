@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,13 @@ from ..tasks.registry import TASK_TYPES
 from .config import DistillationConfig
 from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
 from .snapshots import TeacherStore
-from .teacher_quality import near_one_hot_warning, normalized_entropy
 
 logger = logging.get_logger(__name__)
 
 _SAMPLE = 10_000
 """Number of examples over which the entropy of a teacher is measured; enough for three digits."""
+_ENTROPY_FLOOR = 0.02
+"""For two classes, the entropy of 0.998 to 0.002. Set by eye: far below a teacher that is unsure of some rows."""
 
 
 def logit_columns(task: TaskConfig) -> int | None:
@@ -80,7 +83,10 @@ class Teachers:
             self._loaded[task] = self.read(task, self.store)
 
     def assess(self, task: str) -> None:
-        """Warn if the distributions of a loaded teacher are nearly one-hot."""
+        """Warn if the distributions of a loaded teacher are nearly one-hot, and so say no more than the labels do.
+
+        A teacher is recorded on the rows that it was trained on, and may have memorized them.
+        """
         train, recorded = self.train[task], self._loaded[task]
         # Evenly spaced: the rows of a file may be sorted.
         indices = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
@@ -118,3 +124,31 @@ class Teachers:
         weight = self.config.hard_label_weight
         # Not always: 0 * NaN is NaN.
         return torch.lerp(losses, supervised, weight) if weight else losses
+
+
+def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) -> float | None:
+    """Return the mean entropy of a teacher's distributions, divided by the largest possible one.
+
+    ``logits`` ``[U, C]`` are divided by the temperature; ``labels`` are read for token classification only. The result
+    is 0 (one-hot) to 1 (uniform), and None where there is no such value: for regression, question answering (its
+    distributions are over the tokens of a window), one class, or no labelled token.
+
+    >>> round(normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0]), 4)
+    1.0
+    """
+    probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None
+    if probabilities is None or len(probabilities) == 0 or probabilities.shape[-1] == 1:
+        return None
+    return float(torch.special.entr(probabilities).sum(-1).mean()) / math.log(probabilities.shape[-1])
+
+
+def near_one_hot_warning(task: str, entropy: float | None) -> str | None:
+    """Return the warning for a teacher with this `normalized_entropy`, or None where there is nothing to warn of."""
+    if entropy is None or entropy >= _ENTROPY_FLOOR:
+        return None
+    return (
+        f"The recorded logits of task {task!r} are nearly one-hot: on its training rows their normalized entropy "
+        f"should be at least {_ENTROPY_FLOOR}; found {entropy:.4f}. Distilling from them is nearly the same as "
+        "training on the labels. Let the task converge earlier (a smaller `patience` or a larger `min_delta`), raise "
+        "`distillation.temperature`, or give the task more data."
+    )

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,17 @@ def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> Mult
     return MultiTaskSampler(sizes, args.seed, args.mixing_config, multiple)
 
 
+@dataclass(eq=False)
 class RunCallback(TrainerCallback):
     """Call the parts of a run at the Trainer's events."""
 
-    def __init__(
-        self,
-        sampler: MultiTaskSampler,
-        controller: ConvergenceController,
-        checkpoint: RunCheckpoint,
-        loss: MultiTaskLoss,
-        write_card: Callable[[], None],
-    ) -> None:
-        self.sampler, self.controller, self.checkpoint, self.loss = sampler, controller, checkpoint, loss
-        self.write_card = write_card
-        self._epochs: Iterator[int] = itertools.count()
-        self._first_step = 0
+    sampler: MultiTaskSampler
+    controller: ConvergenceController
+    checkpoint: RunCheckpoint
+    loss: MultiTaskLoss
+    write_card: Callable[[], None]
+    _epochs: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _first_step: int = field(default=0, init=False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

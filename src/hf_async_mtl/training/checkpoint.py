@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .distributed import check_files_reach, newest_checkpoint, share_rng_states
 from .loss import MultiTaskLoss
 
 
+@dataclass(eq=False)
 class RunCheckpoint:
     """Write what a run needs beside the Trainer's own files into its checkpoints, and resume from it.
 
@@ -31,19 +33,16 @@ class RunCheckpoint:
         best: The best checkpoint of the run that this one goes on with, in this run's folder; or None.
     """
 
-    def __init__(
-        self,
-        args: AsyncMTLTrainingArguments,
-        model: nn.Module,
-        accelerator: Accelerator,
-        schedule: ConvergenceSchedule,
-        teachers: Teachers,
-        loss: MultiTaskLoss,
-    ) -> None:
-        self.args, self.model, self.accelerator = args, model, accelerator
-        self.schedule, self.teachers, self.loss = schedule, teachers, loss
-        self.best: Path | None = None
-        self._new = copy.deepcopy({"schedule": schedule.state_dict(), "loss": loss.state_dict()})
+    args: AsyncMTLTrainingArguments
+    model: nn.Module
+    accelerator: Accelerator
+    schedule: ConvergenceSchedule
+    teachers: Teachers
+    loss: MultiTaskLoss
+    best: Path | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._new = copy.deepcopy({"schedule": self.schedule.state_dict(), "loss": self.loss.state_dict()})
 
     def state(self) -> dict[str, Any]:
         """Return the state of the run, as JSON values."""

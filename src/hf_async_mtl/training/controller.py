@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +66,19 @@ def _join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str
     return list(config.order)
 
 
+@dataclass(eq=False)
 class ConvergenceController:
     """Observe the evaluations of a run and act on them. All ranks call each method together."""
 
-    def __init__(
-        self,
-        args: AsyncMTLTrainingArguments,
-        model: MultiTaskModel,
-        accelerator: Accelerator,
-        schedule: ConvergenceSchedule,
-        teachers: Teachers,
-        evaluator: TaskEvaluator,
-        loss: MultiTaskLoss,
-        logits_of: Callable[[TaskDataset], Batches],
-    ) -> None:
-        self.args, self.model, self.accelerator = args, model, accelerator
-        self.schedule, self.teachers, self.evaluator = schedule, teachers, evaluator
-        self.loss, self.logits_of = loss, logits_of
-        self._last_step = -1
+    args: AsyncMTLTrainingArguments
+    model: MultiTaskModel
+    accelerator: Accelerator
+    schedule: ConvergenceSchedule
+    teachers: Teachers
+    evaluator: TaskEvaluator
+    loss: MultiTaskLoss
+    logits_of: Callable[[TaskDataset], Batches]
+    _last_step: int = field(default=-1, init=False)
 
     def begin(self, step: int) -> None:
         """Begin a run at a step, -1 for a new one; an evaluation of that step has been observed before."""

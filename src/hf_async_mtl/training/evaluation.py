@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,23 +47,14 @@ def iterate_over_ranks(
         yield gather_examples(accelerator, example_ids, found[dataset.name].float())
 
 
+@dataclass(eq=False)
 class TaskEvaluator:
-    """Compute the metrics of a task's set.
+    """Compute the metrics of a task's set, and keep the predictions of each validation set's last evaluation."""
 
-    Attributes:
-        predictions: Name of a validation set -> the predictions of its last evaluation.
-    """
-
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        validation: Mapping[str, TaskDataset],
-        own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]],
-    ) -> None:
-        self.model = model
-        self.validation = validation
-        self.own_metrics = own_metrics
-        self.predictions: dict[str, list[Any]] = {}
+    model: MultiTaskModel
+    validation: Mapping[str, TaskDataset]
+    own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]]
+    predictions: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
     def step(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Evaluate a batch of one task.

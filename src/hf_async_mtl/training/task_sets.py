@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -14,21 +15,52 @@ from ..data.tokenization import encode, truncation_warning
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .checks import find_task, task_of
 
 logger = logging.get_logger(__name__)
 
 
+def task_of(name: str, tasks: Collection[str]) -> str:
+    """Return the task of an evaluation set: its own name, or the longest task name before an underscore.
+
+    Examples:
+        >>> task_of("mnli_mismatched", ["mnli", "rte"])
+        'mnli'
+    """
+    found = [task for task in tasks if name == task or name.startswith(f"{task}_")]
+    if not found:
+        raise ConfigurationError(
+            f"An evaluation set must be named as a task ({', '.join(tasks)}) or <task>_<suffix>; found {name!r}."
+        )
+    return max(found, key=len)
+
+
+def find_task(columns: Collection[str], tasks: Mapping[str, TaskConfig]) -> str:
+    """Return the only task whose text columns a set has; of several, the only one whose label columns it has too.
+
+    Examples:
+        >>> sentiment, topic = (TaskConfig("classification", ["text"], label_column=name) for name in ("mood", "topic"))
+        >>> find_task(["text", "topic"], {"sentiment": sentiment, "topic": topic})
+        'topic'
+    """
+    fitting = [name for name, task in tasks.items() if {*task.input_columns} <= {*columns}]
+    labeled = [name for name in fitting if {*tasks[name].target_columns} <= {*columns}]
+    found = labeled or fitting
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"The columns of a single set must be those of one task; {', '.join(columns)} fit "
+            f"{', '.join(found) or 'none'}. Name its task: {{task: rows}}."
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
 class TaskSets:
     """Encode the sets of a model's tasks. ``max_length`` is of tasks without their own, in tokens."""
 
-    def __init__(
-        self, tasks: Mapping[str, TaskConfig], tokenizer: Any, max_length: int, args: AsyncMTLTrainingArguments
-    ) -> None:
-        self.tasks = tasks
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.args = args
+    tasks: Mapping[str, TaskConfig]
+    tokenizer: Any
+    max_length: int
+    args: AsyncMTLTrainingArguments
 
     def length_of(self, task: str) -> int:
         """Return the longest segment of a task, in tokens."""
