@@ -178,13 +178,7 @@ CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, 
 def check_state_keys(
     found: Collection[str], required: Collection[str], what: str, hint: str = "was it saved by another version?"
 ) -> None:
-    """Require exactly the given keys.
-
-    >>> check_state_keys(["a", "x"], ["a", "b"], "The state", "resume with the same tasks.")
-    Traceback (most recent call last):
-        ...
-    ValueError: The state must have exactly the keys a, b (missing b, unexpected x); resume with the same tasks.
-    """
+    """Raise a `ValueError` that names missing and unexpected keys, unless a state has exactly the required ones."""
     missing = [key for key in required if key not in found]
     unexpected = [str(key) for key in found if key not in required]
     found_faults = (("missing", missing), ("unexpected", unexpected))

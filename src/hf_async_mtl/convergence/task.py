@@ -72,20 +72,7 @@ class TaskState:
 
 
 class TaskTracker:
-    """Follow one task through its phases.
-
-    Attributes:
-        state: What the report shows. ``teacher_step`` and ``teacher_value`` are the candidate's until convergence.
-
-    >>> config = ConvergenceConfig(criterion="plateau", patience=1)
-    >>> tracker = TaskTracker("match", TaskSpec("classification", "f1", config))
-    >>> tracker.observe(Evaluation(step=100, score=0.9)), tracker.observe(Evaluation(step=200, score=0.8))
-    (False, True)
-    >>> tracker.converge(200)
-    [Event(step=200, task='match', event='converged', teacher_step=100)]
-    >>> tracker.state.phase
-    'distilling'
-    """
+    """Follow one task through its phases; until convergence the teacher in its ``state`` is the candidate."""
 
     def __init__(self, name: str, spec: TaskSpec, *, waits: bool = False) -> None:
         self.name = name

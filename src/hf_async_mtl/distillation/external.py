@@ -229,15 +229,7 @@ def _label_order(key: str, task: TaskConfig, source: str, names: Sequence[str] |
 
 
 def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
-    """Add placeholder labels, so that unlabeled rows can be tokenized like the others.
-
-    No loss may be computed on them: the task distils from its first step to its last.
-
-    Examples:
-        >>> task = TaskConfig("classification", ["text"], label_names=["neg", "pos"])
-        >>> with_placeholders(Dataset.from_dict({"text": ["good"]}), task)[0]
-        {'text': 'good', 'label': 'neg'}
-    """
+    """Add placeholder labels, on which no loss may be computed, so that unlabeled rows can be tokenized."""
     return rows.map(_add_placeholder, fn_kwargs={"task": task}, desc="Adding placeholder labels")
 
 

@@ -65,12 +65,8 @@ def record_logits(
 ) -> Iterator[LogitsWriter]:
     """Record the logits of a teacher. The files exist when the block ends with all examples recorded.
 
-    Args:
-        files: The files to write.
-        units: ``[N]``, the number of rows of logits of each example: 1, or its tokens.
-        columns: The columns C of the logits; None for one number per row.
-        example_hash: `hf_async_mtl.data.fingerprint.fingerprint` of the examples.
-        step: The optimizer step of the teacher.
+    ``units`` ``[N]`` are the numbers of rows of logits of the examples, and ``columns`` is C, or None for one number
+    per row.
     """
     offsets = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
     shape = (int(offsets[-1]),) if columns is None else (int(offsets[-1]), columns)

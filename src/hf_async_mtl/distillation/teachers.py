@@ -108,16 +108,9 @@ class Teachers:
     ) -> Tensor:
         r"""Return the losses ``[B]`` of some examples of a distilling task.
 
-        With w the ``hard_label_weight``, they are :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`.
-
-        Args:
-            task: The task.
-            head: Its head.
-            logits: The student's.
-            example_ids: ``[B]``, indices in the training set.
-            labels: The targets, of which the head reads where they are.
-            layout: Tokens and segments of the examples.
-            supervised: ``[B]``, the losses on the labels.
+        With w the ``hard_label_weight``, they are :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`. The student's
+        ``logits`` are those of ``example_ids`` ``[B]``, indices in the training set; ``supervised`` ``[B]`` are the
+        losses on the labels.
         """
         teacher = self._loaded[task].lookup(example_ids).to(logits.device).view(logits.shape)
         losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
@@ -132,9 +125,6 @@ def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) ->
     ``logits`` ``[U, C]`` are divided by the temperature; ``labels`` are read for token classification only. The result
     is 0 (one-hot) to 1 (uniform), and None where there is no such value: for regression, question answering (its
     distributions are over the tokens of a window), one class, or no labelled token.
-
-    >>> round(normalized_entropy("classification", torch.tensor([[0.0, 0.0], [0.0, 0.0]]), [1, 0]), 4)
-    1.0
     """
     probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None
     if probabilities is None or len(probabilities) == 0 or probabilities.shape[-1] == 1:

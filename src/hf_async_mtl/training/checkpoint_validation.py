@@ -129,13 +129,7 @@ def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
 
 
 def other_placement(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return what is not exact when a run goes on with other processes or batches; None if all is.
-
-    Examples:
-        >>> two = {"processes": 2, "batch": 8, "accumulation": 1}
-        >>> other_placement(two, {"processes": 1, "batch": 16, "accumulation": 1}).split(". ")[1]
-        "A step's examples are the same; dropout and the last digits of sums are not."
-    """
+    """Return what is not exact when a run goes on with other processes or batches; None if all is."""
     if saved == now:
         return None
     sizes = [values["processes"] * values["batch"] * values["accumulation"] for values in (saved, now)]

@@ -41,10 +41,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather the examples ``[B]`` and logits ``[U, ...]`` of all ranks' batches, one rank after the other.
-
-    B and U may differ between ranks; the result is the same on all.
-    """
+    """Gather the examples ``[B]`` and logits ``[U, ...]`` of all ranks' batches; B and U may differ between ranks."""
     if accelerator.num_processes == 1:
         return example_ids, logits
     sizes = accelerator.gather(torch.tensor([[len(example_ids), len(logits)]], device=example_ids.device)).tolist()

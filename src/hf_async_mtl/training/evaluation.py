@@ -31,11 +31,9 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
 def iterate_over_ranks(
     model: nn.Module, dataset: TaskDataset, collate: Any, args: TrainingArguments, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run a model, in evaluation mode, over the rows of one set, which the ranks share.
+    """Yield ``example_ids`` ``[B]`` and logits ``[U, C]`` of one set, which the ranks share; the same on all ranks.
 
-    Yields:
-        The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example after
-        the other; the same on all ranks. Some examples may occur twice.
+    The model is put into evaluation mode. Some examples may occur twice.
     """
     batches = IndexBatches(len(dataset), args.eval_batch_size, accelerator.process_index, accelerator.num_processes)
     model.eval()
@@ -57,11 +55,7 @@ class TaskEvaluator:
     predictions: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
     def step(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Evaluate a batch of one task.
-
-        Returns:
-            The mean of the supervised losses, and ``logits`` ``[B, ...]`` with the ``losses`` ``[B]`` of the examples.
-        """
+        """Return the mean loss of a batch, its ``logits`` ``[B, ...]``, and its ``losses`` ``[B]`` if it has labels."""
         outputs: MultiTaskOutput = model(**{name: value for name, value in inputs.items() if name != "example_ids"})
         assert outputs.logits is not None
         assert outputs.layouts is not None

@@ -34,15 +34,7 @@ Metrics = Callable[[EvalPrediction], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """What a trainer works with.
-
-    Args:
-        task_sets: Encodes raw rows; knows the tasks and the tokenizer.
-        own_metrics: Task -> the user's function.
-        train: Task -> its encoded training set; empty if none was given.
-        validation: Name -> encoded validation set.
-        external_rows: Task -> its raw training rows, of the tasks with an external teacher.
-    """
+    """What a trainer works with; ``external_rows`` are the raw training rows of tasks with an external teacher."""
 
     model: MultiTaskModel
     args: AsyncMTLTrainingArguments
@@ -70,7 +62,15 @@ def prepare_inputs(
     unsupported: Mapping[str, Any],
 ) -> TrainerInputs:
     """Check what a trainer is given, and encode its sets."""
-    args, model = checked_args(args), checked_model(model)
+    if args is None:
+        args = AsyncMTLTrainingArguments("tmp_trainer")
+    if not isinstance(args, AsyncMTLTrainingArguments):
+        raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
+    if not isinstance(model, MultiTaskModel):
+        raise ConfigurationError(
+            f"`model` must be a MultiTaskModel; found {type(model).__name__}. Make one with "
+            "`MultiTaskModel.from_encoder(name, tasks)`."
+        )
     refuse_arguments(unsupported)
     tasks = model.config.task_configs
     own_metrics = check_own_metrics(compute_metrics, tasks)
@@ -97,15 +97,6 @@ def prepare_inputs(
     return TrainerInputs(model, args, task_sets, own_metrics, encoded, validation, external_rows)
 
 
-def checked_args(args: Any) -> AsyncMTLTrainingArguments:
-    """Return the arguments that a trainer is given, or the defaults."""
-    if args is None:
-        return AsyncMTLTrainingArguments("tmp_trainer")
-    if not isinstance(args, AsyncMTLTrainingArguments):
-        raise ConfigurationError(f"`args` must be AsyncMTLTrainingArguments; found {type(args).__name__}.")
-    return args
-
-
 def refuse_arguments(given: Mapping[str, Any]) -> None:
     """Raise a `ConfigurationError` for an argument of the Trainer that is given and has no effect here."""
     for name, value in given.items():
@@ -117,16 +108,6 @@ def refuse_arguments(given: Mapping[str, Any]) -> None:
                 "trainer per trial, as scripts/examples/optuna_search.py does with Optuna."
             )
         raise ConfigurationError(f"`{name}` has no effect here: the tasks define it. Remove the argument.")
-
-
-def checked_model(model: Any) -> MultiTaskModel:
-    """Return the model that a trainer is given; raise a `ConfigurationError` unless it is a `MultiTaskModel`."""
-    if not isinstance(model, MultiTaskModel):
-        raise ConfigurationError(
-            f"`model` must be a MultiTaskModel; found {type(model).__name__}. Make one with "
-            "`MultiTaskModel.from_encoder(name, tasks)`."
-        )
-    return model
 
 
 def check_sets(

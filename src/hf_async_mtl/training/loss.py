@@ -36,12 +36,6 @@ class MultiTaskLoss:
 
     With a balancing method, the tasks that learn from labels are balanced, one micro-batch at a time; see `LossSplit`.
     Gradient balancing adds to ``.grad`` itself, and the returned loss then has no graph.
-
-    Attributes:
-        running: The mean losses for the log.
-        finite: The check of the losses before an update.
-        balancer: The balancing method; None for ``sum``.
-        conflicts: The measurement of gradient conflicts; None unless ``conflict_steps`` is set.
     """
 
     def __init__(
@@ -161,12 +155,7 @@ class MultiTaskLoss:
         return self.accelerator.reduce(tensor, "sum")
 
     def logs(self) -> dict[str, float]:
-        """Return the values for the log, and start the means again; all ranks call this together.
-
-        Returns:
-            ``<task>_loss``, the mean training loss since the last call, and ``weight/<task>``, the last weight of a
-            task that is balanced.
-        """
+        """Return ``<task>_loss``, means over all ranks since the last call, and ``weight/<task>`` of balanced tasks."""
         logs = self.running.take(self.accelerator)
         weights = {} if self.balancer is None else self.balancer.latest
         phases = self.schedule.phases
@@ -211,11 +200,7 @@ class RunningTaskLoss:
         self._totals = self._totals.to(sums.device) + torch.stack([sums, counts])
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the mean loss of each task over all ranks since the last call, and start again.
-
-        Returns:
-            ``<task>_loss`` -> mean over the examples. A task without an example is left out.
-        """
+        """Return ``<task>_loss``, the mean over all ranks since the last call, of each task with an example."""
         # New sums are on the CPU, where not every backend can add them up.
         sums, counts = accelerator.reduce(self._totals.to(accelerator.device), "sum").tolist()
         self.reset()

@@ -20,12 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 def task_of(name: str, tasks: Collection[str]) -> str:
-    """Return the task of an evaluation set: its own name, or the longest task name before an underscore.
-
-    Examples:
-        >>> task_of("mnli_mismatched", ["mnli", "rte"])
-        'mnli'
-    """
+    """Return the task of an evaluation set: its own name, or the longest task name before an underscore."""
     found = [task for task in tasks if name == task or name.startswith(f"{task}_")]
     if not found:
         raise ConfigurationError(
@@ -35,13 +30,7 @@ def task_of(name: str, tasks: Collection[str]) -> str:
 
 
 def find_task(columns: Collection[str], tasks: Mapping[str, TaskConfig]) -> str:
-    """Return the only task whose text columns a set has; of several, the only one whose label columns it has too.
-
-    Examples:
-        >>> sentiment, topic = (TaskConfig("classification", ["text"], label_column=name) for name in ("mood", "topic"))
-        >>> find_task(["text", "topic"], {"sentiment": sentiment, "topic": topic})
-        'topic'
-    """
+    """Return the only task whose text columns a set has; of several, the only one whose label columns it has too."""
     fitting = [name for name, task in tasks.items() if {*task.input_columns} <= {*columns}]
     labeled = [name for name in fitting if {*tasks[name].target_columns} <= {*columns}]
     found = labeled or fitting
