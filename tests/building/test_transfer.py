@@ -15,7 +15,7 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, Configurati
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.data.loading import is_unlabeled
 from hf_async_mtl.data.tokenization import encode
-from hf_async_mtl.distillation.unlabeled import with_placeholders
+from hf_async_mtl.distillation.external import with_placeholders
 from hf_async_mtl.run import inherit_tasks
 
 OLD = ("polarity", "overlap", "colors", "choice", "answer")

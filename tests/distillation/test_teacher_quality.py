@@ -9,7 +9,7 @@ from datasets import Dataset
 from recording import write_logits
 
 from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits
-from hf_async_mtl.distillation.teacher_quality import near_one_hot_warning, normalized_entropy
+from hf_async_mtl.distillation.teachers import near_one_hot_warning, normalized_entropy
 
 
 def logits_of(*probabilities):

@@ -20,7 +20,7 @@ from transformers.trainer_callback import TrainerCallback
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.training.arguments import REFUSED
-from hf_async_mtl.training.checks import check_best_metric
+from hf_async_mtl.training.inputs import check_best_metric
 from hf_async_mtl.training.upstream import split_head_groups
 
 PAIR = {"polarity": 8, "overlap": 8}

@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
 from hf_async_mtl import ConfigurationError, MultiTaskModel, TaskConfig
-from hf_async_mtl.training.checks import find_task
+from hf_async_mtl.training.task_sets import find_task
 
 SIZES = dict.fromkeys(ALL, 5)
 LABELS = {

@@ -56,11 +56,7 @@ class Criterion(ABC):
         return {name: getattr(self, name) for name in self.state_names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: A key is missing or unexpected.
-        """
+        """Restore what `state_dict` returned; raise a `ValueError` if a key is missing or unexpected."""
         what = f"The state of a {self.config.criterion} criterion"
         check_state_keys(state, self.state_names, what, "was it saved by another version, or with another criterion?")
         for name in self.state_names:
@@ -94,17 +90,13 @@ class Plateau(Criterion):
     def update(
         self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
     ) -> bool:
-        if value is not None and self._improves(value, standard_error):
+        margin = self._margin(standard_error)
+        if value is not None and math.isfinite(value) and (self.reference is None or value > self.reference + margin):
             self.reference, self.reference_step = value, step
             self.evaluations_without_improvement = 0
         else:
             self.evaluations_without_improvement += 1
         return self.evaluations_without_improvement >= self.config.patience
-
-    def _improves(self, value: float, standard_error: float | None) -> bool:
-        if not math.isfinite(value):
-            return False
-        return self.reference is None or value > self.reference + self._margin(standard_error)
 
     def reset_patience(self) -> None:
         self.evaluations_without_improvement = 0
@@ -183,21 +175,13 @@ class Decline(Criterion):
 CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, "significant": Significant}
 
 
-def check_state_keys(found: Collection[str], required: Collection[str], what: str, hint: str) -> None:
-    """Require exactly the given keys.
-
-    >>> check_state_keys(["a", "x"], ["a", "b"], "The state", "resume with the same tasks.")
-    Traceback (most recent call last):
-        ...
-    ValueError: The state must have exactly the keys a, b (missing b, unexpected x); resume with the same tasks.
-
-    Raises:
-        ValueError: Names the missing and the unexpected keys.
-    """
+def check_state_keys(
+    found: Collection[str], required: Collection[str], what: str, hint: str = "was it saved by another version?"
+) -> None:
+    """Raise a `ValueError` that names missing and unexpected keys, unless a state has exactly the required ones."""
     missing = [key for key in required if key not in found]
     unexpected = [str(key) for key in found if key not in required]
-    faults = [
-        f"{fault} {', '.join(keys)}" for fault, keys in (("missing", missing), ("unexpected", unexpected)) if keys
-    ]
+    found_faults = (("missing", missing), ("unexpected", unexpected))
+    faults = [f"{fault} {', '.join(keys)}" for fault, keys in found_faults if keys]
     if faults:
         raise ValueError(f"{what} must have exactly the keys {', '.join(required)} ({', '.join(faults)}); {hint}")

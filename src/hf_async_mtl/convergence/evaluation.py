@@ -43,11 +43,7 @@ def evaluations_by_task(
     epoch: float | None,
     constant: Collection[str],
 ) -> dict[str, Evaluation]:
-    """Sort the numbers of an evaluation by task; the arguments are those of `ConvergenceSchedule.observe`.
-
-    Raises:
-        ValueError: A task is missing or unknown.
-    """
+    """Sort the numbers of an evaluation by task; the arguments are those of `ConvergenceSchedule.observe`."""
     scores = check_scores(values, tasks)
     known_losses = _check_known("losses", losses, tasks)
     known_errors = _check_known("standard errors", standard_errors, tasks)
@@ -65,11 +61,7 @@ def evaluations_by_task(
 
 
 def check_scores(values: Scores, tasks: Collection[str]) -> dict[str, float | None]:
-    """Return the score of every task, in the order of the tasks; None where it is not finite.
-
-    Raises:
-        ValueError: A task is missing or unknown.
-    """
+    """Return the score of every task, in the order of the tasks; None where it is not finite."""
     check_state_keys(values, tasks, "The values of an evaluation", "evaluate every task each time.")
     return {name: _finite_or_none(values[name]) for name in tasks}
 

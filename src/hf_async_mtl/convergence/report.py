@@ -14,17 +14,10 @@ from .task import Event, TaskTracker
 def convergence_report(
     trackers: Mapping[str, TaskTracker], events: Sequence[Event], step: int, final: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the report of a run. It shares no object with its arguments.
+    """Return the report of a run, JSON values that share no object with the arguments.
 
-    Args:
-        trackers: Task -> its tracker.
-        events: All events so far.
-        step: The step of the last evaluation.
-        final: The result of `final_result`; None while the run goes on.
-
-    Returns:
-        JSON values. Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None
-        where the last score of any task is. ``final`` is missing where it is None.
+    Before convergence, ``teacher_value`` and ``teacher_step`` are the candidate's. ``average`` is None where the last
+    score of any task is. ``final`` is missing where it is None.
     """
     report: dict[str, Any] = {
         "version": 1,
@@ -42,13 +35,7 @@ def convergence_report(
 
 
 def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping[str, float | None]) -> dict[str, Any]:
-    """Return the ``final`` entry: the scores of the saved weights, and their retention.
-
-    Args:
-        trackers: Task -> its tracker.
-        step: The step of the saved weights.
-        scores: Task -> its score with these weights.
-    """
+    """Return the ``final`` entry: the scores of the saved weights, and their retention."""
     return {
         "step": step,
         "average": _mean(scores.values()),
@@ -60,12 +47,9 @@ def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:
-    known = []
-    for score in scores:
-        if score is None:
-            return None
-        known.append(score)
-    return math.fsum(known) / len(known)
+    found = list(scores)
+    known = [score for score in found if score is not None]
+    return math.fsum(known) / len(known) if len(known) == len(found) else None
 
 
 def _retention(score: float | None, best: float | None) -> float | None:

@@ -17,8 +17,6 @@ from .evaluation import Scores, check_scores, evaluations_by_task
 from .report import convergence_report, final_result
 from .task import Event, TaskSpec, TaskTracker
 
-_OTHER_VERSION = "was it saved by another version?"
-
 
 class ConvergenceSchedule:
     """Follow every task from its labels to its own end of learning.
@@ -255,7 +253,7 @@ class ConvergenceSchedule:
             ValueError: The state is of other tasks, of another monitored metric, of another criterion, of tasks that
                 joined in another order, or its keys are not exactly those of `state_dict`. Nothing has changed.
         """
-        check_state_keys(state, self.state_dict(), "The state of a schedule", _OTHER_VERSION)
+        check_state_keys(state, self.state_dict(), "The state of a schedule")
         check_state_keys(
             state["tasks"], self.tasks, "The tasks of a saved schedule", "resume with the tasks that it was saved with."
         )
@@ -264,7 +262,7 @@ class ConvergenceSchedule:
             tracker.load_state_dict(state["tasks"][name])
         self._check_order(trackers)
         for event in state["events"]:
-            check_state_keys(event, [item.name for item in fields(Event)], "A saved event", _OTHER_VERSION)
+            check_state_keys(event, [item.name for item in fields(Event)], "A saved event")
         self.events = [Event(**event) for event in state["events"]]
         self.trackers = trackers
         self._final = copy.deepcopy(state["final"])

@@ -18,7 +18,6 @@ from .evaluation import Evaluation
 
 _CONSTANT_EVALUATIONS = 3
 """Multiple of the patience for which evaluations with one prediction for every example are skipped."""
-_OTHER_VERSION = "was it saved by another version?"
 
 
 @dataclass(frozen=True)
@@ -73,25 +72,7 @@ class TaskState:
 
 
 class TaskTracker:
-    """Follow one task through its phases.
-
-    Args:
-        name: The name of the task, for events and messages.
-        spec: Its settings.
-        waits: Whether it waits for other tasks, instead of learning from the start.
-
-    Attributes:
-        state: What the report shows. ``teacher_step`` and ``teacher_value`` are the candidate's until convergence.
-
-    >>> config = ConvergenceConfig(criterion="plateau", patience=1)
-    >>> tracker = TaskTracker("match", TaskSpec("classification", "f1", config))
-    >>> tracker.observe(Evaluation(step=100, score=0.9)), tracker.observe(Evaluation(step=200, score=0.8))
-    (False, True)
-    >>> tracker.converge(200)
-    [Event(step=200, task='match', event='converged', teacher_step=100)]
-    >>> tracker.state.phase
-    'distilling'
-    """
+    """Follow one task through its phases; until convergence the teacher in its ``state`` is the candidate."""
 
     def __init__(self, name: str, spec: TaskSpec, *, waits: bool = False) -> None:
         self.name = name
@@ -139,9 +120,8 @@ class TaskTracker:
     def needs_standard_error(self, last_step: int) -> bool:
         """Return whether the next evaluation is compared with an earlier one by a standard error.
 
-        Args:
-            last_step: The step of the last evaluation. A task that converged there and may return is compared again
-                later, and that evaluation can be its reference.
+        A task that converged at the last evaluation and may return is compared again later, and that evaluation can be
+        its reference.
         """
         if not self._criterion.needs_standard_error:
             return False
@@ -166,7 +146,7 @@ class TaskTracker:
         if score is not None:
             self._note_counted(score)
             if _is_better(score, state.teacher_value):  # of equal scores, the earlier one stays
-                self._set_teacher(step, score)
+                state.teacher_step, state.teacher_value = step, score
         converged = self._criterion.update(step, score, loss=evaluation.loss, standard_error=evaluation.standard_error)
         return converged and self._may_converge(step, evaluation.epoch)
 
@@ -198,7 +178,7 @@ class TaskTracker:
             return []
         if score <= state.teacher_value + self.spec.convergence.min_delta:
             return []
-        self._set_teacher(step, score)
+        state.teacher_step, state.teacher_value = step, score
         return [Event(step=step, task=self.name, event="teacher_renewed", teacher_step=step)]
 
     def join(self, step: int, epoch: float) -> list[Event]:
@@ -213,7 +193,7 @@ class TaskTracker:
             return
         score = dict(self.state.history).get(step)
         has_candidate = score is not None and self.state.teacher_step is not None
-        self._set_teacher(*((step, score) if has_candidate else (None, None)))
+        self.state.teacher_step, self.state.teacher_value = (step, score) if has_candidate else (None, None)
         self._criterion = self._new_criterion()
         # A criterion that compares predictions has none of that step: the next evaluation is its first.
         if has_candidate and step is not None and not self._criterion.needs_standard_error:
@@ -232,13 +212,8 @@ class TaskTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: The state is of another metric, another criterion or another start, or its keys are not exactly
-                those of `state_dict`. Nothing has changed.
-        """
-        check_state_keys(state, self.state_dict(), f"The saved state of task {self.name}", _OTHER_VERSION)
+        """Restore what `state_dict` returned; a `ValueError` if it is of another task has changed nothing."""
+        check_state_keys(state, self.state_dict(), f"The saved state of task {self.name}")
         state = copy.deepcopy(dict(state))
         self._check_same_task(state)
         criterion = self._new_criterion()
@@ -259,7 +234,7 @@ class TaskTracker:
                 f"Task {name} must be resumed as it began, {_start(state['distilled_from_start'])}, not "
                 f"{_start(spec.distilled_from_start)}: give the `distillation.teachers` of the first run."
             )
-        check_state_keys(state["criterion"], ["name", "state"], f"The saved criterion of task {name}", _OTHER_VERSION)
+        check_state_keys(state["criterion"], ["name", "state"], f"The saved criterion of task {name}")
         if state["criterion"]["name"] != criterion:
             raise ValueError(
                 f"Task {name} must be resumed with the criterion that it began with, {state['criterion']['name']}, "
@@ -292,9 +267,6 @@ class TaskTracker:
     def _note_counted(self, score: float) -> None:
         if _is_better(score, self._counted_best):
             self._counted_best = score
-
-    def _set_teacher(self, step: int | None, score: float | None) -> None:
-        self.state.teacher_step, self.state.teacher_value = step, score
 
 
 def _is_better(score: float, best: float | None) -> bool:

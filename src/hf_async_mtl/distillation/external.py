@@ -6,7 +6,7 @@ import inspect
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,44 +34,28 @@ _SAMPLE = 100
 """Number of rows that are tokenized when a teacher is loaded, to find out whether it fits."""
 
 
+@dataclass(eq=False)
 class ExternalTeacher:
     """A model that teaches one task, with its own tokenizer.
 
-    Args:
-        name: The name of the task.
-        model: A `MultiTaskModel` or a stock model for sequence classification.
-        tokenizer: The tokenizer of the model.
-        task: The task of the student.
-        head: The name of the task in a `MultiTaskModel`; None for a stock model.
-        order: The indices of the model's logits in the order of the student's labels; None: the same order.
-        student_tokenizer: The tokenizer of the student.
+    ``head`` names the task in a `MultiTaskModel` (None for a stock model); ``order`` has the indices of the model's
+    logits in the order of the student's labels (None: the same order).
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: Any,
-        task: TaskConfig,
-        head: str | None,
-        order: list[int] | None,
-        student_tokenizer: Any,
-    ) -> None:
-        self.name, self.model, self.tokenizer, self.task = name, model.eval(), tokenizer, task
-        self.head, self.order, self.student_tokenizer = head, order, student_tokenizer
-        self._inputs = set(inspect.signature(model.forward).parameters)
+    name: str
+    model: Any
+    tokenizer: Any
+    task: TaskConfig
+    head: str | None
+    order: list[int] | None
+    student_tokenizer: Any
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self._inputs = set(inspect.signature(self.model.forward).parameters)
 
     def encode(self, rows: Dataset, max_length: int | None) -> Dataset:
-        """Tokenize raw rows for the teacher.
-
-        Args:
-            rows: Raw rows with the columns of the task.
-            max_length: Of the student, in tokens; a teacher with fewer positions reads less. None: the teacher's limit.
-
-        Raises:
-            ConfigurationError: The teacher's tokenizer cannot be used, or the task has one target per token and the
-                tokens are not the student's.
-        """
+        """Tokenize raw rows up to the student's length; a teacher with fewer positions reads less."""
         known = [length for length in (max_length, position_limit(self.model)) if length is not None]
         length = min(known, default=512)
         encoded = encode(rows, self.name, self.task, self.tokenizer, length, with_labels=False)
@@ -90,22 +74,7 @@ class ExternalTeacher:
     def logits(
         self, rows: Dataset, max_length: int, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the logits of a process's share of some raw rows, batch by batch.
-
-        Args:
-            rows: Raw rows, with the columns of the task.
-            max_length: In the teacher's tokens.
-            batch_size: Rows of a batch, per process.
-            device: Where the model runs; afterwards it is on the CPU again.
-            rank: The process.
-            ranks: Number of processes that share the rows; see `IndexBatches`.
-
-        Yields:
-            Indices of rows ``[B]``, and their logits as `LogitsWriter.write` takes them.
-
-        Raises:
-            ConfigurationError: As `encode`, or a logit is not finite.
-        """
+        """Yield the indices ``[B]`` and logits of a process's share of raw rows, as `LogitsWriter.write` takes them."""
         encoded = self.encode(rows, max_length)
         units = unit_counts(self.task, encoded)
         # Rows of similar length share a batch, so that little is padding. The longest come first, and fail first.
@@ -148,21 +117,7 @@ class ExternalTeacher:
 def load_external_teachers(
     tasks: Mapping[str, TaskConfig], sources: Mapping[str, str], rows: Mapping[str, Dataset], student_tokenizer: Any
 ) -> dict[str, ExternalTeacher]:
-    """Load teachers and check that each fits its task. A model that teaches several tasks is loaded once.
-
-    Args:
-        tasks: Name -> the student's resolved task.
-        sources: Name -> folder or Hub id of a `MultiTaskModel` that has the task (or a single task), or of a stock
-            model for sequence classification.
-        rows: Name -> raw training rows of the tasks to be taught.
-        student_tokenizer: The tokenizer of the student.
-
-    Returns:
-        Name -> teacher.
-
-    Raises:
-        ConfigurationError: There is no such model, or it does not fit its task.
-    """
+    """Load teachers and check that each fits its task. A model that teaches several tasks is loaded once."""
     loaded: dict[str, _LoadedModel] = {}
     teachers = {}
     for name in rows:
@@ -177,16 +132,8 @@ def load_external_teachers(
     return teachers
 
 
-@dataclass(frozen=True)
-class _LoadedModel:
-    """A model with its tokenizer.
-
-    Args:
-        source: The folder or Hub id, for messages.
-        model: The model.
-        tokenizer: Its tokenizer.
-        missing_keys: The weights that the files lack.
-    """
+class _LoadedModel(NamedTuple):
+    """A model with its tokenizer, and the weights that its files lack."""
 
     source: str
     model: Any
@@ -279,3 +226,12 @@ def _label_order(key: str, task: TaskConfig, source: str, names: Sequence[str] |
             f"{', '.join(names)}."
         )
     return [list(names).index(label) for label in task.label_names]
+
+
+def with_placeholders(rows: Dataset, task: TaskConfig) -> Dataset:
+    """Add placeholder labels, on which no loss may be computed, so that unlabeled rows can be tokenized."""
+    return rows.map(_add_placeholder, fn_kwargs={"task": task}, desc="Adding placeholder labels")
+
+
+def _add_placeholder(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+    return dict.fromkeys(task.target_columns, TASK_TYPES[task.type].placeholder(task, row))

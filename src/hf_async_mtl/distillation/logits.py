@@ -50,13 +50,7 @@ class LogitsFiles(NamedTuple):
 
 
 def check_disk_space(folder: Path, needed: int, what: str) -> None:
-    """Raise a `TeacherError` if the disk of a folder, which need not exist yet, has less than ``needed`` bytes left.
-
-    Args:
-        folder: The folder to write to.
-        needed: Bytes.
-        what: What needs them, for the message.
-    """
+    """Raise a `TeacherError` if the disk of a folder, which need not exist yet, has less than ``needed`` bytes left."""
     free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
         raise TeacherError(
@@ -71,18 +65,8 @@ def record_logits(
 ) -> Iterator[LogitsWriter]:
     """Record the logits of a teacher. The files exist when the block ends with all examples recorded.
 
-    Args:
-        files: The files to write.
-        units: ``[N]``, the number of rows of logits of each example: 1, or its tokens.
-        columns: The columns C of the logits; None for one number per row.
-        example_hash: `hf_async_mtl.data.fingerprint.fingerprint` of the examples.
-        step: The optimizer step of the teacher.
-
-    Yields:
-        The writer.
-
-    Raises:
-        TeacherError: The disk has no space, or at the end of the block examples are missing.
+    ``units`` ``[N]`` are the numbers of rows of logits of the examples, and ``columns`` is C, or None for one number
+    per row.
     """
     offsets = np.concatenate([[0], np.cumsum(units, dtype=np.int64)])
     shape = (int(offsets[-1]),) if columns is None else (int(offsets[-1]), columns)
@@ -104,28 +88,14 @@ def record_logits(
 
 
 class LogitsWriter:
-    """Write logits, one batch after another.
-
-    Args:
-        name: The name of the file, for messages.
-        offsets: ``[N + 1]``, where the rows of each example begin.
-        logits: The array to fill, ``[U, C]`` or ``[U]``.
-    """
+    """Fill an array ``[U, C]`` or ``[U]`` batch by batch; ``offsets`` ``[N + 1]`` say where an example begins."""
 
     def __init__(self, name: str, offsets: np.ndarray, logits: np.ndarray) -> None:
         self._name, self._offsets, self._logits = name, offsets, logits
         self._seen = np.zeros(len(offsets) - 1, dtype=bool)
 
     def write(self, example_ids: Tensor, logits: Tensor) -> None:
-        """Record some examples. An example that was recorded before is overwritten.
-
-        Args:
-            example_ids: ``[B]``, indices in the task's training set.
-            logits: ``[sum of their units, C]`` or ``[sum of their units]``, in the same order.
-
-        Raises:
-            TeacherError: A logit is not finite.
-        """
+        """Record examples ``[B]`` with the logits ``[U, C]`` or ``[U]`` of their units; a second time overwrites."""
         ids, values = example_ids.cpu().numpy(), logits.detach().float().cpu().numpy()
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
@@ -148,18 +118,7 @@ class LogitsWriter:
 
 
 class RecordedLogits:
-    """A teacher's logits over a task's training set, looked up by example.
-
-    Args:
-        files: What `record_logits` has written.
-
-    Attributes:
-        example_hash: Of the examples that the logits belong to.
-        step: The optimizer step of the teacher.
-
-    Raises:
-        TeacherError: A file is missing or damaged.
-    """
+    """A teacher's logits over a task's training set, looked up by example."""
 
     def __init__(self, files: LogitsFiles) -> None:
         self.example_hash, self.step = _read_info(files.info)
@@ -167,14 +126,7 @@ class RecordedLogits:
         self.logits = _read_array(files.logits, np.float32)
 
     def check(self, example_hash: str, task: str, examples: int, columns: int | None) -> None:
-        """Raise a `TeacherError` unless the logits are those of a task and its examples.
-
-        Args:
-            example_hash: Hash of the examples.
-            task: Name of the task, for the message.
-            examples: Number of examples.
-            columns: Columns of the logits; None for one number per row.
-        """
+        """Raise a `TeacherError` unless the logits are those of a task and its examples."""
         if self.example_hash != example_hash:
             raise TeacherError(
                 f"The recorded logits of task {task!r} belong to other training examples (hash "
@@ -190,14 +142,7 @@ class RecordedLogits:
             )
 
     def lookup(self, example_ids: Tensor) -> Tensor:
-        """Return the logits of some examples, in their order.
-
-        Args:
-            example_ids: ``[B]``, indices in the task's training set.
-
-        Returns:
-            ``[sum of their units, C]`` or ``[sum of their units]``; float32, on the CPU.
-        """
+        """Return the logits ``[U]`` or ``[U, C]`` of the units of some examples, float32, on the CPU."""
         return torch.from_numpy(self.logits[_rows_of(self.offsets, example_ids.cpu().numpy())])
 
 

@@ -20,11 +20,7 @@ from .logits import LogitsFiles, TeacherError
 
 
 class TeacherStore:
-    """The folder in which a run keeps its teachers.
-
-    Args:
-        folder: Created at the first write. Its name begins with an underscore, so that the Trainer does not push it.
-    """
+    """The folder of a run's teachers, created at the first write. A missing or damaged file is a `TeacherError`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,11 +41,7 @@ class TeacherStore:
             save_file(plain, partial, {"format": "pt"})
 
     def load_snapshot(self, step: int) -> dict[str, Tensor]:
-        """Read the weights of a step, to the CPU.
-
-        Raises:
-            TeacherError: The file is missing or damaged.
-        """
+        """Read the weights of a step, to the CPU."""
         path = self._existing_snapshot(step)
         try:
             return load_file(path)
@@ -57,12 +49,7 @@ class TeacherStore:
             raise TeacherError.of_damaged(path, error) from error
 
     def check_snapshot(self, step: int, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Raise a `TeacherError` unless the weights of a step exist and fit a model. They are not read.
-
-        Args:
-            step: The step.
-            shapes: Name -> shape of the model's weights.
-        """
+        """Raise a `TeacherError` unless the weights of a step exist and fit a model. They are not read."""
         path = self._existing_snapshot(step)
         try:
             with safe_open(path, framework="pt") as file:
@@ -99,11 +86,7 @@ class TeacherStore:
         write_atomic(self._predictions_path(task), text)
 
     def load_predictions(self, task: str, step: int) -> list[Any]:
-        """Read the validation predictions of a step.
-
-        Raises:
-            TeacherError: They are missing, damaged, or another step's.
-        """
+        """Read the validation predictions of a step."""
         path = self._predictions_path(task)
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))

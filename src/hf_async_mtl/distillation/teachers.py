@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from ..modeling.packing import Layout
 from ..tasks.registry import TASK_TYPES
 from .config import DistillationConfig
 from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
-from .loss import distillation_losses
 from .snapshots import TeacherStore
-from .teacher_quality import near_one_hot_warning, normalized_entropy
 
 logger = logging.get_logger(__name__)
 
 _SAMPLE = 10_000
 """Number of examples over which the entropy of a teacher is measured; enough for three digits."""
+_ENTROPY_FLOOR = 0.02
+"""For two classes, the entropy of 0.998 to 0.002. Set by eye: far below a teacher that is unsure of some rows."""
 
 
 def logit_columns(task: TaskConfig) -> int | None:
@@ -39,11 +40,6 @@ def logit_columns(task: TaskConfig) -> int | None:
 
 class Teachers:
     """The teachers of a run, on disk and in memory.
-
-    Args:
-        folder: The folder of their files; see `TeacherStore`.
-        config: How tasks learn from them.
-        train: Task -> its training examples.
 
     Attributes:
         examples: Task -> `fingerprint` of its training examples, so that a run is not resumed with others.
@@ -76,11 +72,7 @@ class Teachers:
         check_disk_space(self.store.folder, needed, "Recording the teachers' logits")
 
     def read(self, task: str, store: TeacherStore) -> RecordedLogits:
-        """Return a task's recorded logits in a store.
-
-        Raises:
-            TeacherError: They are missing, damaged, or those of other examples or another task.
-        """
+        """Return a task's recorded logits in a store."""
         train, recorded = self.train[task], RecordedLogits(store.logits_files(task))
         recorded.check(self.examples[task], task, len(train), logit_columns(train.task))
         return recorded
@@ -91,7 +83,10 @@ class Teachers:
             self._loaded[task] = self.read(task, self.store)
 
     def assess(self, task: str) -> None:
-        """Warn if the distributions of a loaded teacher are nearly one-hot."""
+        """Warn if the distributions of a loaded teacher are nearly one-hot, and so say no more than the labels do.
+
+        A teacher is recorded on the rows that it was trained on, and may have memorized them.
+        """
         train, recorded = self.train[task], self._loaded[task]
         # Evenly spaced: the rows of a file may be sorted.
         indices = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
@@ -111,31 +106,39 @@ class Teachers:
         layout: Layout,
         supervised: Tensor,
     ) -> Tensor:
-        """Return the losses of some examples of a distilling task; see `distillation_losses`.
+        r"""Return the losses ``[B]`` of some examples of a distilling task.
 
-        Args:
-            task: The task.
-            head: Its head.
-            logits: The student's.
-            example_ids: ``[B]``, indices in the training set.
-            labels: The targets.
-            layout: Tokens and segments of the examples.
-            supervised: ``[B]``, the losses on the labels.
-
-        Returns:
-            ``[B]``.
+        With w the ``hard_label_weight``, they are :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`. The student's
+        ``logits`` are those of ``example_ids`` ``[B]``, indices in the training set; ``supervised`` ``[B]`` are the
+        losses on the labels.
         """
-        return distillation_losses(
-            head,
-            logits,
-            self._loaded[task].lookup(example_ids),
-            labels,
-            layout,
-            supervised,
-            temperature=self.config.temperature,
-            hard_label_weight=self.config.hard_label_weight,
-        )
+        teacher = self._loaded[task].lookup(example_ids).to(logits.device).view(logits.shape)
+        losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
+        weight = self.config.hard_label_weight
+        # Not always: 0 * NaN is NaN.
+        return torch.lerp(losses, supervised, weight) if weight else losses
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the files, as JSON values."""
-        return {"examples": dict(self.examples)}
+
+def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) -> float | None:
+    """Return the mean entropy of a teacher's distributions, divided by the largest possible one.
+
+    ``logits`` ``[U, C]`` are divided by the temperature; ``labels`` are read for token classification only. The result
+    is 0 (one-hot) to 1 (uniform), and None where there is no such value: for regression, question answering (its
+    distributions are over the tokens of a window), one class, or no labelled token.
+    """
+    probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None
+    if probabilities is None or len(probabilities) == 0 or probabilities.shape[-1] == 1:
+        return None
+    return float(torch.special.entr(probabilities).sum(-1).mean()) / math.log(probabilities.shape[-1])
+
+
+def near_one_hot_warning(task: str, entropy: float | None) -> str | None:
+    """Return the warning for a teacher with this `normalized_entropy`, or None where there is nothing to warn of."""
+    if entropy is None or entropy >= _ENTROPY_FLOOR:
+        return None
+    return (
+        f"The recorded logits of task {task!r} are nearly one-hot: on its training rows their normalized entropy "
+        f"should be at least {_ENTROPY_FLOOR}; found {entropy:.4f}. Distilling from them is nearly the same as "
+        "training on the labels. Let the task converge earlier (a smaller `patience` or a larger `min_delta`), raise "
+        "`distillation.temperature`, or give the task more data."
+    )

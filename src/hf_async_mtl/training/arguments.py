@@ -203,11 +203,7 @@ def _without_folder(source: str) -> str:
 
 
 def check_types(values: Mapping[str, Any]) -> None:
-    """Check values from a file against the types of their fields, which upstream does not.
-
-    Raises:
-        ConfigurationError: A value has another type, or is not above 0 where it must be.
-    """
+    """Check values from a file against the types of their fields, which upstream does not."""
     hints = get_type_hints(AsyncMTLTrainingArguments)
     for key, value in values.items():
         requirement = of_type(hints[key])

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,22 @@ from .loss import MultiTaskLoss
 
 
 def build_sampler(sizes: Sequence[int], args: AsyncMTLTrainingArguments) -> MultiTaskSampler:
-    """Return the sampler of a run.
-
-    Args:
-        sizes: Training examples of each task.
-        args: Of the run.
-    """
+    """Return the sampler of a run. ``sizes``: training examples of each task."""
     multiple = 1 if args.world_size == 1 else args.world_size * args.per_device_train_batch_size
     return MultiTaskSampler(sizes, args.seed, args.mixing_config, multiple)
 
 
+@dataclass(eq=False)
 class RunCallback(TrainerCallback):
-    """Call the parts of a run at the Trainer's events.
+    """Call the parts of a run at the Trainer's events."""
 
-    Args:
-        sampler: Told the epoch before each one.
-        controller: Rolls the weights back before a step.
-        checkpoint: Knows the best checkpoint of a resumed run.
-        loss: Knows what is in the loss, and whether it is finite.
-        write_card: Writes the model card, for a push in the middle of a run.
-    """
-
-    def __init__(
-        self,
-        sampler: MultiTaskSampler,
-        controller: ConvergenceController,
-        checkpoint: RunCheckpoint,
-        loss: MultiTaskLoss,
-        write_card: Callable[[], None],
-    ) -> None:
-        self.sampler, self.controller, self.checkpoint, self.loss = sampler, controller, checkpoint, loss
-        self.write_card = write_card
-        self._epochs: Iterator[int] = itertools.count()
-        self._first_step = 0
+    sampler: MultiTaskSampler
+    controller: ConvergenceController
+    checkpoint: RunCheckpoint
+    loss: MultiTaskLoss
+    write_card: Callable[[], None]
+    _epochs: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _first_step: int = field(default=0, init=False)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

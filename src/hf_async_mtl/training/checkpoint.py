@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -22,52 +22,33 @@ from .arguments import AsyncMTLTrainingArguments
 from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, adopt_best, checkpoint_step, link_best
 from .checkpoint_validation import check_checkpoint, placement
 from .distributed import check_files_reach, newest_checkpoint, share_rng_states
+from .loss import MultiTaskLoss
 
 
-class Stateful(Protocol):
-    """An object whose state is JSON values."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-
-
+@dataclass(eq=False)
 class RunCheckpoint:
     """Write what a run needs beside the Trainer's own files into its checkpoints, and resume from it.
-
-    Args:
-        args: Of the run.
-        model: The model, not wrapped.
-        accelerator: Of the trainer.
-        schedule: The phases.
-        teachers: Their files are part of each checkpoint.
-        loss: What computes the loss of a batch.
 
     Attributes:
         best: The best checkpoint of the run that this one goes on with, in this run's folder; or None.
     """
 
-    def __init__(
-        self,
-        args: AsyncMTLTrainingArguments,
-        model: nn.Module,
-        accelerator: Accelerator,
-        schedule: ConvergenceSchedule,
-        teachers: Teachers,
-        loss: Stateful,
-    ) -> None:
-        self.args, self.model, self.accelerator = args, model, accelerator
-        self.schedule, self.teachers, self.loss = schedule, teachers, loss
-        self.best: Path | None = None
-        self._new = copy.deepcopy({"schedule": schedule.state_dict(), "loss": loss.state_dict()})
+    args: AsyncMTLTrainingArguments
+    model: nn.Module
+    accelerator: Accelerator
+    schedule: ConvergenceSchedule
+    teachers: Teachers
+    loss: MultiTaskLoss
+    best: Path | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._new = copy.deepcopy({"schedule": self.schedule.state_dict(), "loss": self.loss.state_dict()})
 
     def state(self) -> dict[str, Any]:
         """Return the state of the run, as JSON values."""
         return {
             "schedule": self.schedule.state_dict(),
-            "teachers": self.teachers.state_dict(),
+            "teachers": {"examples": dict(self.teachers.examples)},
             "loss": self.loss.state_dict(),
             "placement": placement(self.args),
             "learns": trainable_hash(self.model),
@@ -76,12 +57,7 @@ class RunCheckpoint:
     # -- write --------------------------------------------------------------------------------------------------------
 
     def prepare(self, checkpoint: Path, state: TrainerState) -> None:
-        """Begin a checkpoint: what is needed to resume elsewhere is put into it before the Trainer's own files.
-
-        Args:
-            checkpoint: The folder, which may hold what an earlier run has written.
-            state: Of the trainer.
-        """
+        """Begin a checkpoint: what is needed to resume elsewhere is put into it before the Trainer's own files."""
         if not self.args.should_save:
             return
         # While it is written again it is not complete; and weights that are written in place would change under the
@@ -103,24 +79,16 @@ class RunCheckpoint:
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def begin(self, resume_from: str | bool | None) -> tuple[Path | None, int]:
-        """Begin a run, new or resumed.
-
-        Args:
-            resume_from: As `Trainer.train` takes it.
-
-        Returns:
-            The checkpoint that the run goes on from, and its step; None and -1 for a new run.
-
-        Raises:
-            ConfigurationError: There is no such checkpoint, or it is not one of this run. Nothing was written.
-        """
+        """Begin a run, new or resumed; return the checkpoint that it goes on from and its step, or None and -1."""
         self.schedule.load_state_dict(self._new["schedule"])
         self.loss.load_state_dict(self._new["loss"])
         self.teachers.begin()
         checkpoint = self._find(resume_from)
         check_files_reach(self.args, self.accelerator)
         if checkpoint is not None:
-            self._load(checkpoint)
+            shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+            state = check_checkpoint(checkpoint, self.args, self.schedule, self.teachers, shapes, self.state())
+            self.loss.load_state_dict(state["loss"])
         output_dir, store = Path(self.args.output_dir), self.teachers.store
         if self.args.should_save:
             store.clear()
@@ -159,8 +127,3 @@ class RunCheckpoint:
                 "out to start afresh."
             )
         return found
-
-    def _load(self, checkpoint: Path) -> None:
-        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        state = check_checkpoint(checkpoint, self.args, self.schedule, self.teachers, shapes, self.state())
-        self.loss.load_state_dict(state["loss"])

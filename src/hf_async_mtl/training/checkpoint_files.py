@@ -62,11 +62,7 @@ def link_best(best: Path, checkpoint: Path) -> None:
 
 
 def adopt_best(checkpoint: Path, output_dir: Path) -> Path | None:
-    """Make the best weights that a checkpoint brings a checkpoint of this output folder.
-
-    Returns:
-        Its folder; None if the checkpoint has none.
-    """
+    """Make the best weights that a checkpoint brings a checkpoint of this output folder; return it, if there is one."""
     state = read_trainer_state(checkpoint)
     if state is None or not state.get("best_model_checkpoint"):
         return None

@@ -34,22 +34,7 @@ def check_checkpoint(
     shapes: Shapes,
     own_state: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Check all that resuming would read.
-
-    Args:
-        checkpoint: The folder.
-        args: Of the run that is to go on.
-        schedule: Its phases; loaded from the checkpoint.
-        teachers: Its teachers, which know its training examples.
-        shapes: Name -> shape of the model's weights.
-        own_state: What the run would write into a checkpoint now.
-
-    Returns:
-        The state that the checkpoint holds.
-
-    Raises:
-        ConfigurationError: A file is missing, damaged, or holds code; or the checkpoint is another run's.
-    """
+    """Check all that resuming would read, and load the schedule; return the state that the checkpoint holds."""
     state = read_state(checkpoint)
     if state is None or read_trainer_state(checkpoint) is None:
         name = STATE_FILE if state is None else TRAINER_STATE_NAME
@@ -144,13 +129,7 @@ def placement(args: AsyncMTLTrainingArguments) -> dict[str, int]:
 
 
 def other_placement(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return what is not exact when a run goes on with other processes or batches; None if all is.
-
-    Examples:
-        >>> two = {"processes": 2, "batch": 8, "accumulation": 1}
-        >>> other_placement(two, {"processes": 1, "batch": 16, "accumulation": 1}).split(". ")[1]
-        "A step's examples are the same; dropout and the last digits of sums are not."
-    """
+    """Return what is not exact when a run goes on with other processes or batches; None if all is."""
     if saved == now:
         return None
     sizes = [values["processes"] * values["batch"] * values["accumulation"] for values in (saved, now)]

@@ -1,10 +1,12 @@
-"""What an evaluation leads to: the phases move, snapshots are kept, teachers are recorded, weights roll back."""
+"""The phases of a run, and what an evaluation leads to: snapshots, recorded teachers, a return to earlier weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.utils import logging
 
+from ..convergence.config import ScheduleConfig
 from ..convergence.schedule import ConvergenceSchedule
-from ..convergence.task import Event
+from ..convergence.task import Event, TaskSpec
 from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
+from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
@@ -37,51 +41,51 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 """``example_ids`` ``[B]`` and the logits of their units ``[U, C]``, batch by batch; examples may occur twice."""
 
 
+def new_schedule(
+    tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
+) -> ConvergenceSchedule:
+    """Return the schedule that a run begins with."""
+    teachers = args.distillation_config.teachers
+    specs = {
+        name: TaskSpec(task.type, task.monitored, args.convergence_of(name), distilled_from_start=name in teachers)
+        for name, task in tasks.items()
+    }
+    return ConvergenceSchedule(specs, args.final_evaluations, _join_order(args.schedule_config, list(tasks), sizes))
+
+
+def _join_order(config: ScheduleConfig, tasks: Sequence[str], sizes: Mapping[str, int]) -> list[str] | None:
+    """Return the order in which the tasks of a sequential run join; None where all join at once."""
+    if config.mode == "joint":
+        return None
+    if isinstance(config.order, str):
+        return sorted(tasks, key=lambda name: -sizes.get(name, 0))
+    if sorted(config.order) != sorted(tasks):
+        raise ConfigurationError(
+            f"`schedule.order` must name each of {', '.join(tasks)} once; found {', '.join(config.order)}."
+        )
+    return list(config.order)
+
+
+@dataclass(eq=False)
 class ConvergenceController:
-    """Observe the evaluations of a run and act on them. All ranks call each method together.
+    """Observe the evaluations of a run and act on them. All ranks call each method together."""
 
-    Args:
-        args: Of the run.
-        model: The model, not wrapped.
-        accelerator: Of the trainer.
-        schedule: The phases.
-        teachers: Snapshots and recorded logits.
-        evaluator: Has the predictions of the last evaluation.
-        loss: May have measured the conflicts between tasks.
-        logits_of: Returns the logits of a set with the present weights, gathered from all ranks.
-    """
-
-    def __init__(
-        self,
-        args: AsyncMTLTrainingArguments,
-        model: MultiTaskModel,
-        accelerator: Accelerator,
-        schedule: ConvergenceSchedule,
-        teachers: Teachers,
-        evaluator: TaskEvaluator,
-        loss: MultiTaskLoss,
-        logits_of: Callable[[TaskDataset], Batches],
-    ) -> None:
-        self.args, self.model, self.accelerator = args, model, accelerator
-        self.schedule, self.teachers, self.evaluator = schedule, teachers, evaluator
-        self.loss, self.logits_of = loss, logits_of
-        self._last_step = -1
+    args: AsyncMTLTrainingArguments
+    model: MultiTaskModel
+    accelerator: Accelerator
+    schedule: ConvergenceSchedule
+    teachers: Teachers
+    evaluator: TaskEvaluator
+    loss: MultiTaskLoss
+    logits_of: Callable[[TaskDataset], Batches]
+    _last_step: int = field(default=-1, init=False)
 
     def begin(self, step: int) -> None:
         """Begin a run at a step, -1 for a new one; an evaluation of that step has been observed before."""
         self._last_step = step
 
     def observe(self, step: int, epoch: float | None, metrics: Mapping[str, float]) -> bool:
-        """Move the phases by an evaluation, and do what follows from it.
-
-        Args:
-            step: Optimizer steps made so far.
-            epoch: The same in epochs.
-            metrics: Of all tasks, as `Trainer.evaluate` returns them.
-
-        Returns:
-            Whether this is a new evaluation; one of a step that was observed before changes nothing.
-        """
+        """Move the phases by an evaluation, and do what follows; return False for a step that was observed before."""
         if step <= self._last_step:
             return False
         self._last_step = step
@@ -112,12 +116,7 @@ class ConvergenceController:
         return True
 
     def finish(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
-        """Report the weights that the run ended with, and remove the teachers: each checkpoint has its own.
-
-        Args:
-            step: Of these weights.
-            evaluate: Evaluates them; called unless an evaluation of this step was observed.
-        """
+        """Report the weights that the run ended with, evaluated if need be, and remove the teachers."""
         report = self.schedule.report()
         observed = {at for task in report["tasks"].values() for at, _ in task["history"]}
         values = None
@@ -187,33 +186,19 @@ class ConvergenceController:
             self.record(event.task, step, self.logits_of(self.teachers.train[event.task]))
 
     def record(self, task: str, step: int, batches: Batches) -> None:
-        """Write a teacher's logits where files are written, and let the task learn from them on all ranks.
-
-        Args:
-            task: The task.
-            step: Of the teacher; 0 for an external one.
-            batches: The logits of all training examples of the task, the same on all ranks.
-        """
+        """Write a teacher's logits, the same on all ranks, and let the task learn from them. External: step 0."""
         if self.args.should_save:
             with self.teachers.writer(task, step) as writer:
                 for example_ids, logits in batches:
                     writer.write(example_ids, logits)
         else:
-            _exhaust(batches)
+            deque(batches, maxlen=0)
         self.accelerator.wait_for_everyone()
         self.teachers.load([task])
         self.teachers.assess(task)
 
     def record_external(self, rows: Mapping[str, Dataset], sets: TaskSets) -> None:
-        """Record the external teachers of a new run, which needs the models only here.
-
-        Args:
-            rows: Task -> its raw training rows, of the tasks that have such a teacher.
-            sets: Knows the tasks, the student's tokenizer and how much of a text is read.
-
-        Raises:
-            ConfigurationError: A teacher does not fit its task; all are checked before the first is recorded.
-        """
+        """Record the external teachers of a new run, which needs the models only here."""
         teachers = load_external_teachers(sets.tasks, self.args.distillation_config.teachers, rows, sets.tokenizer)
         batch_size, device, ranks = self.args.per_device_eval_batch_size, self.args.device, self.accelerator
         try:
@@ -244,8 +229,3 @@ class ConvergenceController:
         for best_step in self._rolls_back_to(step):
             load_weights(self.model, self.teachers.store.load_snapshot(best_step))
             optimizer.state.clear()
-
-
-def _exhaust(batches: Iterable[object]) -> None:
-    for _ in batches:
-        pass

@@ -21,11 +21,7 @@ T = TypeVar("T")
 
 
 def broadcast_from_main(value: T) -> T:
-    """Broadcast a value from rank 0, so that all ranks take the same decision.
-
-    Args:
-        value: Can be pickled.
-    """
+    """Broadcast a value from rank 0, so that all ranks take the same decision."""
     return broadcast_object_list([value])[0]
 
 
@@ -45,16 +41,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather the examples of all ranks' batches, one rank after the other.
-
-    Args:
-        accelerator: Of the trainer.
-        example_ids: ``[B]``; B may differ between ranks.
-        logits: ``[U, ...]``, the units of the examples, one example after the other.
-
-    Returns:
-        ``[sum of the B]`` and ``[sum of the U, ...]``, the same on all ranks.
-    """
+    """Gather the examples ``[B]`` and logits ``[U, ...]`` of all ranks' batches; B and U may differ between ranks."""
     if accelerator.num_processes == 1:
         return example_ids, logits
     sizes = accelerator.gather(torch.tensor([[len(example_ids), len(logits)]], device=example_ids.device)).tolist()
@@ -72,10 +59,6 @@ def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator)
 
     Teachers and the best weights are written by the first rank, or by the first of each machine with
     ``save_on_each_node``, and read by all.
-
-    Raises:
-        ConfigurationError: On all ranks, if a machine has a folder of its own and nobody writes there, or if two
-            machines would write into the same folder at once.
     """
     if accelerator.num_processes == 1:
         return
@@ -103,11 +86,7 @@ def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint of an output folder that every rank has; None if no rank has any.
-
-    Raises:
-        ConfigurationError: On all ranks, if machines have folders of their own and no checkpoint in common.
-    """
+    """Return the newest complete checkpoint of an output folder that every rank has; None if no rank has any."""
     own = complete_checkpoints(output_dir)
     have = gather_object([sorted(own)])
     common = set(have[0]).intersection(*have)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,18 +31,9 @@ def dense(values: Tensor, offsets: Tensor) -> Tensor:
 def iterate_over_ranks(
     model: nn.Module, dataset: TaskDataset, collate: Any, args: TrainingArguments, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run a model over the rows of one set, which the ranks share.
+    """Yield ``example_ids`` ``[B]`` and logits ``[U, C]`` of one set, which the ranks share; the same on all ranks.
 
-    Args:
-        model: A `MultiTaskModel`, or the engine that wraps it; put into evaluation mode.
-        dataset: The set.
-        collate: Makes its batches.
-        args: Of the run.
-        accelerator: Of the trainer.
-
-    Yields:
-        The ``example_ids`` ``[B]`` of a batch of all ranks, and the logits ``[U, C]`` of their units, one example after
-        the other; the same on all ranks. Some examples may occur twice.
+    The model is put into evaluation mode. Some examples may occur twice.
     """
     batches = IndexBatches(len(dataset), args.eval_batch_size, accelerator.process_index, accelerator.num_processes)
     model.eval()
@@ -53,39 +45,17 @@ def iterate_over_ranks(
         yield gather_examples(accelerator, example_ids, found[dataset.name].float())
 
 
+@dataclass(eq=False)
 class TaskEvaluator:
-    """Compute the metrics of a task's set.
+    """Compute the metrics of a task's set, and keep the predictions of each validation set's last evaluation."""
 
-    Args:
-        model: The model, not wrapped.
-        validation: Name -> validation set. The predictions of their last evaluation are kept.
-        own_metrics: Task -> the user's function of an `EvalPrediction`, whose values are reported beside the task's.
-
-    Attributes:
-        predictions: Name of a validation set -> the predictions of its last evaluation.
-    """
-
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        validation: Mapping[str, TaskDataset],
-        own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]],
-    ) -> None:
-        self.model = model
-        self.validation = validation
-        self.own_metrics = own_metrics
-        self.predictions: dict[str, list[Any]] = {}
+    model: MultiTaskModel
+    validation: Mapping[str, TaskDataset]
+    own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]]
+    predictions: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
     def step(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Evaluate a batch of one task.
-
-        Args:
-            model: The model as the Trainer has wrapped it.
-            inputs: A packed batch; without ``labels`` it has no losses.
-
-        Returns:
-            The mean of the supervised losses, and ``logits`` ``[B, ...]`` with the ``losses`` ``[B]`` of the examples.
-        """
+        """Return the mean loss of a batch, its ``logits`` ``[B, ...]``, and its ``losses`` ``[B]`` if it has labels."""
         outputs: MultiTaskOutput = model(**{name: value for name, value in inputs.items() if name != "example_ids"})
         assert outputs.logits is not None
         assert outputs.layouts is not None
@@ -101,13 +71,7 @@ class TaskEvaluator:
         return losses.mean(), {"logits": logits, "losses": losses}
 
     def score(self, dataset: TaskDataset, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
-        """Turn what the evaluation loop has gathered into logits in the order of the examples, and metrics.
-
-        Args:
-            dataset: The set.
-            output: Of the loop over `step`: ``label_ids`` are the examples' indices.
-            prefix: Of the metrics' names.
-        """
+        """Turn what the evaluation loop has gathered into logits in the order of the examples, and metrics."""
         # Ranks share a set in equal parts, with examples that occur twice where it does not divide.
         _, order = np.unique(np.asarray(output.label_ids), return_index=True)
         has_losses = isinstance(output.predictions, tuple)

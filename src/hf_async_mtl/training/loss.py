@@ -22,7 +22,6 @@ from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .nonfinite import FiniteCheck
-from .running_loss import RunningTaskLoss
 
 if TYPE_CHECKING:
     from ..diagnostics.gradient_conflicts import GradientConflicts
@@ -37,23 +36,6 @@ class MultiTaskLoss:
 
     With a balancing method, the tasks that learn from labels are balanced, one micro-batch at a time; see `LossSplit`.
     Gradient balancing adds to ``.grad`` itself, and the returned loss then has no graph.
-
-    Args:
-        model: The model, not wrapped.
-        args: The arguments of the run.
-        schedule: The phases of the tasks.
-        teachers: The recorded logits that distilling tasks learn from.
-        accelerator: The accelerator of the Trainer.
-        epoch_size: The number of training examples in an epoch, over all ranks.
-
-    Attributes:
-        running: The mean losses for the log.
-        finite: The check of the losses before an update.
-        balancer: The balancing method; None for ``sum``.
-        conflicts: The measurement of gradient conflicts; None unless ``conflict_steps`` is set.
-
-    Raises:
-        ConfigurationError: The balancing method has no parameters to balance, or gradient conflicts cannot be measured.
     """
 
     def __init__(
@@ -81,13 +63,7 @@ class MultiTaskLoss:
         return isinstance(self.balancer, GradientBalancer)
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
-        """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss.
-
-        Args:
-            batches: This rank's packed batches of the step.
-            step: Optimizer steps made so far.
-            device: The device of the result.
-        """
+        """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss."""
         in_loss = torch.tensor(list(self.schedule.in_loss(step).values()), device=device)
         count = sum(
             (in_loss[batch["task_ids"].to(device)] & (batch["example_ids"].to(device) >= 0)).sum() for batch in batches
@@ -97,17 +73,7 @@ class MultiTaskLoss:
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], num_examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
-        """Run the model on a batch.
-
-        Args:
-            model: The model as the Trainer has wrapped it.
-            inputs: A packed batch.
-            num_examples: N, or None for the examples of this batch.
-            step: Optimizer steps made so far.
-
-        Returns:
-            The loss, and the model's output.
-        """
+        """Run the wrapped model on a packed batch; N defaults to the examples of this batch."""
         inputs = dict(inputs)
         example_ids = inputs.pop("example_ids")
         # DDP would reduce each task's gradient separately.
@@ -130,6 +96,7 @@ class MultiTaskLoss:
         """Return task -> the losses of its examples by its phase, empty if the task is not in the loss."""
         assert outputs.losses is not None
         assert outputs.logits is not None
+        assert outputs.layouts is not None
         in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
         indices, counts = decode_example_ids(example_ids)
         # On one process all examples count, and it need not wait for the device.
@@ -142,21 +109,14 @@ class MultiTaskLoss:
                 rows = inputs["task_ids"] == task_id
                 own = indices[rows]
                 if phases[name] == "distilling":
-                    losses = self._distillation_losses(name, outputs, own, inputs["labels"][name])
+                    head: Any = self.model.heads[name]
+                    logits, labels, layout = outputs.logits[name], inputs["labels"][name], outputs.layouts[name]
+                    losses = self.teachers.losses(name, head, logits, own, labels, layout, losses)
                 if not all_count:
                     losses, own = losses[counts[rows]], own[counts[rows]]
                 self.finite.add(name, losses, own)
             found[name] = losses
         return found
-
-    def _distillation_losses(self, name: str, outputs: MultiTaskOutput, indices: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses of some examples of a distilling task, given by their indices in its training set."""
-        assert outputs.losses is not None
-        assert outputs.logits is not None
-        assert outputs.layouts is not None
-        head: Any = self.model.heads[name]
-        logits, layout, supervised = outputs.logits[name], outputs.layouts[name], outputs.losses[name]
-        return self.teachers.losses(name, head, logits, indices, labels, layout, supervised)
 
     def _combine(self, losses: Mapping[str, Tensor], num_examples: Tensor) -> Tensor:
         """Return this rank's loss of all tasks."""
@@ -195,12 +155,7 @@ class MultiTaskLoss:
         return self.accelerator.reduce(tensor, "sum")
 
     def logs(self) -> dict[str, float]:
-        """Return the values for the log, and start the means again; all ranks call this together.
-
-        Returns:
-            ``<task>_loss``, the mean training loss since the last call, and ``weight/<task>``, the last weight of a
-            task that is balanced.
-        """
+        """Return ``<task>_loss``, means over all ranks since the last call, and ``weight/<task>`` of balanced tasks."""
         logs = self.running.take(self.accelerator)
         weights = {} if self.balancer is None else self.balancer.latest
         phases = self.schedule.phases
@@ -214,16 +169,44 @@ class MultiTaskLoss:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, and start the means of the log again.
-
-        Raises:
-            ConfigurationError: The state is of another method or of other tasks.
-        """
+        """Restore what `state_dict` returned, and start the means of the log again."""
         if self.conflicts is not None and state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
         self.running.reset()
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})
+
+
+class RunningTaskLoss:
+    """Add up each task's losses on the device, so that no training step waits for a number.
+
+    Losses that are not finite are left out: `FiniteCheck` ends the run at their step.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = list(tasks)
+        self.reset()
+
+    def reset(self) -> None:
+        """Set all sums to 0."""
+        # Sums of losses, numbers of examples.
+        self._totals = torch.zeros(2, len(self.tasks))
+
+    def add(self, losses: Sequence[Tensor]) -> None:
+        """Add the losses of a batch: for each task a vector, empty if it has no example."""
+        finite = [loss.detach().isfinite() for loss in losses]
+        sums = torch.stack([loss.detach().where(ok, 0.0).sum() for loss, ok in zip(losses, finite, strict=True)])
+        counts = torch.stack([ok.sum() for ok in finite]).to(sums)
+        self._totals = self._totals.to(sums.device) + torch.stack([sums, counts])
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return ``<task>_loss``, the mean over all ranks since the last call, of each task with an example."""
+        # New sums are on the CPU, where not every backend can add them up.
+        sums, counts = accelerator.reduce(self._totals.to(accelerator.device), "sum").tolist()
+        self.reset()
+        return {
+            f"{name}_loss": total / count for name, total, count in zip(self.tasks, sums, counts, strict=True) if count
+        }
 
 
 def _parameter_groups(model: MultiTaskModel, config: BalancingConfig) -> ParameterGroups:

@@ -21,26 +21,11 @@ class FiniteCheck:
         self._added: list[tuple[str, Tensor, Tensor]] = []
 
     def add(self, task: str, losses: Tensor, indices: Tensor) -> None:
-        """Add losses of the next optimizer step.
-
-        Args:
-            task: The task.
-            losses: ``[B]``.
-            indices: ``[B]``, of the examples in the task's training set.
-        """
+        """Add losses ``[B]`` of the next optimizer step, with the indices ``[B]`` of the examples."""
         self._added.append((task, losses.detach(), indices))
 
     def check(self, accelerator: Accelerator, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise unless the update may be made; all ranks call this together.
-
-        Args:
-            accelerator: Of the trainer.
-            step: Optimizer steps made so far.
-            parameters: Of the model; their gradients are those of the update.
-
-        Raises:
-            FloatingPointError: A loss or the gradient is not finite; the message names the tasks and their examples.
-        """
+        """Raise unless the update may be made; all ranks call this together."""
         added, self._added = self._added, []
         losses = torch.cat([losses.float() for _, losses, _ in added]) if added else torch.zeros(1)
         wrong = accelerator.reduce((~losses.isfinite()).sum().to(accelerator.device), "sum")

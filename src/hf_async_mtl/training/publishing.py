@@ -10,23 +10,12 @@ from typing import Any
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..report.model_card import RunCard, write_card
 from ..report.plots import draw
-from .arguments import AsyncMTLTrainingArguments
+from .arguments import SECTIONS, AsyncMTLTrainingArguments
 
 _ARGUMENTS = (
-    "learning_rate",
-    "head_learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "weight_decay",
-    "bf16",
-    "fp16",
-    "seed",
+    *("learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "num_train_epochs", "max_steps", "weight_decay", "bf16", "fp16", "seed"),
 )
-_SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 
 
 def publish(
@@ -42,16 +31,8 @@ def publish(
 ) -> None:
     """Write ``plots/`` and ``README.md`` into the output folder.
 
-    Args:
-        model: The model of the run.
-        args: Its arguments. The results are read from ``output_dir``.
-        report: The content of ``convergence.json``.
-        log: The log of the run; its metrics are those of a run without an ``all_results.json``.
-        data: The ``data`` sections of the tasks; see `RunCard`.
-        sets: Name of a split -> task -> its set.
-        model_name: Name of the model or its repository; default: the name of the folder.
-        metadata: Keys of the card's metadata, such as ``license``; None leaves a key out. ``base_model`` names the
-            encoder; default: that of the model's configuration.
+    Without an ``all_results.json`` there, the metrics are those of ``log``. ``sets`` is split -> task -> set. Of
+    ``metadata``, None leaves a key out, and ``base_model`` names the encoder.
     """
     folder = Path(args.output_dir)
     written = folder / "all_results.json"
@@ -84,7 +65,7 @@ def _final_results(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) 
 
 def _settings(model: MultiTaskModel, args: AsyncMTLTrainingArguments) -> dict[str, Any]:
     found = {key: getattr(getattr(args, key), "value", getattr(args, key)) for key in _ARGUMENTS}
-    sections = {key: dict(args.section(key)) for key in _SECTIONS}
+    sections = {key: dict(args.section(key)) for key in SECTIONS}
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return {
         **{key: value for key, value in found.items() if value not in (None, False, -1)},

@@ -13,12 +13,7 @@ from transformers import PreTrainedModel
 
 
 def full_state_dict(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """Return all weights, on the CPU.
-
-    Args:
-        model: All ranks call this together: shards are gathered, one tensor at a time.
-        keep: Whether this rank needs them; otherwise it gets an empty dictionary.
-    """
+    """Return all weights on the CPU, or {} unless ``keep``; all ranks call this together, for shards are gathered."""
     found = {}
     for name, tensor in model.state_dict().items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -14,39 +15,48 @@ from ..data.tokenization import encode, truncation_warning
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .checks import find_task, task_of
 
 logger = logging.get_logger(__name__)
 
 
+def task_of(name: str, tasks: Collection[str]) -> str:
+    """Return the task of an evaluation set: its own name, or the longest task name before an underscore."""
+    found = [task for task in tasks if name == task or name.startswith(f"{task}_")]
+    if not found:
+        raise ConfigurationError(
+            f"An evaluation set must be named as a task ({', '.join(tasks)}) or <task>_<suffix>; found {name!r}."
+        )
+    return max(found, key=len)
+
+
+def find_task(columns: Collection[str], tasks: Mapping[str, TaskConfig]) -> str:
+    """Return the only task whose text columns a set has; of several, the only one whose label columns it has too."""
+    fitting = [name for name, task in tasks.items() if {*task.input_columns} <= {*columns}]
+    labeled = [name for name in fitting if {*tasks[name].target_columns} <= {*columns}]
+    found = labeled or fitting
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"The columns of a single set must be those of one task; {', '.join(columns)} fit "
+            f"{', '.join(found) or 'none'}. Name its task: {{task: rows}}."
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
 class TaskSets:
-    """Encode the sets of some tasks as a model reads them.
+    """Encode the sets of a model's tasks. ``max_length`` is of tasks without their own, in tokens."""
 
-    Args:
-        tasks: All tasks of the model, resolved.
-        tokenizer: The encoder's.
-        max_length: Of the tasks that have none of their own, in tokens.
-        args: Of the run: one process of a machine tokenizes, the others read its cache.
-    """
-
-    def __init__(
-        self, tasks: Mapping[str, TaskConfig], tokenizer: Any, max_length: int, args: AsyncMTLTrainingArguments
-    ) -> None:
-        self.tasks = tasks
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.args = args
+    tasks: Mapping[str, TaskConfig]
+    tokenizer: Any
+    max_length: int
+    args: AsyncMTLTrainingArguments
 
     def length_of(self, task: str) -> int:
         """Return the longest segment of a task, in tokens."""
         return self.tasks[task].max_length or self.max_length
 
     def monitored(self, sets: Collection[str]) -> list[str]:
-        """Return ``<task>_<metric>`` of the monitored metrics of the tasks among some sets.
-
-        Raises:
-            ConfigurationError: There is none: sets named ``<task>_<suffix>`` are not monitored.
-        """
+        """Return ``<task>_<metric>`` of the monitored metrics of the tasks among some sets."""
         found = [f"{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
         if not found:
             raise ConfigurationError(
@@ -56,12 +66,7 @@ class TaskSets:
         return found
 
     def encode(self, sets: Mapping[str, Dataset | TaskDataset], *, needs_labels: bool = True) -> dict[str, TaskDataset]:
-        """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks.
-
-        Args:
-            sets: Name -> raw rows; an encoded set is left as it is.
-            needs_labels: False to take raw rows without labels too.
-        """
+        """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks."""
         order = list(self.tasks)
         encoded = {}
         for name in sorted(sets, key=lambda name: order.index(task_of(name, self.tasks))):
@@ -72,11 +77,7 @@ class TaskSets:
         return encoded
 
     def encode_one(self, rows: Dataset | TaskDataset, *, needs_labels: bool = True) -> TaskDataset:
-        """Encode one set, whose task is found by its columns.
-
-        Raises:
-            ConfigurationError: The columns are those of no task, or of several.
-        """
+        """Encode one raw set, whose task is found by its columns; an encoded one is returned as it is."""
         if isinstance(rows, TaskDataset):
             return rows
         if not isinstance(rows, Dataset):
@@ -97,11 +98,7 @@ class TaskSets:
         return TaskDataset(task_name, list(self.tasks).index(task_name), task, encoded)
 
     def warn_truncated(self, sets: Mapping[str, Mapping[str, TaskDataset]]) -> None:
-        """Warn of the texts that are longer than their task reads.
-
-        Args:
-            sets: Name of a split -> its sets.
-        """
+        """Warn of the texts that are longer than their task reads. ``sets``: split -> name -> set."""
         for name, task in self.tasks.items():
             rows = {split: found[name].rows for split, found in sets.items() if name in found}
             message = truncation_warning(name, task, self.length_of(name), rows)

@@ -26,13 +26,11 @@ from .arguments import AsyncMTLTrainingArguments
 from .callbacks import RunCallback, TableCallback, build_sampler
 from .checkpoint import RunCheckpoint
 from .checkpoint_files import TEACHERS_FOLDER
-from .checks import check_disk_space, check_sharding
-from .controller import ConvergenceController
+from .controller import ConvergenceController, new_schedule
 from .distributed import broadcast_from_main
 from .evaluation import TaskEvaluator, iterate_over_ranks
-from .inputs import TrainerInputs, prepare_inputs
+from .inputs import TrainerInputs, check_disk_space, check_sharding, prepare_inputs
 from .loss import MultiTaskLoss
-from .phases import new_schedule
 from .publishing import publish
 from .state_dict import savable
 from .upstream import refused, replaced_fields, split_head_groups

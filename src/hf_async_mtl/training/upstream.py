@@ -36,13 +36,7 @@ def replaced_fields(args: TrainingArguments, **values: Any) -> Iterator[None]:
 
 
 def split_head_groups(optimizer: torch.optim.Optimizer, heads: nn.Module, learning_rate: float) -> None:
-    """Give the heads parameter groups and a learning rate of their own.
-
-    Args:
-        optimizer: A new one, of the whole model.
-        heads: The heads.
-        learning_rate: Theirs.
-    """
+    """Give the heads parameter groups of their own in a new optimizer of the model."""
     own = {id(parameter) for parameter in heads.parameters()}
     for group in list(optimizer.param_groups):
         chosen = [parameter for parameter in group["params"] if id(parameter) in own]
