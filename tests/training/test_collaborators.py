@@ -187,7 +187,7 @@ def test_frozen_bodies_leave_no_empty_group() -> None:
     """Bug: a group without parameters cannot be resumed when it is sharded."""
     body, heads = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.AdamW([{"params": [*heads.parameters()]}, {"params": [*body.parameters()]}], lr=1.0)
-    split_head_groups(optimizer, heads, 0.1)
+    split_head_groups(optimizer, nn.ModuleDict({"encoder": body, "heads": nn.ModuleDict({"a": heads})}), 0.1)
     assert [(group["lr"], len(group["params"])) for group in optimizer.param_groups] == [(1.0, 2), (0.1, 2)]
 
 

@@ -21,7 +21,6 @@ from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, Configurati
 from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.training.arguments import REFUSED
 from hf_async_mtl.training.inputs import check_best_metric
-from hf_async_mtl.training.upstream import split_head_groups
 
 PAIR = {"polarity": 8, "overlap": 8}
 ONE_EVALUATION: dict[str, Any] = {"num_train_epochs": 1, "eval_steps": 2, "logging_steps": 2}
@@ -423,7 +422,6 @@ def test_heads_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
         load_best_model_at_end=False,
     )
     names = {id(p): name for name, p in trainer.model.named_parameters()}
-    split_head_groups(trainer.create_optimizer(), trainer.model.heads, 1e-2)
     trainer.create_optimizer_and_scheduler(10)
     groups = trainer.optimizer.param_groups
     found = [names[id(p)] for group in groups for p in group["params"]]

@@ -171,6 +171,14 @@ class AsyncMTLTrainer(Trainer):
             logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
         super().log(logs, start_time)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer, with the heads in groups of their own if they have their own learning rate."""
+        is_new, rate = self.optimizer is None, self.args.head_learning_rate
+        optimizer = super().create_optimizer(model)
+        if is_new and rate is not None:
+            split_head_groups(optimizer, self.model if model is None else model, rate)
+        return optimizer
+
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -185,8 +193,6 @@ class AsyncMTLTrainer(Trainer):
         self.controller.begin(step)
         if checkpoint is None:
             self.controller.record_external(self._external_rows, self.task_sets)
-        if self.optimizer is None and self.args.head_learning_rate is not None:
-            split_head_groups(self.create_optimizer(), self.model.heads, self.args.head_learning_rate)
         result = super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
         self.controller.finish(self.checkpoint.final_step(self.state), self.evaluate)
         return result

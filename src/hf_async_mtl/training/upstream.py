@@ -35,9 +35,9 @@ def replaced_fields(args: TrainingArguments, **values: Any) -> Iterator[None]:
         vars(args).update(before)
 
 
-def split_head_groups(optimizer: torch.optim.Optimizer, heads: nn.Module, learning_rate: float) -> None:
-    """Give the heads parameter groups of their own in a new optimizer of the model."""
-    own = {id(parameter) for parameter in heads.parameters()}
+def split_head_groups(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float) -> None:
+    """Give the heads of a model, wrapped or not, parameter groups of their own in its new optimizer."""
+    own = {id(parameter) for name, parameter in model.named_parameters() if "heads" in name.split(".")[:2]}
     for group in list(optimizer.param_groups):
         chosen = [parameter for parameter in group["params"] if id(parameter) in own]
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
