@@ -182,3 +182,10 @@ def test_inference_imports_the_model_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_the_slow_tests_are_there() -> None:
+    """Bug: a slow test file is renamed, and what a developer runs at each change takes minutes."""
+    from conftest import SLOW
+
+    assert [name for name in SLOW if not (Path(__file__).parent / name).exists()] == []
