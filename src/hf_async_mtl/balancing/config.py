@@ -98,14 +98,6 @@ class BalancingConfig:
         check_fields("balancing", self)
         for task, weight in self.weights.items():
             check(f"tasks.{task}.weight", weight, number(0, exclusive=True))
-        self._check_scope()
-
-    @property
-    def kind(self) -> Literal["none", "losses", "gradients"]:
-        """What the method looks at."""
-        return METHODS[self.method].kind
-
-    def _check_scope(self) -> None:
         scopes = METHODS[self.method].scopes
         if self.kind != "gradients" and self.over != "last_layer":
             raise ConfigurationError(
@@ -118,3 +110,8 @@ class BalancingConfig:
                 "an update per parameter and gives no weights that could be used for other layers; found "
                 f"{self.over!r}. Set `balancing.over: {scopes[0]}`."
             )
+
+    @property
+    def kind(self) -> Literal["none", "losses", "gradients"]:
+        """What the method looks at."""
+        return METHODS[self.method].kind

@@ -33,19 +33,7 @@ class LossSplit:
 
 
 def weighted_sums(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    r"""Return :math:`\sum_i w_t \, l_i` over the examples of each task t.
-
-    Args:
-        losses: Task -> losses of its examples, empty if it has none.
-        weights: Task -> w, 1 for a task that is not named.
-
-    Returns:
-        ``[T]``, one sum per task.
-
-    Examples:
-        >>> weighted_sums({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, {"b": 2.0})
-        tensor([3., 6.])
-    """
+    """Return the sum of each task's losses times its weight, ``[T]``; a task that is not named has the weight 1."""
     return torch.stack([weights.get(name, 1.0) * task_losses.sum() for name, task_losses in losses.items()])
 
 
