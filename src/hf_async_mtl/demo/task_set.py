@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from .grammar import TASKS, Row
+from .grammar import TASKS
 
 HELD_OUT_ROWS = 250
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -88,30 +88,19 @@ def write_demo(folder: Path, seed: int = 0) -> Path:
 
     Returns:
         The path of ``demo.yaml``.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_demo(Path(folder)).name
-        'demo.yaml'
     """
-    folder.mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
     for name, grammar in TASKS.items():
         for split, rows in grammar.splits(f"{seed}/{name}", HELD_OUT_ROWS).items():
-            write_rows(folder / name / f"{split}.jsonl", rows)
+            file = folder / name / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
             if split == "train":
                 texts += [text for row in rows for text in grammar.texts(row)]
     write_encoder(folder / "encoder", texts, seed)
     path = folder / "demo.yaml"
     path.write_text(CONFIGURATION.format(seed=seed), encoding="utf-8", newline="\n")
     return path
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write rows as JSON lines."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
 
 def write_encoder(folder: Path, texts: list[str], seed: int) -> None:

@@ -51,24 +51,13 @@ class RunCard:
         model_name: Name of the model or its repository, such as ``user/model``.
         tasks: The task configurations, by name, with their labels resolved.
         report: The content of ``convergence.json``.
-        results: The content of ``all_results.json``: ``eval_<task>_<metric>``, ``test_<task>_<metric>`` and the
-            averages. A missing value, None and NaN are shown as a dash.
+        results: The content of ``all_results.json``. A missing value, None and NaN are shown as a dash.
         encoder: Hub id or folder of the pretrained encoder. Only the last name of a folder is published. A relative
             folder that does not exist in the working directory is read as a Hub id.
         training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
         data: The ``data`` sections of the tasks. Only Hub datasets (``hub``, ``name``) are published.
         rows: Task -> ``train`` and ``validation`` -> number of rows.
         versions: Package -> version.
-
-    Examples:
-        >>> from hf_async_mtl.modeling.configuration_multitask import TaskConfig
-        >>> task = TaskConfig(type="classification", text_columns=["title"], label_names=["toy", "tool"])
-        >>> history = {"phase": "learning", "converged_step": None, "teacher_value": 0.8, "teacher_step": 10,
-        ...            "best": 0.8, "best_step": 10, "last": 0.8, "history": [[10, 0.8]]}
-        >>> report = {"step": 10, "average": 0.8, "tasks": {"category": history}, "events": []}
-        >>> card = RunCard("user/model", {"category": task}, report, {}, encoder="google-bert/bert-base-uncased")
-        >>> card.to_model_card().data.base_model
-        'google-bert/bert-base-uncased'
     """
 
     model_name: str
@@ -89,7 +78,8 @@ class RunCard:
             self.metadata(),
             template_path=str(TEMPLATE),
             title=_last_name(self.model_name),
-            model_id=without_folder(self.model_name),
+            # Only the last name of an absolute path: local folders stay private.
+            model_id=_last_name(self.model_name) if _is_absolute(self.model_name) else self.model_name,
             encoder=_last_name(self.encoder) if self.base_model is None else self.encoder,
             encoder_url=None if self.base_model is None else f"https://huggingface.co/{self.base_model}",
             task_count=len(self.tasks),
@@ -229,13 +219,7 @@ _MODEL_ID = re.compile(r'from_pretrained\("([^"]+)"')
 
 
 def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]] | None = None) -> None:
-    """Write a card.
-
-    Args:
-        path: The path of ``README.md``.
-        card: The content.
-        metadata: Further keys of the YAML block, such as ``license``; a value is added to a list that the card has.
-    """
+    """Write ``README.md``, with further keys of its metadata; a value is added to a list that the card has."""
     rendered = card.to_model_card()
     for key, value in (metadata or {}).items():
         known = getattr(rendered.data, key, None)
@@ -245,15 +229,7 @@ def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]
 
 
 def card_for_repository(card: str, repository: str) -> str:
-    """Return a generated card with the id of the repository that it is pushed to.
-
-    Args:
-        card: The text of ``README.md``, as `write_card` wrote it.
-        repository: Such as ``user/model``.
-
-    Returns:
-        The card; a card that its author has edited is unchanged.
-    """
+    """Return a generated card with the id of the repository that it is pushed to; an edited card is unchanged."""
     body, _, _ = card.rpartition(_SIGNATURE.partition("{")[0])
     found = _MODEL_ID.search(body)
     if found is None or _signed(body) != card:
@@ -322,11 +298,6 @@ def _setting(value: object) -> str:
     if isinstance(value, Path) or (isinstance(value, str) and _is_absolute(value)):
         return _code(_last_name(str(value)))
     return _code(value) if isinstance(value, str) else str(value)
-
-
-def without_folder(text: str) -> str:
-    """Return the last name of an absolute path, which keeps local folders private; other text is unchanged."""
-    return _last_name(text) if _is_absolute(text) else text
 
 
 def _is_absolute(text: str) -> bool:
