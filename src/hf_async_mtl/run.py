@@ -34,23 +34,14 @@ from .validation import ConfigurationError
 
 @dataclass
 class Run:
-    """All that a configuration file describes, loaded.
-
-    Args:
-        config: The checked configuration.
-        args: The training arguments.
-        tasks: Name -> task, with its labels.
-        splits: Name -> split -> raw rows.
-        tokenizer: The tokenizer of the encoder.
-        model: New heads, or those of a trained model, on the encoder.
-    """
+    """All that a configuration file describes, loaded."""
 
     config: RunConfig
     args: AsyncMTLTrainingArguments
-    tasks: dict[str, TaskConfig]
-    splits: dict[str, dict[str, Dataset]]
+    tasks: dict[str, TaskConfig]  # with their labels
+    splits: dict[str, dict[str, Dataset]]  # task -> split -> raw rows
     tokenizer: Any
-    model: MultiTaskModel
+    model: MultiTaskModel  # with new heads, or those of a trained model
 
     @property
     def train_dataset(self) -> dict[str, Dataset]:

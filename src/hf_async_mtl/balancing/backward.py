@@ -53,14 +53,7 @@ def balanced_backward(
     On several ranks, each calls this with its own part of the losses. The sum of ``.grad`` over the ranks is the
     gradient of the batch of all ranks. Gradients must not be reduced while this runs (under DDP: call the unwrapped
     module). It uses `torch.autograd.grad`, so that reentrant gradient checkpointing cannot be used.
-
-    Args:
-        split: This rank's losses. Without a balanced task, only ``other`` is used. ``share`` does not change the
-            weights.
-        parameters: The trainable parameters.
-        balancer: A method on gradients. (One on losses needs no backward pass of its own: it weighs the sum.)
-        reduce: Adds a tensor up over the ranks.
-        ranks: The number of ranks.
+    ``reduce`` adds a tensor up over the ranks.
     """
     shared, heads = list(parameters.shared), list(parameters.heads)
     if not split.ids:

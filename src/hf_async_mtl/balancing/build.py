@@ -21,14 +21,8 @@ def build_balancer(
 ) -> LossBalancer | GradientBalancer | None:
     """Build the balancer of a run; None for ``sum``, which needs none.
 
-    Args:
-        config: The method and its parameters.
-        tasks: The names of all tasks; ids count from 0 in this order.
-        seed: Seed of the methods that draw random numbers, >= 0; the same on every rank.
-        calls_per_epoch: DWA's default window.
-
-    Raises:
-        ConfigurationError: A package that the method needs is not installed, or the method refuses a parameter.
+    The ids of the tasks count from 0 in the order of ``tasks``, the seed is the same on every rank, and
+    ``calls_per_epoch`` is DWA's default window.
     """
     if config.kind == "none":
         if config.parameters:

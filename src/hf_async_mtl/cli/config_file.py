@@ -95,7 +95,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         encoder=_model_source("encoder", top.encoder, folder),
         seed=top.seed,
         data_seed=top.seed if top.data_seed is None else top.data_seed,
-        model=_model(top, [name for name, head in heads.items() if head == "new"]),
+        model={
+            # Where these are None, `from_encoder` takes those of a trained model, or the defaults.
+            **{"max_length": top.max_length, "pooling": top.pooling, "packing": top.packing},
+            "lora": _lora(top.lora),
+            "new_heads": [name for name, head in heads.items() if head == "new"],
+        },
         freeze=top.freeze,
         frozen_heads=[name for name, head in heads.items() if head == "frozen"],
         tasks=_task_configs(tasks, sources),
@@ -203,19 +208,13 @@ def _model_source(key: str, value: Any, folder: Path) -> str:
     return value
 
 
-def _model(top: TopLevel, new_heads: list[str]) -> dict[str, Any]:
-    if top.lora is not None:
-        from ..building.lora import check_lora
+def _lora(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    from ..building.lora import check_lora
 
-        check_lora(top.lora)
-    return {
-        # Where these are None, `from_encoder` takes those of a trained model, or the defaults.
-        "max_length": top.max_length,
-        "pooling": top.pooling,
-        "packing": top.packing,
-        "lora": None if top.lora is None else dict(top.lora),
-        "new_heads": new_heads,
-    }
+    check_lora(given)
+    return dict(given)
 
 
 def _training(given: Any) -> dict[str, Any]:

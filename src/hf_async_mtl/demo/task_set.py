@@ -82,12 +82,7 @@ def write_demo(folder: Path, seed: int = 0) -> Path:
     The rows, the tokenizer and the weights are a pure function of the seed. They do not depend on the clock, on hash
     order or on the global random state, which is not changed. Files of an earlier demo in the folder are overwritten.
 
-    Args:
-        folder: The folder to write to; created if it is missing.
-        seed: Seed of the rows, the weights and, in ``demo.yaml``, the training.
-
-    Returns:
-        The path of ``demo.yaml``.
+    The seed is that of the training, too. Return the path of ``demo.yaml``.
     """
     texts: list[str] = []
     for name, grammar in TASKS.items():
@@ -113,10 +108,7 @@ def write_encoder(folder: Path, texts: list[str], seed: int) -> None:
         num_attention_heads=4,
         intermediate_size=256,
         max_position_embeddings=128,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
         initializer_range=0.04,
-        pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         model = BertModel(config)

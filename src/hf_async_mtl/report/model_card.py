@@ -47,33 +47,25 @@ _HUB_METRICS = {
 class RunCard:
     """The content of a model card.
 
-    Args:
-        model_name: Name of the model or its repository, such as ``user/model``.
-        tasks: The task configurations, by name, with their labels resolved.
-        report: The content of ``convergence.json``.
-        results: The content of ``all_results.json``. A missing value, None and NaN are shown as a dash.
-        encoder: Hub id or folder of the pretrained encoder. Only the last name of a folder is published. A relative
-            folder that does not exist in the working directory is read as a Hub id.
-        training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
-        data: The ``data`` sections of the tasks. Only Hub datasets (``hub``, ``name``) are published.
-        rows: Task -> ``train`` and ``validation`` -> number of rows.
-        versions: Package -> version.
+    Of folders, only the last name is published, and of the data only what is on the Hub. A relative folder that does
+    not exist in the working directory is read as a Hub id. A missing result, None and NaN are shown as a dash.
     """
 
-    model_name: str
-    tasks: Mapping[str, TaskConfig]
-    report: Mapping[str, Any]
-    results: Mapping[str, Any]
-    encoder: str
-    training: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    model_name: str  # or that of its repository, such as ``user/model``
+    tasks: Mapping[str, TaskConfig]  # with their labels
+    report: Mapping[str, Any]  # the content of ``convergence.json``
+    results: Mapping[str, Any]  # the content of ``all_results.json``
+    encoder: str  # Hub id or folder
+    training: Mapping[str, Any] = field(default_factory=dict)  # settings to show, which may be nested
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the ``data`` sections of the tasks
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # task -> split -> number of rows
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
     def to_model_card(self) -> ModelCard:
         """Return the card, with its metadata; ``save(path)`` writes it."""
         phases = [task["phase"] for task in self.report["tasks"].values()]
-        example_task, example_inputs = self._example()
+        # A task whose input is a plain call of the tokenizer.
+        plain = next((name for name, task in self.tasks.items() if TASK_TYPES[task.type].problem_type), None)
         card: ModelCard = ModelCard.from_template(
             self.metadata(),
             template_path=str(TEMPLATE),
@@ -106,8 +98,8 @@ class RunCard:
             notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
             # The final model is merged; a checkpoint is not.
             has_lora="lora" in self.training and "final" not in self.report,
-            example_task=example_task,
-            example_inputs=example_inputs,
+            example_task=plain,
+            example_inputs=TASK_TYPES[self.tasks[plain].type].tokenizer_call(self.tasks[plain]) if plain else "",
         )
         return card
 
@@ -161,13 +153,6 @@ class RunCard:
                         )
                     )
         return results
-
-    def _example(self) -> tuple[str | None, str]:
-        """Return a task whose input is a plain call of the tokenizer, and that call."""
-        for name, task in self.tasks.items():
-            if TASK_TYPES[task.type].problem_type is not None:
-                return name, TASK_TYPES[task.type].tokenizer_call(task)
-        return None, ""
 
     def _tasks_table(self) -> str:
         rows = [
@@ -272,11 +257,9 @@ def _code(text: object) -> str:
 
 def _inputs(task: TaskConfig) -> str:
     if isinstance(task.text_columns, Mapping):
-        prompt, choices = (
-            ", ".join(_code(column) for column in task.text_columns[key]) for key in ("prompt", "choices")
-        )
+        prompt, choices = (", ".join(map(_code, task.text_columns[key])) for key in ("prompt", "choices"))
         return f"{prompt} with each of {choices}"
-    return ", ".join(_code(column) for column in task.text_columns)
+    return ", ".join(map(_code, task.text_columns))
 
 
 def _labels(task: TaskConfig) -> str:
