@@ -43,14 +43,6 @@ FLAG = Requirement("true or false", lambda value: isinstance(value, bool))
 MAPPING = Requirement("a mapping", lambda value: isinstance(value, Mapping))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def number(minimum: float, maximum: float | None = None, *, exclusive: bool = False) -> Requirement:
     """Require a finite number; ``exclusive`` refuses the bounds themselves."""
     if maximum is None:
@@ -62,7 +54,9 @@ def number(minimum: float, maximum: float | None = None, *, exclusive: bool = Fa
     upper = math.inf if maximum is None else maximum
 
     def accepts(value: Any) -> bool:
-        return _is_number(value) and (minimum < value < upper if exclusive else minimum <= value <= upper)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return minimum < value < upper if exclusive else minimum <= value <= upper
 
     return Requirement(description, accepts)
 
@@ -71,7 +65,11 @@ def whole_number(minimum: int, maximum: int | None = None) -> Requirement:
     """Require an integer; 1.0 and True are none."""
     bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     upper = math.inf if maximum is None else maximum
-    return Requirement(f"a whole number {bounds}", lambda value: _is_whole(value) and minimum <= value <= upper)
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= upper
+
+    return Requirement(f"a whole number {bounds}", accepts)
 
 
 def one_of(*choices: str) -> Requirement:

@@ -63,7 +63,7 @@ tasks:
     text_columns: [tokens]
     label_column: tags
     metrics: [seqeval_f1, seqeval_accuracy]
-convergence: {{criterion: plateau, patience: 3, on_convergence: distill}}
+convergence: {{criterion: plateau, patience: 3, min_delta: 0.005, on_convergence: distill}}
 training:
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
