@@ -18,7 +18,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
-from .building.transfer import inherit_from_trained, shared_tasks
+from .building.build import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig, load_config
 from .data.loading import is_unlabeled, load_splits
 from .data.tokenization import not_utf8

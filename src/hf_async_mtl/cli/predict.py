@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.config import READERS
-from ..data.reading import read_file
+from ..data.loading import read_file
 from ..inference.predict import predict_rows, readable_tasks
 from ..modeling.configuration_multitask import TaskConfig
 from ..run import load_model

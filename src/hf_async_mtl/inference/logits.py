@@ -69,11 +69,7 @@ def iterate_logits(
     """
     # A loader draws a seed for its workers: from a generator of its own, not from the global one.
     loader = DataLoader(
-        examples,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=torch.Generator(),
+        examples, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, generator=torch.Generator()
     )
     for batch in loader:
         batch.pop("labels", None)
