@@ -40,7 +40,7 @@ TABLE: dict[str, set[str]] = {
     "inference": {"inference", "validation", "data", "tasks", "building", "modeling", "utils"},
     "distillation": {"distillation", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
     "balancing": {"balancing", "validation", "modeling", "utils"},
-    "diagnostics": {"diagnostics", "validation", "modeling", "utils"},
+    "diagnostics": {"diagnostics", "balancing", "validation", "modeling", "utils"},
     "report": {"report", "convergence", "tasks", "modeling", "utils"},
     "training": {
         *("training", "report", "diagnostics", "balancing", "distillation", "inference", "convergence"),

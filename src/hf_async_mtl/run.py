@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, set_seed
 
-from .building.transfer import inherit_from_trained, shared_tasks
+from .building.build import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig, load_config
 from .data.loading import is_unlabeled, load_splits
 from .data.tokenization import not_utf8
@@ -33,23 +34,14 @@ from .validation import ConfigurationError
 
 @dataclass
 class Run:
-    """All that a configuration file describes, loaded.
-
-    Args:
-        config: The checked configuration.
-        args: The training arguments.
-        tasks: Name -> task, with its labels.
-        splits: Name -> split -> raw rows.
-        tokenizer: The tokenizer of the encoder.
-        model: New heads, or those of a trained model, on the encoder.
-    """
+    """All that a configuration file describes, loaded."""
 
     config: RunConfig
     args: AsyncMTLTrainingArguments
-    tasks: dict[str, TaskConfig]
-    splits: dict[str, dict[str, Dataset]]
+    tasks: dict[str, TaskConfig]  # with their labels
+    splits: dict[str, dict[str, Dataset]]  # task -> split -> raw rows
     tokenizer: Any
-    model: MultiTaskModel
+    model: MultiTaskModel  # with new heads, or those of a trained model
 
     @property
     def train_dataset(self) -> dict[str, Dataset]:
@@ -73,14 +65,8 @@ class Run:
             trainer_class: `AsyncMTLTrainer`, or a class of your own that inherits from it.
             **kwargs: Further arguments of the trainer, such as ``callbacks``; they replace those of the run.
         """
-        given: dict[str, Any] = {
-            "model": self.model,
-            "args": self.args,
-            "processing_class": self.tokenizer,
-            "train_dataset": self.train_dataset,
-            "eval_dataset": self.eval_dataset,
-            **kwargs,
-        }
+        sets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        given = {"model": self.model, "args": self.args, "processing_class": self.tokenizer, **sets, **kwargs}
         trainer = trainer_class(**given)
         trainer.data_sources = {name: source.to_section() for name, source in self.config.sources.items()}
         return trainer
@@ -104,16 +90,7 @@ def load_run(
 
 
 def prepare_run(config: RunConfig, output_dir: str | os.PathLike[str], **arguments: Any) -> Run:
-    """Load what a checked configuration describes.
-
-    Args:
-        config: The configuration.
-        output_dir: Folder of the run.
-        **arguments: Training arguments that replace those of the configuration.
-
-    Raises:
-        ConfigurationError: A value, a file, a row or a model does not fit.
-    """
+    """Load what a checked configuration describes; ``arguments`` replace training arguments of the configuration."""
     config = inherit_tasks(config)
     args = config.arguments(Path(output_dir), **arguments)
     splits, tasks = load_tasks(config)
@@ -128,9 +105,6 @@ def inherit_tasks(config: RunConfig) -> RunConfig:
     A task that the trained model has takes over its labels, and the trained model is its teacher from the first step,
     unless the task has another teacher, or none (null): then it learns from labels. The run evaluates before its first
     step, so that the report shows where each task started.
-
-    Raises:
-        ConfigurationError: A task does not fit its head in the trained model, or a new head is to be frozen.
     """
     try:
         trained = AutoConfig.from_pretrained(config.encoder, trust_remote_code=False)
@@ -149,14 +123,9 @@ def inherit_tasks(config: RunConfig) -> RunConfig:
         return config
     distillation = config.training["distillation"]
     teachers = dict.fromkeys(kept, config.encoder) | (distillation.get("teachers") or {})
-    training = {
-        **config.training,
-        "distillation": {
-            **distillation,
-            "teachers": {name: source for name, source in teachers.items() if source is not None},
-        },
-        "eval_on_start": config.training.get("eval_on_start", True),
-    }
+    teachers = {name: source for name, source in teachers.items() if source is not None}
+    further = {"distillation": {**distillation, "teachers": teachers}}
+    training = {"eval_on_start": True, **config.training, **further}
     tasks = inherit_from_trained(known, config.tasks, config.model["new_heads"])
     return dataclasses.replace(config, tasks=tasks, training=training)
 
@@ -194,42 +163,39 @@ def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]
     }
 
 
+@contextmanager
+def _loading(problem: str, source: str) -> Iterator[None]:
+    """Turn an error of Transformers for what cannot be loaded into one sentence."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except UNLOADABLE as error:
+        raise ConfigurationError(f"{problem} from {source!r}: {str(error).splitlines()[0]}") from error
+
+
 def load_tokenizer(source: str, tasks: dict[str, TaskConfig]) -> Any:
     """Load the tokenizer of a model or an encoder, with the settings that its tasks need."""
-    try:
+    with _loading("No tokenizer could be loaded", source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         has_words = any(TASK_TYPES[task.type].reads_words for task in tasks.values())
         if has_words and getattr(tokenizer, "add_prefix_space", None) is False:
             # Byte-level tokenizers read a list of words only when each word may begin with a space.
             tokenizer = AutoTokenizer.from_pretrained(source, add_prefix_space=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"No tokenizer could be loaded from {source!r}: {str(error).splitlines()[0]}"
-        ) from error
     return tokenizer
 
 
 def load_model(source: str) -> tuple[MultiTaskModel, Any]:
     """Load a trained model, in evaluation mode, and its tokenizer."""
-    try:
+    with _loading("No model could be loaded", source):
         model = MultiTaskModel.from_pretrained(source)
-    except ConfigurationError:
-        raise
-    except UNLOADABLE as error:
-        raise ConfigurationError(f"No model could be loaded from {source!r}: {str(error).splitlines()[0]}") from error
     return model.eval(), load_tokenizer(source, model.config.task_configs)
 
 
 def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
     """Put heads on the configured encoder, and freeze the parts that the configuration names."""
-    try:
+    with _loading("`encoder` could not be loaded", config.encoder):
         model = MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
-    except ConfigurationError:
-        raise
-    except UNLOADABLE as error:
-        raise ConfigurationError(
-            f"`encoder` could not be loaded from {config.encoder!r}: {str(error).splitlines()[0]}"
-        ) from error
     if config.freeze is not None:
         model.freeze_encoder(None if config.freeze == "encoder" else int(config.freeze))
     for name in config.frozen_heads:

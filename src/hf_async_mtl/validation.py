@@ -32,45 +32,19 @@ class ConfigurationError(ValueError):
 
 
 class Requirement(NamedTuple):
-    """What a value must be.
+    """What a value must be."""
 
-    Args:
-        description: The words after "must be".
-        accepts: Return whether a value meets the requirement.
-        choices: The names among which the nearest one is offered.
-    """
-
-    description: str
+    description: str  # the words after "must be"
     accepts: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # the nearest one is offered
 
 
 FLAG = Requirement("true or false", lambda value: isinstance(value, bool))
 MAPPING = Requirement("a mapping", lambda value: isinstance(value, Mapping))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def number(minimum: float, maximum: float | None = None, *, exclusive: bool = False) -> Requirement:
-    """Require a finite number.
-
-    Args:
-        minimum: The smallest value.
-        maximum: The largest value.
-        exclusive: Refuse the bounds themselves.
-
-    Examples:
-        >>> number(0).description, number(0, exclusive=True).description
-        ('a number of at least 0', 'a number above 0')
-        >>> number(0, 1).description, number(0, 1, exclusive=True).description
-        ('a number from 0 to 1', 'a number between 0 and 1, both excluded')
-    """
+    """Require a finite number; ``exclusive`` refuses the bounds themselves."""
     if maximum is None:
         description = f"a number above {minimum}" if exclusive else f"a number of at least {minimum}"
     elif exclusive:
@@ -80,21 +54,22 @@ def number(minimum: float, maximum: float | None = None, *, exclusive: bool = Fa
     upper = math.inf if maximum is None else maximum
 
     def accepts(value: Any) -> bool:
-        return _is_number(value) and (minimum < value < upper if exclusive else minimum <= value <= upper)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return minimum < value < upper if exclusive else minimum <= value <= upper
 
     return Requirement(description, accepts)
 
 
 def whole_number(minimum: int, maximum: int | None = None) -> Requirement:
-    """Require an integer.
-
-    Examples:
-        >>> whole_number(1).accepts(1), whole_number(1).accepts(1.0), whole_number(0).accepts(True)
-        (True, False, False)
-    """
+    """Require an integer; 1.0 and True are none."""
     bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     upper = math.inf if maximum is None else maximum
-    return Requirement(f"a whole number {bounds}", lambda value: _is_whole(value) and minimum <= value <= upper)
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= upper
+
+    return Requirement(f"a whole number {bounds}", accepts)
 
 
 def one_of(*choices: str) -> Requirement:
@@ -121,12 +96,7 @@ _NOUNS: dict[Any, str] = {
 
 
 def of_type(annotation: Any) -> Requirement | None:
-    """Require what an annotation says; None where it names other types than those of YAML.
-
-    Examples:
-        >>> of_type(float | None).description, of_type(float).accepts(1), of_type(int).accepts(True)
-        ('a number or null', True, False)
-    """
+    """Require what an annotation says; None where it names other types than those of YAML."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     kinds = tuple(get_origin(option) or option for option in options)
     if not all(kind in _NOUNS for kind in kinds):
@@ -156,12 +126,9 @@ def check(key: str, value: Any, requirement: Requirement) -> None:
 
 
 def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for an unknown key, with its new name or the nearest known key.
+    """Raise a `ConfigurationError` for an unknown key, with its new name or the nearest of the known keys.
 
-    Args:
-        section: The path of the section, for the message; empty for the top of the file.
-        given: The keys found.
-        known: The keys that there are, at least one.
+    ``section`` is the path of the section, for the message; empty for the top of the file.
     """
     for key in given:
         if key in known:
@@ -181,15 +148,7 @@ def setting(default: Any, requirement: Requirement) -> Any:
 
 
 def check_fields(section: str, config: Any) -> None:
-    """Check every `setting` of a dataclass.
-
-    Args:
-        section: The section's path, for messages; empty for the top of the file.
-        config: The object.
-
-    Raises:
-        ConfigurationError: A value does not meet its requirement.
-    """
+    """Check every `setting` of a dataclass; ``section`` is as for `check_keys`."""
     for item in dataclasses.fields(config):
         if "requirement" in item.metadata:
             key = f"{section}.{item.name}" if section else item.name
@@ -197,11 +156,7 @@ def check_fields(section: str, config: Any) -> None:
 
 
 def parse_section(section: str, kind: type[T], given: Any) -> T:
-    """Make the dataclass of a section from the user's keys and values; None stands for the defaults.
-
-    Raises:
-        ConfigurationError: The section is no mapping, a key is not known, or a value is out of range.
-    """
+    """Make the dataclass of a section from the user's keys and values; None stands for the defaults."""
     values = {} if given is None else given
     check(section, values, MAPPING)
     check_keys(section, values, [item.name for item in dataclasses.fields(kind)])  # type: ignore[arg-type]

@@ -21,8 +21,7 @@ from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.loading import load_splits
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.export import onnx as export
-from hf_async_mtl.export.onnx import TOLERANCE, export_onnx
-from hf_async_mtl.export.onnx_inference import onnx_logits, open_session
+from hf_async_mtl.export.onnx import TOLERANCE, export_onnx, onnx_logits, open_session
 from hf_async_mtl.export.onnx_module import OnnxModule
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES

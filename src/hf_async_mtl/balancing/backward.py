@@ -14,36 +14,17 @@ from .split import LossSplit
 
 @dataclass(frozen=True)
 class ParameterGroups:
-    """The trainable parameters of a model.
+    """The trainable parameters of a model."""
 
-    Args:
-        shared: The parameters of the encoder.
-        last_layer: The parameters over which gradients are compared with ``over: last_layer``: those of the encoder's
-            last layer.
-        heads: The parameters of the heads.
-    """
-
-    shared: Sequence[nn.Parameter]
-    last_layer: Sequence[nn.Parameter]
+    shared: Sequence[nn.Parameter]  # of the encoder
+    last_layer: Sequence[nn.Parameter]  # of the encoder's last layer, which ``over: last_layer`` compares
     heads: Sequence[nn.Parameter]
 
 
 def jacobian(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter], scale: float = 1.0) -> Tensor:
-    """Return the gradient of each loss as a row.
+    """Return the gradients of K scalars by n values as ``[K, n]``, in float32 at least; the graph is kept.
 
-    Args:
-        losses: K scalars. Their graph is kept.
-        parameters: Parameters with n values in total. If a loss does not depend on one, its gradient is 0.
-        scale: The losses are multiplied by it and the rows divided, so that the rows are those of the losses.
-
-    Returns:
-        ``[K, n]``, in float32 at least.
-
-    Examples:
-        >>> w = nn.Parameter(torch.tensor([1.0, 2.0]))
-        >>> jacobian([w.sum(), (w**2).sum()], [w])
-        tensor([[1., 1.],
-                [2., 4.]])
+    A loss that does not depend on a parameter has the gradient 0. ``scale`` is that of the backward passes only.
     """
     size = sum(parameter.numel() for parameter in parameters)
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
@@ -71,17 +52,8 @@ def balanced_backward(
 
     On several ranks, each calls this with its own part of the losses. The sum of ``.grad`` over the ranks is the
     gradient of the batch of all ranks. Gradients must not be reduced while this runs (under DDP: call the unwrapped
-    module).
-
-    It uses `torch.autograd.grad`, so that reentrant gradient checkpointing cannot be used.
-
-    Args:
-        split: This rank's losses. Without a balanced task, only ``other`` is used. ``share`` does not change the
-            weights.
-        parameters: The trainable parameters.
-        balancer: A method on gradients. (One on losses needs no backward pass of its own: it weighs the sum.)
-        reduce: Adds a tensor up over the ranks.
-        ranks: The number of ranks.
+    module). It uses `torch.autograd.grad`, so that reentrant gradient checkpointing cannot be used.
+    ``reduce`` adds a tensor up over the ranks.
     """
     shared, heads = list(parameters.shared), list(parameters.heads)
     if not split.ids:
@@ -94,7 +66,11 @@ def balanced_backward(
     if balancer.over == "encoder":
         gradients = reduce(jacobian(split.balanced, shared, scale))
         # The direction is that of the batch of all ranks, on each of them.
-        _add_to_grad(shared, balancer.direction(gradients, split.means, split.ids) * (scale / ranks))
+        direction = balancer.direction(gradients, split.means, split.ids) * (scale / ranks)
+        parts = direction.split([parameter.numel() for parameter in shared])
+        for parameter, part in zip(shared, parts, strict=True):
+            own = part.view_as(parameter).to(parameter.dtype)
+            parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own
         if split.other.requires_grad:
             torch.autograd.backward(split.other, inputs=shared)
         return
@@ -102,11 +78,3 @@ def balanced_backward(
     gradients = reduce(jacobian(split.balanced, parameters.last_layer, scale))
     weights = balancer.weights(gradients, split.means, split.ids)
     torch.autograd.backward(scale * (weights.to(unweighted) @ unweighted) + split.other, inputs=shared)
-
-
-def _add_to_grad(parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
-    """Add the parts of a flat gradient ``[n]`` to the gradients of the parameters."""
-    parts = gradient.split([parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        own = part.view_as(parameter).to(parameter.dtype)
-        parameter.grad = own.clone() if parameter.grad is None else parameter.grad + own

@@ -17,18 +17,14 @@ from .config import METHODS
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless a parameter is a finite number above 0."""
+    """Require a finite number above 0."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a number above 0, but got {value!r}.")
 
 
 @contextmanager
 def seeded(seed: int, calls: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's default generator of a device by (seed, calls) in this context, and restore it afterwards.
-
-    torchjd draws from that generator. With this, all ranks draw the same numbers, a resumed run continues with the same
-    numbers, and dropout is not affected.
-    """
+    """Seed the generator that torchjd draws from. All ranks and a resumed run draw the same, and dropout goes on."""
     number = int(np.random.SeedSequence([seed, calls]).generate_state(1)[0])
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
@@ -107,7 +103,6 @@ class Balancer:
         self._load(state)
 
     def _state(self) -> dict[str, Any]:
-        """Return what a subclass adds to the state."""
         return {}
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -166,15 +161,12 @@ class GradientBalancer(Balancer, ABC):
 
     @abstractmethod
     def direction(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
-        """Return the balanced gradient.
+        """Return the balanced gradient ``[n]``.
 
         Args:
             jacobian: ``[K, n]``, the gradient of each task's loss over the batch of all ranks, one per row.
             losses: ``[K]``, those losses.
             task_ids: K ids.
-
-        Returns:
-            ``[n]``.
         """
 
 
@@ -182,11 +174,7 @@ class WeightingBalancer(GradientBalancer):
     """Base class of the methods that compute weights from the inner products of the gradients."""
 
     def weights(self, jacobian: Tensor, losses: Tensor, task_ids: Sequence[int]) -> Tensor:
-        r"""Return the weights of the tasks in a batch. Arguments as for `direction`.
-
-        Returns:
-            ``[K]``, :math:`\lambda_t`. Computed on the CPU from the reduced Jacobian: the same on every rank.
-        """
+        """Return the weights ``[K]``, computed on the CPU from the reduced Jacobian: the same on every rank."""
         gramian = (jacobian @ jacobian.T).cpu()
         values = losses.detach().to(gramian)
         weights = torch.full_like(values, 1 / len(values))

@@ -19,24 +19,10 @@ _BAD_PARAMETERS = (TypeError, ValueError, AttributeError, RuntimeError, Arithmet
 def build_balancer(
     config: BalancingConfig, tasks: Sequence[str], seed: int, calls_per_epoch: int
 ) -> LossBalancer | GradientBalancer | None:
-    """Build the balancer of a run.
+    """Build the balancer of a run; None for ``sum``, which needs none.
 
-    Args:
-        config: The method and its parameters.
-        tasks: The names of all tasks; ids count from 0 in this order.
-        seed: Seed of the methods that draw random numbers, >= 0; the same on every rank.
-        calls_per_epoch: The number of calls in an epoch: DWA's default window.
-
-    Returns:
-        The balancer; None for ``sum``, which needs none.
-
-    Raises:
-        ConfigurationError: A package that the method needs is not installed, or the method refuses a parameter.
-
-    Examples:
-        >>> balancer = build_balancer(BalancingConfig("gls"), ["rte", "stsb", "cola"], seed=42, calls_per_epoch=100)
-        >>> balancer.weights(torch.tensor([0.5, 2.0]), task_ids=[0, 2])
-        tensor([1.0000, 0.2500])
+    The ids of the tasks count from 0 in the order of ``tasks``, the seed is the same on every rank, and
+    ``calls_per_epoch`` is DWA's default window.
     """
     if config.kind == "none":
         if config.parameters:
@@ -59,14 +45,7 @@ def build_balancer(
 
 
 def check_parameters(config: BalancingConfig) -> None:
-    """Raise for parameters that a method refuses when it is built, or when it is first called.
-
-    Args:
-        config: The method and its parameters. They are tried on two tasks with orthogonal gradients.
-
-    Raises:
-        ConfigurationError: As `build_balancer`, or the method fails on its first call.
-    """
+    """Build a method and call it on two tasks with orthogonal gradients, so that it refuses its parameters now."""
     balancer = build_balancer(config, ["first", "second"], seed=0, calls_per_epoch=1)
     losses = torch.ones(2)
     try:

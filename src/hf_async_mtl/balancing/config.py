@@ -14,26 +14,15 @@ SCOPES = ("last_layer", "encoder")
 
 @dataclass(frozen=True)
 class Method:
-    """A balancing method, described without the packages that it runs on.
+    """A balancing method, described without the packages that it runs on."""
 
-    Args:
-        kind: ``none`` (no balancing), ``losses`` (weights from the losses), ``gradients`` (from the tasks' gradients).
-        torchjd: The class of `torchjd.scalarization` or `torchjd.aggregation` whose arguments are the method's
-            parameters; None if a class of ours has its own.
-        means: How often the formula of the paper divides by the number of tasks: 0 if it adds them up, 1 for a mean.
-        factor: A further constant by which the formula multiplies each loss.
-        normalize: Whether the weights are divided by their sum, as their own scale is that of an inverse gradient.
-        defaults: Parameters that torchjd requires, with our default.
-        scopes: The values of ``over`` that the method supports.
-    """
-
-    kind: Literal["none", "losses", "gradients"]
-    torchjd: str | None = None
-    means: int = 1
-    factor: float = 1.0
-    normalize: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    scopes: tuple[str, ...] = SCOPES
+    kind: Literal["none", "losses", "gradients"]  # what the weights are computed from
+    torchjd: str | None = None  # the class whose arguments are the parameters; None if a class of ours has its own
+    means: int = 1  # how often the formula of the paper divides by the number of tasks: 0 for a sum, 1 for a mean
+    factor: float = 1.0  # a further constant by which the formula multiplies each loss
+    normalize: bool = False  # whether the weights, whose scale is that of an inverse gradient, are divided by their sum
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of parameters that torchjd requires
+    scopes: tuple[str, ...] = SCOPES  # the values of ``over`` that the method supports
 
     def equal_weight(self, tasks: int) -> float:
         """Return the weight that the paper's formula gives each of n tasks that it treats alike."""
@@ -98,14 +87,6 @@ class BalancingConfig:
         check_fields("balancing", self)
         for task, weight in self.weights.items():
             check(f"tasks.{task}.weight", weight, number(0, exclusive=True))
-        self._check_scope()
-
-    @property
-    def kind(self) -> Literal["none", "losses", "gradients"]:
-        """What the method looks at."""
-        return METHODS[self.method].kind
-
-    def _check_scope(self) -> None:
         scopes = METHODS[self.method].scopes
         if self.kind != "gradients" and self.over != "last_layer":
             raise ConfigurationError(
@@ -118,3 +99,8 @@ class BalancingConfig:
                 "an update per parameter and gives no weights that could be used for other layers; found "
                 f"{self.over!r}. Set `balancing.over: {scopes[0]}`."
             )
+
+    @property
+    def kind(self) -> Literal["none", "losses", "gradients"]:
+        """What the method looks at."""
+        return METHODS[self.method].kind

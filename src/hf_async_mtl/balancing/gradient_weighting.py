@@ -39,13 +39,6 @@ class GramianWeighting(WeightingBalancer):
     * FairGrad: :math:`(G \alpha)_t = \alpha_t^{-1/a}` (Ban and Ji, "Fair Resource Allocation in Multi-Task Learning",
       ICML 2024, equation 4). With a below 0.1 the powers of the solver can overflow.
     * Nash-MTL: :math:`(G \alpha)_t = 1 / \alpha_t` (Navon et al., ICML 2022, claim 3.1), FairGrad with a = 1.
-
-    Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Seed of PCGrad's order.
-        over: ``last_layer`` or ``encoder``.
-        **parameters: Arguments of the torchjd class.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int, over: str, **parameters: Any) -> None:
@@ -68,14 +61,7 @@ class GradVac(WeightingBalancer):
     If the cosine of :math:`g_i` and :math:`g_j` is below its mean :math:`\hat\phi_{ij}`, a multiple of :math:`g_j` is
     added to :math:`g_i` that raises it to the mean (Wang et al., "Gradient Vaccine", ICLR 2021, Algorithm 1, over all
     parameters at once). The means begin at 0. ``beta`` is the share of the newest cosine in the mean: 0 is PCGrad, 1
-    the last cosine.
-
-    Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Seed of the order of the pairs.
-        over: ``last_layer`` or ``encoder``.
-        **parameters: Arguments of `torchjd.aggregation.GradVacWeighting`.
+    the last cosine. The seed is that of the order of the pairs.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int, over: str, **parameters: Any) -> None:
@@ -110,13 +96,6 @@ class GradDrop(GradientBalancer):
 
     The draws depend on the seed and the number of the call. It gives a direction and no weights, so ``over`` is
     ``encoder``.
-
-    Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Seed of the draws.
-        over: ``encoder``.
-        **parameters: Arguments of `torchjd.aggregation.GradDrop`.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int, over: str, **parameters: Any) -> None:

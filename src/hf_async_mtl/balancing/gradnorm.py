@@ -22,20 +22,9 @@ def gradnorm_gradient(weights: Tensor, norms: Tensor, ratios: Tensor, alpha: flo
 
     The objective is :math:`\sum_i |G_i - \bar G \, r_i^\alpha|` (equation 2), where :math:`G_i = w_i \|\nabla
     \ell_i\|`, :math:`\bar G` is its mean over the tasks, and :math:`r_i` is a task's loss ratio over the mean ratio:
-    how slowly it learns in comparison. The target :math:`\bar G \, r_i^\alpha` is held constant, as in the paper.
-
-    Args:
-        weights: ``[k]``, w, > 0.
-        norms: ``[k]``, the norms of the unweighted losses' gradients.
-        ratios: ``[k]``, each loss over its first value, > 0.
-        alpha: >= 0. 0 asks for equal norms at any speed of learning; high values favor slow tasks.
-
-    Returns:
-        ``[k]``: :math:`\mathrm{sign}(G_i - \bar G r_i^\alpha) \, \|\nabla \ell_i\|`.
-
-    Examples:
-        >>> gradnorm_gradient(torch.ones(2), torch.tensor([3.0, 1.0]), torch.ones(2), alpha=1.5)
-        tensor([ 3., -1.])
+    how slowly it learns in comparison. The target :math:`\bar G \, r_i^\alpha` is held constant, as in the paper. So
+    the gradient is :math:`\mathrm{sign}(G_i - \bar G r_i^\alpha) \, \|\nabla \ell_i\|`. All are ``[k]``. ``alpha`` = 0
+    asks for equal norms at any speed of learning; high values favor slow tasks.
     """
     weighted = weights * norms
     target = weighted.mean() * (ratios / ratios.mean()) ** alpha
@@ -52,23 +41,13 @@ class GradNorm(WeightingBalancer):
     reference; if it is near 0, the task gets too much weight for the rest of the run.
 
     Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Not used.
-        over: ``last_layer`` (as in the paper) or ``encoder``.
         alpha: >= 0; see `gradnorm_gradient`. The paper has 1.5 and 0.12.
         learning_rate: > 0, of the weights; 0.025 in the paper. A step is this times a gradient norm: with norms far
             above 10, weights oscillate between their bounds.
     """
 
     def __init__(
-        self,
-        method: str,
-        tasks: Sequence[str],
-        seed: int,
-        over: str,
-        alpha: float = 1.5,
-        learning_rate: float = 0.025,
+        self, method: str, tasks: Sequence[str], seed: int, over: str, alpha: float = 1.5, learning_rate: float = 0.025
     ) -> None:
         super().__init__(method, tasks, seed, over)
         check_positive("learning_rate", learning_rate)
@@ -77,26 +56,21 @@ class GradNorm(WeightingBalancer):
         self._alpha = alpha
         self._learning_rate = learning_rate
         self._task_weights = torch.ones(len(tasks), dtype=torch.float64)
-        self._first_losses: list[float | None] = [None] * len(tasks)
+        self._first_losses: list[Any] = [None] * len(tasks)
 
     def _weights(self, gramian: Tensor, losses: Tensor, ids: list[int]) -> Tensor:
         share = self._task_weights[ids].mean()
         weights = self._task_weights[ids] / share
-        gradient = gradnorm_gradient(
-            weights, gramian.diagonal().double().sqrt(), self._ratios(losses, ids), self._alpha
-        )
+        ratios = []
+        for task, loss in zip(ids, losses.tolist(), strict=True):
+            if self._first_losses[task] is None:
+                self._first_losses[task] = loss
+            ratios.append(loss / self._first_losses[task])
+        norms = gramian.diagonal().double().sqrt()
+        gradient = gradnorm_gradient(weights, norms, torch.tensor(ratios, dtype=torch.float64), self._alpha)
         moved = (weights - self._learning_rate * gradient).clamp(min=LEAST_WEIGHT)
         self._task_weights[ids] = moved / moved.mean() * share
         return weights.to(gramian)
-
-    def _ratios(self, losses: Tensor, ids: list[int]) -> Tensor:
-        ratios = []
-        for task, loss in zip(ids, losses.tolist(), strict=True):
-            first = self._first_losses[task]
-            if first is None:
-                first = self._first_losses[task] = loss
-            ratios.append(loss / first)
-        return torch.tensor(ratios, dtype=torch.float64)
 
     def _state(self) -> dict[str, Any]:
         return {"weights": self._task_weights.tolist(), "first_losses": list(self._first_losses)}

@@ -20,12 +20,7 @@ from .config import METHODS
 
 
 def partial_derivatives(scalarizer: scalarization.Scalarizer, losses: Tensor) -> Tensor:
-    """Return the derivatives of a scalarizer by each loss: ``[k]`` from ``[k]``.
-
-    Examples:
-        >>> partial_derivatives(scalarization.Mean(), torch.tensor([3.0, 5.0]))
-        tensor([0.5000, 0.5000])
-    """
+    """Return the derivatives of a scalarizer by each loss: ``[k]`` from ``[k]``."""
     with torch.enable_grad():
         leaf = losses.detach().requires_grad_()
         return torch.autograd.grad(scalarizer(leaf), leaf)[0]
@@ -42,12 +37,6 @@ class StatelessWeighting(LossBalancer):
       \mu)) / k` (Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", ICML 2024, with equal
       preferences and an ideal point of 0). It compares raw losses: one on a larger scale dominates. With ``mu`` near 0
       only the largest loss counts; far above the losses all count alike.
-
-    Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Seed of the weights that are drawn.
-        **parameters: Arguments of the torchjd class.
     """
 
     def __init__(self, method: str, tasks: Sequence[str], seed: int, **parameters: Any) -> None:
@@ -71,9 +60,6 @@ class _LearnedScales(LossBalancer):
     its scale so far in one call that the task has no weight for many calls.
 
     Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Not used.
         learning_rate: > 0. The scales move by it times the derivative of S, once per call.
     """
 
@@ -131,9 +117,6 @@ class DWA(LossBalancer):
     :math:`r_t = 1` until a task has two means, as in the paper, and if the older one is 0.
 
     Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Not used.
         temperature: > 0; far above 1 all tasks get the same weight.
         window: The number of calls that take the place of an epoch. A fine-tuning of three epochs has weights in the
             last one only, unless the window is shorter. None: the calls of an epoch.
@@ -160,7 +143,12 @@ class DWA(LossBalancer):
         self._counts[ids] += 1
         self._calls_in_window += 1
         if self._calls_in_window >= self._window:
-            self._close_window()
+            for task, (total, count) in enumerate(zip(self._sums.tolist(), self._counts.tolist(), strict=True)):
+                if count:
+                    self._means[task] = [*self._means[task], total / count][-2:]
+            self._sums.zero_()
+            self._counts.zero_()
+            self._calls_in_window = 0
         return weights
 
     def _scalarizer(self, ids: list[int]) -> scalarization.DWA:
@@ -172,14 +160,6 @@ class DWA(LossBalancer):
             scalarizer(epoch)
             scalarizer.step()
         return scalarizer
-
-    def _close_window(self) -> None:
-        for task, (total, count) in enumerate(zip(self._sums.tolist(), self._counts.tolist(), strict=True)):
-            if count:
-                self._means[task] = [*self._means[task], total / count][-2:]
-        self._sums.zero_()
-        self._counts.zero_()
-        self._calls_in_window = 0
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -201,15 +181,7 @@ def famo_gradient(logits: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     :math:`\mathrm{d}z/\mathrm{d}w^\top \delta` with :math:`z = \mathrm{softmax}(w)` and :math:`\delta_t = \log \ell_t -
     \log \ell_t'` (Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023). Descent moves weight away
-    from the tasks whose logarithm fell most.
-
-    Args:
-        logits: ``[k]``, w.
-        before: ``[k]``, the losses before the step, > 0.
-        after: ``[k]``, the losses after it, > 0.
-
-    Returns:
-        ``[k]``; adds up to 0.
+    from the tasks whose logarithm fell most. All are ``[k]``; the gradient adds up to 0.
     """
     weights = logits.softmax(0)
     fall = before.log() - after.log()
@@ -229,20 +201,12 @@ class FAMO(LossBalancer):
     torchjd gives the weights. Its own update is not used: it steps all tasks or none.
 
     Args:
-        method: Its name.
-        tasks: The names of all tasks.
-        seed: Not used.
         learning_rate: > 0, of Adam.
         weight_decay: >= 0, of Adam; pulls the weights z together.
     """
 
     def __init__(
-        self,
-        method: str,
-        tasks: Sequence[str],
-        seed: int,
-        learning_rate: float = 0.025,
-        weight_decay: float = 0.001,
+        self, method: str, tasks: Sequence[str], seed: int, learning_rate: float = 0.025, weight_decay: float = 0.001
     ) -> None:
         super().__init__(method, tasks, seed)
         check_positive("learning_rate", learning_rate)
@@ -290,12 +254,10 @@ class FAMO(LossBalancer):
         for logit, value, moments in zip(self._logits, state["logits"], state["adam"], strict=True):
             with torch.no_grad():
                 logit.fill_(value)
-            if moments is not None:
+            for name, number in (moments or {}).items():
                 # Adam counts its steps in float32.
-                self._optimizer.state[logit] = {
-                    name: torch.tensor(number, dtype=torch.float32 if name == "step" else torch.float64)
-                    for name, number in moments.items()
-                }
+                dtype = torch.float32 if name == "step" else torch.float64
+                self._optimizer.state[logit][name] = torch.tensor(number, dtype=dtype)
 
 
 ADAPTERS: dict[str, type[LossBalancer]] = {"uw": UncertaintyWeighting, "imtl_l": IMTLL, "dwa": DWA, "famo": FAMO}

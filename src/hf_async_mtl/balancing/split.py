@@ -14,38 +14,19 @@ class LossSplit:
     r"""The losses of a batch, split into those of the balanced tasks and the rest.
 
     The balanced part of the update is :math:`\text{share} \sum_t \lambda_t \, \text{means}_t`: with equal weights, the
-    mean of the tasks' means.
-
-    Args:
-        balanced: K scalars with their graph, this rank's parts of the tasks' mean losses: they add up to these over the
-            ranks. Also on a rank that has no example of a task.
-        ids: The ids of the tasks that they belong to, the same on every rank.
-        means: ``[K]``, the mean losses over all ranks.
-        other: This rank's part of everything that is not balanced, over N.
-        share: The share of the balanced tasks' examples in N.
+    mean of the means. The parts of ``balanced`` add up to the means over the ranks. A rank that has no example of a
+    task has a part, too.
     """
 
-    balanced: list[Tensor]
-    ids: list[int]
-    means: Tensor
-    other: Tensor
-    share: Tensor
+    balanced: list[Tensor]  # K scalars with their graph, this rank's parts of the tasks' mean losses
+    ids: list[int]  # of the K tasks, the same on every rank
+    means: Tensor  # ``[K]``, over all ranks
+    other: Tensor  # this rank's part of everything that is not balanced, over N
+    share: Tensor  # of the balanced tasks' examples in N
 
 
 def weighted_sums(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    r"""Return :math:`\sum_i w_t \, l_i` over the examples of each task t.
-
-    Args:
-        losses: Task -> losses of its examples, empty if it has none.
-        weights: Task -> w, 1 for a task that is not named.
-
-    Returns:
-        ``[T]``, one sum per task.
-
-    Examples:
-        >>> weighted_sums({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, {"b": 2.0})
-        tensor([3., 6.])
-    """
+    """Return the sum of each task's losses times its weight, ``[T]``; a task that is not named has the weight 1."""
     return torch.stack([weights.get(name, 1.0) * task_losses.sum() for name, task_losses in losses.items()])
 
 
@@ -56,14 +37,9 @@ def split_losses(
     balanced: Collection[str],
     reduce: Callable[[Tensor], Tensor],
 ) -> LossSplit:
-    """Split the losses of a batch.
+    """Split the losses of a batch; tasks in ``balanced`` are balanced if they have an example on any rank.
 
-    Args:
-        losses: Task -> losses of its examples, empty if it has none.
-        weights: Task -> weight, 1 for a task that is not named.
-        num_examples: N, the examples of the optimizer step over accumulation and ranks.
-        balanced: The tasks that are balanced, if they have an example on any rank.
-        reduce: Adds a tensor up over the ranks.
+    ``num_examples`` is N, the examples of the optimizer step over accumulation and ranks.
     """
     sums = weighted_sums(losses, weights)
     counts = torch.tensor([float(len(task_losses)) for task_losses in losses.values()], device=sums.device)

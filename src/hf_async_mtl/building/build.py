@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -20,7 +21,6 @@ from ..modeling.modeling_multitask import without_pooler
 from ..tasks.names import check_task_names
 from ..validation import ConfigurationError
 from .lora import add_lora, merge_lora
-from .transfer import inherit_from_trained, shared_tasks
 
 if TYPE_CHECKING:
     from ..modeling.modeling_multitask import MultiTaskModel
@@ -77,6 +77,9 @@ def from_encoder(
     return model.eval()
 
 
+# What a new model inherits from a trained one
+
+
 def _inherit_settings(
     source: str, trained: MultiTaskConfig, settings: Mapping[str, Any], kept: Collection[str]
 ) -> dict[str, Any]:
@@ -86,6 +89,46 @@ def _inherit_settings(
             f"`pooling` must be {trained.pooling}, with which the heads of {source!r} were trained; found {pooling!r}."
         )
     return {"pooling": trained.pooling, "max_length": trained.max_length, **settings}
+
+
+def shared_tasks(
+    trained: Mapping[str, TaskConfig], tasks: Mapping[str, TaskConfig], new_heads: Collection[str] = ()
+) -> list[str]:
+    """Return the names of the new model's tasks that keep their head of the trained model."""
+    for name in new_heads:
+        if name not in tasks:
+            raise ConfigurationError(f"`new_heads` must name tasks ({', '.join(tasks)}); found {name!r}.")
+    return [name for name in tasks if name in trained and name not in new_heads]
+
+
+def inherit_from_trained(
+    trained: Mapping[str, TaskConfig], tasks: Mapping[str, TaskConfig], new_heads: Collection[str] = ()
+) -> dict[str, TaskConfig]:
+    """Return the tasks of a new model; those that keep their head have the labels of the trained model."""
+    shared = shared_tasks(trained, tasks, new_heads)
+    return {**tasks, **{name: inherit_labels(name, tasks[name], trained[name]) for name in shared}}
+
+
+def inherit_labels(name: str, task: TaskConfig, trained: TaskConfig) -> TaskConfig:
+    """Return a task with the label names and the scale of targets of its trained head.
+
+    Its columns, metrics and lengths stay as they are.
+    """
+    hint = "Rename the task, or give it a new head (`new_heads`; in a configuration file `head: new`)."
+    if task.type != trained.type:
+        raise ConfigurationError(
+            f"Task {name!r} of the trained model is of type {trained.type}; found {task.type}. {hint}"
+        )
+    names, known = task.label_names, trained.label_names
+    if names is not None and known is not None and list(names) != list(known):
+        raise ConfigurationError(
+            f"Task {name!r} of the trained model has the labels {', '.join(known)}, in that order; found "
+            f"{', '.join(names)}. {hint}"
+        )
+    return dataclasses.replace(task, label_names=known, target_mean=trained.target_mean, target_std=trained.target_std)
+
+
+# Weights
 
 
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:

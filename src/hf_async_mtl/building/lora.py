@@ -7,40 +7,27 @@ is applied as W + (alpha / r) B A, and only A and B are trained.
 from __future__ import annotations
 
 import copy
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..validation import ConfigurationError
+from ..validation import ConfigurationError, Requirement, check, number, whole_number
 
 _INSTALL = "Run `pip install 'hf-async-mtl[lora]'`."
 
-LORA_KEYS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "layers_to_transform",
-    "use_rslora",
-    "use_dora",
-)
+LORA_KEYS = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora")
 """Fields of `peft.LoraConfig` that are accepted: those that do not change the encoder's own weights."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 # Values that peft accepts without effect, or refuses without naming the key.
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (lambda r: isinstance(r, int) and not isinstance(r, bool) and r >= 1, "a whole number of at least 1"),
-    "lora_alpha": (lambda alpha: _is_number(alpha) and alpha > 0, "a number above 0"),
-    "lora_dropout": (lambda p: _is_number(p) and 0 <= p < 1, "a number from 0 to below 1"),
-    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
-    "use_dora": (lambda value: isinstance(value, bool), "true or false"),
+_REQUIREMENTS = {
+    "r": whole_number(1),
+    "lora_alpha": number(0, exclusive=True),
+    "lora_dropout": Requirement("a number from 0 to below 1", lambda p: number(0, 1).accepts(p) and p < 1),
+    "use_rslora": Requirement("true or false", lambda value: isinstance(value, bool)),
+    "use_dora": Requirement("true or false", lambda value: isinstance(value, bool)),
 }
 
 
@@ -51,9 +38,8 @@ def check_lora(settings: Any) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in LORA_KEYS:
             raise ConfigurationError(f"`lora` has no key `{key}`. It takes {', '.join(LORA_KEYS)}.")
-        fits, wanted = _CHECKS.get(key, (None, ""))
-        if fits is not None and not fits(value):
-            raise ConfigurationError(f"`lora.{key}` must be {wanted}; found {value!r}.")
+        if key in _REQUIREMENTS:
+            check(f"lora.{key}", value, _REQUIREMENTS[key])
     return dict(settings)
 
 

@@ -17,14 +17,10 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command, with the arguments of the process where ``argv`` is None, and return the exit status.
 
-    Args:
-        argv: The arguments; None: those of the process.
-
-    Returns:
-        The exit status: 0 done; 1 a loss that is not finite, a damaged teacher or a full disk; 2 wrong input of the
-        user; 143 interrupted and resumable. Other errors are raised.
+    0 done; 1 a loss that is not finite, a damaged teacher or a full disk; 2 wrong input of the user; 143 interrupted
+    and resumable. Other errors are raised.
     """
     args = build_parser().parse_args(argv)
     if not sys.stderr.isatty():

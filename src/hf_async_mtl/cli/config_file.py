@@ -5,6 +5,7 @@ Unknown keys, and values of the sections, are reported before torch and Transfor
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,9 @@ from ..balancing.config import BalancingConfig
 from ..convergence.config import ConvergenceSettings, ScheduleConfig
 from ..data.config import DataSource, MixingConfig, expand_path
 from ..distillation.config import DistillationConfig
-from ..validation import (
-    MAPPING,
-    ConfigurationError,
-    Requirement,
-    check,
-    check_keys,
-    parse_section,
-)
-from .sections import TopLevel
-from .task_sections import task_configs, with_preset
+from ..tasks.presets import PRESETS
+from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of, parse_section
+from .sections import TaskSection, TopLevel
 from .yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -34,45 +28,27 @@ if TYPE_CHECKING:
 _SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 # Given at the top of the file, because they also apply outside of the Trainer.
 _NOT_IN_TRAINING = ("seed", "data_seed", *_SECTIONS)
+_TASK_FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
 
 
 @dataclass
 class RunConfig:
-    """A checked configuration.
+    """A checked configuration."""
 
-    Args:
-        name: Name of the file, without its suffix.
-        encoder: Hub id or absolute folder.
-        seed: Seed of model, order and dropout.
-        data_seed: Seed of samples and of splits of the training rows.
-        model: ``max_length``, ``pooling``, ``packing``, ``lora`` and ``new_heads``, as `MultiTaskModel.from_encoder`
-            takes them.
-        freeze: ``encoder``, or the number of its first layers that are frozen; None: all are trained.
-        frozen_heads: Tasks whose heads are frozen.
-        tasks: Name -> task; its labels may be unknown.
-        sources: Name -> where its data is.
-        training: Keyword arguments of `AsyncMTLTrainingArguments`, without ``output_dir``.
-        output_dir: Absolute, or None.
-    """
-
-    name: str
-    encoder: str
+    name: str  # of the file, without its suffix
+    encoder: str  # Hub id or absolute folder
     seed: int
     data_seed: int
-    model: dict[str, Any]
+    model: dict[str, Any]  # as `MultiTaskModel.from_encoder` takes it
     freeze: int | str | None
     frozen_heads: list[str]
-    tasks: dict[str, TaskConfig]
+    tasks: dict[str, TaskConfig]  # their labels may be unknown
     sources: dict[str, DataSource]
-    training: dict[str, Any]
-    output_dir: Path | None
+    training: dict[str, Any]  # as `AsyncMTLTrainingArguments` takes it, without ``output_dir``
+    output_dir: Path | None  # absolute
 
     def arguments(self, output_dir: str | Path, **overrides: Any) -> AsyncMTLTrainingArguments:
-        """Make the training arguments of this run.
-
-        Raises:
-            ConfigurationError: A value does not fit, or a tracker is not installed.
-        """
+        """Make the training arguments of this run."""
         from transformers.integrations import get_available_reporting_integrations
 
         from ..training.arguments import AsyncMTLTrainingArguments
@@ -95,15 +71,7 @@ class RunConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a configuration file; ``docs/configuration.md`` lists its keys.
-
-    Args:
-        path: The file.
-        overrides: ``key.path=value``, the values in YAML.
-
-    Raises:
-        ConfigurationError: The file is missing or no YAML, a key is not known, or a value does not fit.
-    """
+    """Read and check a configuration file, with overrides ``key.path=value``; see ``docs/configuration.md``."""
     config = read_yaml(path, overrides)
     check_keys("", config, _fields(TopLevel))
     for key in ("encoder", "tasks"):
@@ -112,7 +80,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(config["tasks"], dict) or not config["tasks"]:
         raise ConfigurationError(f"`tasks` must name at least one task; found {config['tasks']!r}.")
     folder = path.parent.resolve()
-    tasks = {name: with_preset(f"tasks.{name}", section) for name, section in config["tasks"].items()}
+    tasks = {name: _with_preset(f"tasks.{name}", section) for name, section in config["tasks"].items()}
     sections = _sections(config, tasks, folder)
     sources = {
         name: DataSource.from_section(name, section["data"], section.get("max_samples"), folder)
@@ -127,22 +95,84 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         encoder=_model_source("encoder", top.encoder, folder),
         seed=top.seed,
         data_seed=top.seed if top.data_seed is None else top.data_seed,
-        model=_model(top, [name for name, head in heads.items() if head == "new"]),
+        model={
+            # Where these are None, `from_encoder` takes those of a trained model, or the defaults.
+            **{"max_length": top.max_length, "pooling": top.pooling, "packing": top.packing},
+            "lora": _lora(top.lora),
+            "new_heads": [name for name, head in heads.items() if head == "new"],
+        },
         freeze=top.freeze,
         frozen_heads=[name for name, head in heads.items() if head == "frozen"],
-        tasks=task_configs(tasks, sources),
+        tasks=_task_configs(tasks, sources),
         sources=sources,
         training={**training, **sections, "seed": top.seed},
         output_dir=None if output_dir is None else folder / expand_path("training.output_dir", output_dir),
     )
 
 
+def _with_preset(path: str, section: Any) -> dict[str, Any]:
+    """Return the section of a task with the keys of its preset, its own keys checked."""
+    if not isinstance(section, dict):
+        raise ConfigurationError(
+            f"`{path}` must be a mapping with a `preset`, or `type` and `data`; found {section!r}."
+        )
+    check_keys(path, section, _fields(TaskSection))
+    if "preset" in section:
+        check(f"{path}.preset", section["preset"], one_of(*sorted(PRESETS)))
+        section = {**copy.deepcopy(PRESETS[section["preset"]]), **section}
+    for key in ("type", "text_columns", "data"):
+        if key not in section:
+            raise ConfigurationError(f"`{path}` must have `{key}`, or a `preset` that has it.")
+    check(f"{path}.head", section.get("head", "kept"), one_of("kept", "new", "frozen"))
+    return section
+
+
+def _task_configs(tasks: Mapping[str, Any], sources: Mapping[str, DataSource]) -> dict[str, TaskConfig]:
+    """Make the tasks from their sections, and check that no two of them log under one key."""
+    from ..modeling.configuration_multitask import TaskConfig
+    from ..tasks.names import check_task_names
+
+    check_task_names(dict.fromkeys(tasks, ()))
+    found = {}
+    for name, section in tasks.items():
+        metrics = section.get("metrics")
+        for word in (section["type"], *(metrics if isinstance(metrics, list) else [metrics or ""])):
+            if not isinstance(word, str):
+                raise ConfigurationError(f"`tasks.{name}`: `type` and `metrics` must be names; found {word!r}.")
+        try:
+            found[name] = TaskConfig(**{key: copy.deepcopy(section[key]) for key in _TASK_FIELDS if key in section})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"`tasks.{name}`: {error}") from None
+    check_task_names(_metric_names(found, sources))
+    return found
+
+
+def _metric_names(tasks: Mapping[str, TaskConfig], sources: Mapping[str, DataSource]) -> dict[str, list[str]]:
+    """Return the metrics of each task and of each further evaluation set, under the name in the log."""
+    names = {}
+    for name, task in tasks.items():
+        names[name] = list(task.metrics or ())
+        for split in sources[name].splits:
+            if not split.startswith("validation_"):
+                continue
+            evaluation = f"{name}_{split.removeprefix('validation_')}"
+            for other in tasks:
+                if len(other) > len(name) and f"{evaluation}_".startswith(f"{other}_"):
+                    raise ConfigurationError(
+                        f"`tasks.{name}.data.{split}` would be reported as {evaluation!r}, which reads as one of task "
+                        f"{other!r}. Rename one of them."
+                    )
+            names[evaluation] = list(task.metrics or ())
+    return names
+
+
 def _sections(config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """Return the sections as `AsyncMTLTrainingArguments` takes them, with what stands with the single tasks."""
     sections: dict[str, Any] = {}
     for name in _SECTIONS:
-        check(name, {} if config.get(name) is None else config[name], MAPPING)
-        sections[name] = dict(config.get(name) or {})
+        given = {} if config.get(name) is None else config[name]
+        check(name, given, MAPPING)
+        sections[name] = dict(given)
     for name, key, of_task in (("convergence", "tasks", "convergence"), ("balancing", "weights", "weight")):
         if key in sections[name]:
             raise ConfigurationError(f"`{name}.{key}` must stand with each task, as `tasks.<name>.{of_task}`.")
@@ -178,19 +208,13 @@ def _model_source(key: str, value: Any, folder: Path) -> str:
     return value
 
 
-def _model(top: TopLevel, new_heads: list[str]) -> dict[str, Any]:
-    if top.lora is not None:
-        from ..building.lora import check_lora
+def _lora(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    from ..building.lora import check_lora
 
-        check_lora(top.lora)
-    return {
-        # Where these are None, `from_encoder` takes those of a trained model, or the defaults.
-        "max_length": top.max_length,
-        "pooling": top.pooling,
-        "packing": top.packing,
-        "lora": None if top.lora is None else dict(top.lora),
-        "new_heads": new_heads,
-    }
+    check_lora(given)
+    return dict(given)
 
 
 def _training(given: Any) -> dict[str, Any]:

@@ -26,16 +26,7 @@ def remove_empty_on_error(folder: Path) -> Iterator[None]:
 
 
 def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
-    """Check the folder of a run before anything is loaded.
-
-    Args:
-        output_dir: The folder.
-        resume: A checkpoint, or whether to resume from the newest one.
-
-    Raises:
-        ConfigurationError: The folder cannot be written to or is not empty without ``resume``, or ``resume`` is no
-            complete checkpoint.
-    """
+    """Check the folder of a run, and a named checkpoint to resume from, before anything is loaded."""
     existing = nearest_existing(output_dir)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "cannot be written to" if existing.is_dir() else "is no folder"

@@ -24,15 +24,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
-    """Train, evaluate and save.
+    """Train, evaluate and save. ``resume`` is a checkpoint, or whether to resume from the newest one.
 
-    Args:
-        config: The checked configuration.
-        output_dir: Folder of the run.
-        resume: A checkpoint, or whether to resume from the newest one.
-
-    Raises:
-        ConfigurationError: The input is wrong; nothing is left behind.
+    If the input is wrong, nothing is left behind.
     """
     check_output_dir(output_dir, resume)
     ready = prepare_run(config, output_dir)

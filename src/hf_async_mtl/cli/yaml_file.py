@@ -13,11 +13,7 @@ from ..validation import ConfigurationError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it.
-
-    ``5e-5`` is a number; ``off``, ``no`` and a date are the words that were written; a key that is written twice is an
-    error.
-    """
+    """YAML in which ``5e-5`` is a number, ``off`` and a date are words, and a key that is written twice is an error."""
 
     yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
@@ -47,15 +43,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
-    """Return the mapping in a file, with the overrides applied.
-
-    Args:
-        path: The file.
-        overrides: ``key.path=value``, the values in YAML.
-
-    Raises:
-        ConfigurationError: The file is missing or holds no mapping, or an override has another form.
-    """
+    """Return the mapping in a file, with overrides ``key.path=value`` applied, whose values are YAML too."""
     if not path.is_file():
         raise ConfigurationError(f"There is no configuration file {path}.")
     try:

@@ -107,10 +107,7 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
 
 
 def pack(
-    segments: Sequence[Sequence[int]],
-    token_types: Sequence[Sequence[int]] | None,
-    row_length: int,
-    pad_token_id: int,
+    segments: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None, row_length: int, pad_token_id: int
 ) -> PackedRows:
     """Pack the token ids of segments, and their token types if there are some, into rows as wide as the fullest."""
     sizes = [len(segment) for segment in segments]

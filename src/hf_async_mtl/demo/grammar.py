@@ -79,6 +79,7 @@ AMOUNTS = {
     "ml": (250, 300, 350, 500, 750), "cm": (40, 60, 80, 120, 160), "person": (1, 2, 3, 4, 6),
     "eu": (38, 40, 41, 42, 44), "inch": (10, 13, 15, 24, 27), "mm": (6, 8, 10, 13, 19), "watt": (5, 9, 15, 40, 60),
 }  # fmt: skip
+RELATIONS = ("exact", "substitute", "complement", "irrelevant")
 FILLERS = words("new premium classic original compact modern everyday lightweight durable handmade")
 EXTRAS = ("gift box", "free returns", "two year warranty", "pack of two", "limited edition", "best seller", "with bag")
 
@@ -153,13 +154,12 @@ def tagged(text: str, tag: str) -> Tokens:
 def title(rng: Random, product: Product, short: bool = False, optional: float = 0.7) -> Tokens:
     """Return a title as (word, tag) pairs; ``short`` abbreviates, ``optional`` is the probability of each attribute."""
     form = int(short)
-    unit = UNITS[product.category]
+    unit = UNITS[product.category] if short else f" {UNITS[product.category]}"
     brand = tagged(product.brand, "brand")
     kind = tagged(product.kind[form], "O")
     color = tagged(product.color[form], "color") if rng.random() < optional else []
     material = tagged(product.material[form], "material") if rng.random() < optional else []
-    amount = tagged(f"{product.amount}{unit}" if short else f"{product.amount} {unit}", "size")
-    amount = amount if rng.random() < optional else []
+    amount = tagged(f"{product.amount}{unit}", "size") if rng.random() < optional else []
     filler = tagged(rng.choice(FILLERS), "O") if rng.random() < 0.3 else []
     orders = (
         brand + filler + color + material + kind + amount,
@@ -205,7 +205,7 @@ def relevance_row(rng: Random, noisy: bool) -> Row:
     for field in fields:
         value = getattr(wanted, field)
         query.insert(0, value if field == "brand" else value[0])
-    label = rng.choice(("exact", "substitute", "complement", "irrelevant"))
+    label = rng.choice(RELATIONS)
     if label == "exact":
         kept = {field: getattr(wanted, field) for field in fields}
         shown = replace(draw_product(rng, wanted.category, wanted.group), kind=wanted.kind, **kept)
@@ -217,23 +217,20 @@ def relevance_row(rng: Random, noisy: bool) -> Row:
     else:
         shown = draw_product(rng, rng.choice([name for name in CATALOGUE if name != wanted.category]))
     if noisy:
-        label = rng.choice(("exact", "substitute", "complement", "irrelevant"))
+        label = rng.choice(RELATIONS)
     return {"query": " ".join(query).lower(), "title": text_of(title(rng, shown)), "label": label}
 
 
 def match_row(rng: Random, noisy: bool) -> Row:
     """Draw two offers: of one product in other words and another order (1), or of two similar products (0)."""
-    left = draw_product(rng)
+    left = right = draw_product(rng)
     label = rng.randrange(2)
-    right = left
     if label == 0:
         for field in rng.sample(("kind", "brand", "color", "material"), rng.randint(2, 4)):
             right = change(rng, right, field)
-    row = {
-        "left": text_of(title(rng, left, optional=1.0)),
-        "right": text_of(title(rng, right, short=rng.random() < 0.5, optional=1.0)),
-    }
-    return {**row, "label": rng.randrange(2) if noisy else label}
+    left_text = text_of(title(rng, left, optional=1.0))
+    right_text = text_of(title(rng, right, short=rng.random() < 0.5, optional=1.0))
+    return {"left": left_text, "right": right_text, "label": rng.randrange(2) if noisy else label}
 
 
 def rating_row(rng: Random, noisy: bool) -> Row:
@@ -269,14 +266,9 @@ class TaskGrammar:
     noise: float
 
     def splits(self, seed: str, held_out_rows: int) -> dict[str, list[Row]]:
-        """Draw the three splits; no input occurs twice, also when case is ignored.
+        """Draw ``train``, ``validation`` and ``test``, where only ``train`` has noisy labels.
 
-        Args:
-            seed: Seed of the task.
-            held_out_rows: Rows of the validation split, and of the test split.
-
-        Returns:
-            The rows of ``train``, ``validation`` and ``test``. Only ``train`` has noisy labels.
+        No input occurs twice, also when case is ignored.
         """
         rng = Random(seed)
         seen: set[tuple[str, ...]] = set()

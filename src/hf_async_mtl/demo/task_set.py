@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from .grammar import TASKS, Row
+from .grammar import TASKS
 
 HELD_OUT_ROWS = 250
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -63,7 +63,7 @@ tasks:
     text_columns: [tokens]
     label_column: tags
     metrics: [seqeval_f1, seqeval_accuracy]
-convergence: {{criterion: plateau, patience: 3, on_convergence: distill}}
+convergence: {{criterion: plateau, patience: 3, min_delta: 0.005, on_convergence: distill}}
 training:
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
@@ -82,36 +82,20 @@ def write_demo(folder: Path, seed: int = 0) -> Path:
     The rows, the tokenizer and the weights are a pure function of the seed. They do not depend on the clock, on hash
     order or on the global random state, which is not changed. Files of an earlier demo in the folder are overwritten.
 
-    Args:
-        folder: The folder to write to; created if it is missing.
-        seed: Seed of the rows, the weights and, in ``demo.yaml``, the training.
-
-    Returns:
-        The path of ``demo.yaml``.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_demo(Path(folder)).name
-        'demo.yaml'
+    The seed is that of the training, too. Return the path of ``demo.yaml``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
     for name, grammar in TASKS.items():
         for split, rows in grammar.splits(f"{seed}/{name}", HELD_OUT_ROWS).items():
-            write_rows(folder / name / f"{split}.jsonl", rows)
+            file = folder / name / f"{split}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
             if split == "train":
                 texts += [text for row in rows for text in grammar.texts(row)]
     write_encoder(folder / "encoder", texts, seed)
     path = folder / "demo.yaml"
     path.write_text(CONFIGURATION.format(seed=seed), encoding="utf-8", newline="\n")
     return path
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write rows as JSON lines."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
 
 def write_encoder(folder: Path, texts: list[str], seed: int) -> None:
@@ -124,10 +108,7 @@ def write_encoder(folder: Path, texts: list[str], seed: int) -> None:
         num_attention_heads=4,
         intermediate_size=256,
         max_position_embeddings=128,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
         initializer_range=0.04,
-        pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
         model = BertModel(config)

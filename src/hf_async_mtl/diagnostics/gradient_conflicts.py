@@ -13,24 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..balancing.backward import jacobian
 from ..validation import ConfigurationError
 
 
 def cosines(gradients: Tensor) -> Tensor:
-    """Return the cosine of the angle between each two gradients.
+    """Return the cosine of the angle between each two of K gradients ``[K, n]``.
 
-    Args:
-        gradients: ``[K, n]``. Their lengths do not matter, unless they are 0.
-
-    Returns:
-        ``[K, K]``, float32, symmetric, -1 to 1, with 1 on the diagonal. The row and the column of a gradient that is 0,
-        or not finite, are NaN.
-
-    Examples:
-        >>> cosines(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]))
-        tensor([[ 1., -1., nan],
-                [-1.,  1., nan],
-                [nan, nan, nan]])
+    ``[K, K]``, float32, symmetric, -1 to 1, with 1 on the diagonal. The row and the column of a gradient that is 0, or
+    not finite, are NaN.
     """
     # The autocast of training would round the products to a few digits.
     with torch.autocast(gradients.device.type, enabled=False):
@@ -88,15 +79,7 @@ class GradientConflicts:
         present = [(index, loss) for index, loss in enumerate(losses) if loss is not None]
         if not present or not self.parameters:
             return
-        sizes = [parameter.numel() for parameter in self.parameters]
-        # Filled in place, so that a large layer needs the memory of each task's gradient once.
-        gradients = self.parameters[0].new_zeros(len(present), sum(sizes), dtype=torch.float32)
-        for row, (_, loss) in zip(gradients, present, strict=True):
-            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-            for part, gradient in zip(row.split(sizes), found, strict=True):
-                if gradient is not None:
-                    part.copy_(gradient.flatten())
-        measured = cosines(gradients).double().cpu()
+        measured = cosines(jacobian([loss for _, loss in present], self.parameters)).double().cpu()
         ids = torch.tensor([index for index, _ in present])
         self._totals[:, ids[:, None], ids] += torch.stack(
             [measured.nan_to_num(0.0), (~measured.isnan()).double(), (measured < 0).double()]

@@ -17,11 +17,11 @@ Model = Callable[[dict[str, Any]], Mapping[str, Tensor]]
 class IndexBatches:
     """The batches of one process (``rank``): indices of examples, given as such or by their number.
 
-    All processes have the same number of batches. In the last one, a process without an example of its own repeats one
-    of another process.
+    Several processes have the batches of one between them, so that their logits are the same to the last digit. All
+    have the same number of batches: in the last one, a process without an example repeats one of another process.
 
     >>> list(IndexBatches(5, batch_size=2)), list(IndexBatches(5, batch_size=2, rank=1, num_ranks=2))
-    ([[0, 1], [2, 3], [4]], [[1, 3], [4]])
+    ([[0, 1], [2, 3], [4]], [[2, 3], [4]])
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class IndexBatches:
         step = self.batch_size * self.num_ranks
         for start in range(0, len(self.order), step):
             shared = self.order[start : start + step]
-            own = shared[self.rank :: self.num_ranks]
+            own = shared[self.rank * self.batch_size :][: self.batch_size]
             yield [int(index) for index in (own if len(own) else shared[:1])]
 
 
@@ -69,11 +69,7 @@ def iterate_logits(
     """
     # A loader draws a seed for its workers: from a generator of its own, not from the global one.
     loader = DataLoader(
-        examples,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=torch.Generator(),
+        examples, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, generator=torch.Generator()
     )
     for batch in loader:
         batch.pop("labels", None)

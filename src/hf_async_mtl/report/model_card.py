@@ -47,49 +47,31 @@ _HUB_METRICS = {
 class RunCard:
     """The content of a model card.
 
-    Args:
-        model_name: Name of the model or its repository, such as ``user/model``.
-        tasks: The task configurations, by name, with their labels resolved.
-        report: The content of ``convergence.json``.
-        results: The content of ``all_results.json``: ``eval_<task>_<metric>``, ``test_<task>_<metric>`` and the
-            averages. A missing value, None and NaN are shown as a dash.
-        encoder: Hub id or folder of the pretrained encoder. Only the last name of a folder is published. A relative
-            folder that does not exist in the working directory is read as a Hub id.
-        training: Settings to show, by name; values may be nested. Absolute paths are cut to their last name.
-        data: The ``data`` sections of the tasks. Only Hub datasets (``hub``, ``name``) are published.
-        rows: Task -> ``train`` and ``validation`` -> number of rows.
-        versions: Package -> version.
-
-    Examples:
-        >>> from hf_async_mtl.modeling.configuration_multitask import TaskConfig
-        >>> task = TaskConfig(type="classification", text_columns=["title"], label_names=["toy", "tool"])
-        >>> history = {"phase": "learning", "converged_step": None, "teacher_value": 0.8, "teacher_step": 10,
-        ...            "best": 0.8, "best_step": 10, "last": 0.8, "history": [[10, 0.8]]}
-        >>> report = {"step": 10, "average": 0.8, "tasks": {"category": history}, "events": []}
-        >>> card = RunCard("user/model", {"category": task}, report, {}, encoder="google-bert/bert-base-uncased")
-        >>> card.to_model_card().data.base_model
-        'google-bert/bert-base-uncased'
+    Of folders, only the last name is published, and of the data only what is on the Hub. A relative folder that does
+    not exist in the working directory is read as a Hub id. A missing result, None and NaN are shown as a dash.
     """
 
-    model_name: str
-    tasks: Mapping[str, TaskConfig]
-    report: Mapping[str, Any]
-    results: Mapping[str, Any]
-    encoder: str
-    training: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    model_name: str  # or that of its repository, such as ``user/model``
+    tasks: Mapping[str, TaskConfig]  # with their labels
+    report: Mapping[str, Any]  # the content of ``convergence.json``
+    results: Mapping[str, Any]  # the content of ``all_results.json``
+    encoder: str  # Hub id or folder
+    training: Mapping[str, Any] = field(default_factory=dict)  # settings to show, which may be nested
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the ``data`` sections of the tasks
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # task -> split -> number of rows
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
     def to_model_card(self) -> ModelCard:
         """Return the card, with its metadata; ``save(path)`` writes it."""
         phases = [task["phase"] for task in self.report["tasks"].values()]
-        example_task, example_inputs = self._example()
+        # A task whose input is a plain call of the tokenizer.
+        plain = next((name for name, task in self.tasks.items() if TASK_TYPES[task.type].problem_type), None)
         card: ModelCard = ModelCard.from_template(
             self.metadata(),
             template_path=str(TEMPLATE),
             title=_last_name(self.model_name),
-            model_id=without_folder(self.model_name),
+            # Only the last name of an absolute path: local folders stay private.
+            model_id=_last_name(self.model_name) if _is_absolute(self.model_name) else self.model_name,
             encoder=_last_name(self.encoder) if self.base_model is None else self.encoder,
             encoder_url=None if self.base_model is None else f"https://huggingface.co/{self.base_model}",
             task_count=len(self.tasks),
@@ -116,8 +98,8 @@ class RunCard:
             notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
             # The final model is merged; a checkpoint is not.
             has_lora="lora" in self.training and "final" not in self.report,
-            example_task=example_task,
-            example_inputs=example_inputs,
+            example_task=plain,
+            example_inputs=TASK_TYPES[self.tasks[plain].type].tokenizer_call(self.tasks[plain]) if plain else "",
         )
         return card
 
@@ -172,13 +154,6 @@ class RunCard:
                     )
         return results
 
-    def _example(self) -> tuple[str | None, str]:
-        """Return a task whose input is a plain call of the tokenizer, and that call."""
-        for name, task in self.tasks.items():
-            if TASK_TYPES[task.type].problem_type is not None:
-                return name, TASK_TYPES[task.type].tokenizer_call(task)
-        return None, ""
-
     def _tasks_table(self) -> str:
         rows = [
             [_code(name), task.type.replace("_", " "), _inputs(task), _labels(task)]
@@ -229,13 +204,7 @@ _MODEL_ID = re.compile(r'from_pretrained\("([^"]+)"')
 
 
 def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]] | None = None) -> None:
-    """Write a card.
-
-    Args:
-        path: The path of ``README.md``.
-        card: The content.
-        metadata: Further keys of the YAML block, such as ``license``; a value is added to a list that the card has.
-    """
+    """Write ``README.md``, with further keys of its metadata; a value is added to a list that the card has."""
     rendered = card.to_model_card()
     for key, value in (metadata or {}).items():
         known = getattr(rendered.data, key, None)
@@ -245,15 +214,7 @@ def write_card(path: Path, card: RunCard, metadata: Mapping[str, str | list[str]
 
 
 def card_for_repository(card: str, repository: str) -> str:
-    """Return a generated card with the id of the repository that it is pushed to.
-
-    Args:
-        card: The text of ``README.md``, as `write_card` wrote it.
-        repository: Such as ``user/model``.
-
-    Returns:
-        The card; a card that its author has edited is unchanged.
-    """
+    """Return a generated card with the id of the repository that it is pushed to; an edited card is unchanged."""
     body, _, _ = card.rpartition(_SIGNATURE.partition("{")[0])
     found = _MODEL_ID.search(body)
     if found is None or _signed(body) != card:
@@ -296,11 +257,9 @@ def _code(text: object) -> str:
 
 def _inputs(task: TaskConfig) -> str:
     if isinstance(task.text_columns, Mapping):
-        prompt, choices = (
-            ", ".join(_code(column) for column in task.text_columns[key]) for key in ("prompt", "choices")
-        )
+        prompt, choices = (", ".join(map(_code, task.text_columns[key])) for key in ("prompt", "choices"))
         return f"{prompt} with each of {choices}"
-    return ", ".join(_code(column) for column in task.text_columns)
+    return ", ".join(map(_code, task.text_columns))
 
 
 def _labels(task: TaskConfig) -> str:
@@ -322,11 +281,6 @@ def _setting(value: object) -> str:
     if isinstance(value, Path) or (isinstance(value, str) and _is_absolute(value)):
         return _code(_last_name(str(value)))
     return _code(value) if isinstance(value, str) else str(value)
-
-
-def without_folder(text: str) -> str:
-    """Return the last name of an absolute path, which keeps local folders private; other text is unchanged."""
-    return _last_name(text) if _is_absolute(text) else text
 
 
 def _is_absolute(text: str) -> bool:

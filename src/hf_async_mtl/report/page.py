@@ -25,47 +25,32 @@ Column = tuple[str, str]
 
 
 def make_page(report: Mapping[str, Any], title: str) -> str:
-    """Return the page of a finished or running run.
-
-    Args:
-        report: The content of ``convergence.json``.
-        title: The title of the page.
-
-    Returns:
-        HTML with embedded styles and plots.
-    """
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=False)
+    """Return the HTML page of a finished or running run, with embedded styles and plots."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
     final = report.get("final")
     columns, rows = _tasks(report)
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
+    average = "average of the saved checkpoint" if final else "current average"
+    curves = [(name, _image(plot_curves, {**report, "tasks": {name: task}})) for name, task in report["tasks"].items()]
+    conflicts = report.get("conflicts") if len(report["tasks"]) > 1 else None
     return environment.get_template(TEMPLATE.name).render(
         title=title,
         status=f"The saved checkpoint is that of step {final['step']}." if final else "The run is not finished.",
         figures=[
-            (
-                "average of the saved checkpoint" if final else "current average",
-                value_text((final or report)["average"]),
-            ),
+            (average, value_text((final or report)["average"])),
             ("tasks converged", f"{converged} of {len(report['tasks'])}"),
             ("steps made", str(report["step"])),
         ],
         task_columns=columns,
         task_rows=rows,
-        curves=[(name, _image(plot_curves, _alone(report, name))) for name in report["tasks"]],
+        curves=curves,
         event_columns=[("step", "number"), ("task", ""), ("event", ""), ("teacher of step", "number")],
         event_rows=[
-            [
-                event["step"],
-                event["task"],
-                _EVENTS[event["event"]],
-                step_text(event.get("teacher_step")),
-            ]
+            [event["step"], event["task"], _EVENTS[event["event"]], step_text(event.get("teacher_step"))]
             for event in report["events"]
         ],
         retention=_image(plot_retention, report) if final else None,
-        conflicts=_image(plot_conflicts, report["conflicts"])
-        if report.get("conflicts") and len(report["tasks"]) > 1
-        else None,
+        conflicts=_image(plot_conflicts, conflicts) if conflicts else None,
     )
 
 
@@ -82,11 +67,6 @@ def _tasks(report: Mapping[str, Any]) -> tuple[list[Column], list[list[Any]]]:
         rows.append([(name, task["metric"]), value_text(end["value"]), *kept, value_text(task["best"]), *steps])
         rows[-1].append(task["phase"])
     return columns, rows
-
-
-def _alone(report: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the report with one task only."""
-    return {**report, "tasks": {name: report["tasks"][name]}}
 
 
 def _image(plot: Any, content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Plots of a run, from the content of ``convergence.json``."""
+"""Plots of a finished or running run, from the content of its ``convergence.json``."""
 
 from __future__ import annotations
 
@@ -29,15 +29,7 @@ _DPI = 130
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw all plots for which a report has data into ``folder/plots``.
-
-    Args:
-        report: The content of ``convergence.json`` of a finished or running run.
-        folder: The folder of the run.
-
-    Returns:
-        The files.
-    """
+    """Draw all plots for which a report has data into ``folder/plots``, and return the files."""
     drawn = [folder / "plots" / "curves.png"]
     plot_curves(report, drawn[0])
     if "final" in report:
@@ -54,10 +46,6 @@ def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
 
     The color of a curve is the phase of its task. A convergence is a dotted line. The teacher is a star and a dashed
     line at its value; the saved checkpoint of a finished run is a diamond. Evaluations without a value are skipped.
-
-    Args:
-        report: The content of ``convergence.json`` of a finished or running run.
-        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
     """
     tasks = report["tasks"]
     columns = len(tasks) if len(tasks) <= 3 else 2 if len(tasks) == 4 else 3
@@ -87,15 +75,7 @@ def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
 
 
 def plot_retention(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
-    """Draw the retention (final value divided by best value) of each task as a bar, in the order of the tasks.
-
-    Args:
-        report: The content of ``convergence.json`` of a finished run.
-        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
-
-    Raises:
-        ValueError: The run is not finished.
-    """
+    """Draw the retention (final value divided by best value) of each task of a finished run as a bar."""
     if "final" not in report:
         raise ValueError(
             "A plot of retention needs a finished run, and this report has no 'final'. Plot its curves instead."
@@ -129,10 +109,6 @@ def plot_conflicts(conflicts: Mapping[str, Any], path: str | Path | BinaryIO) ->
 
     Each pair has one cell; a pair that was never measured is gray. The color scale is symmetric and ends at the largest
     absolute cosine, or at 0.2 if that is greater.
-
-    Args:
-        conflicts: ``tasks``, and ``cosines`` with one row and one column per task; None if unknown.
-        path: The PNG file to write, in a folder that is created if needed; or a binary file for an SVG.
     """
     tasks = conflicts["tasks"]
     cosines = np.array(conflicts["cosines"], dtype=float)
@@ -219,6 +195,7 @@ def _shorten(text: str, length: int) -> str:
 
 
 def _save(figure: Figure, path: str | Path | BinaryIO) -> None:
+    """Write a PNG file, in a folder that is created if needed; or an SVG to a binary file."""
     FigureCanvasAgg(figure)  # pyplot could choose a backend that needs a display
     if not isinstance(path, str | Path):
         figure.savefig(path, format="svg")

@@ -22,27 +22,9 @@ _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Table:
-    """Return the state of each task after an evaluation.
-
-    Args:
-        report: The content of ``convergence.json``.
-        epoch: The current epoch, for the title; None: not shown.
-
-    Returns:
-        One row per task: phase, step of convergence, monitored metric, its current value, its best value and the step
-        of the best value. The title has the step, the epoch and the average.
-
-    Examples:
-        >>> task = {"type": "classification", "metric": "f1", "phase": "learning", "converged_step": None,
-        ...         "best": 0.8, "best_step": 200, "last": 0.75}
-        >>> table = progress_table({"step": 300, "average": 0.75, "tasks": {"match": task}})
-        >>> table.row_count
-        1
-    """
-    title = [f"step {report['step']}"]
-    if epoch is not None:
-        title.append(f"epoch {epoch:.2f}")
-    title.append(f"average {value_text(report['average'])}")
+    """Return the state of each task after an evaluation, with the monitored metric now and at its best."""
+    shown = [] if epoch is None else [f"epoch {epoch:.2f}"]
+    title = [f"step {report['step']}", *shown, f"average {value_text(report['average'])}"]
     table = _table(title, words=["task", "phase", "metric"], numbers=["now", "best", "at step", "converged"])
     for name, task in report["tasks"].items():
         at_best = task["last"] is not None and task["last"] == task["best"]
@@ -61,11 +43,6 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
 def progress_line(report: Mapping[str, Any], max_steps: int, seconds: float) -> str:
     """Return the progress of a run in one line, for a log.
 
-    Args:
-        report: The content of ``convergence.json``.
-        max_steps: The steps of the run.
-        seconds: The time since the start of the run.
-
     Examples:
         >>> tasks = {"match": {"converged_step": 200}, "stars": {"converged_step": None}}
         >>> progress_line({"step": 300, "average": 0.75, "tasks": tasks}, max_steps=1200, seconds=65)
@@ -80,18 +57,9 @@ def progress_line(report: Mapping[str, Any], max_steps: int, seconds: float) -> 
 
 
 def final_table(report: Mapping[str, Any]) -> Table:
-    """Return how much of each task's best value the saved checkpoint retains.
+    """Return how much of each task's best value the saved checkpoint of a finished run retains.
 
-    Args:
-        report: The content of ``convergence.json`` of a finished run.
-
-    Returns:
-        One row per task: monitored metric, its value in the saved checkpoint, its best value in the run and the step of
-        that value, the step of convergence, and the retention (final value divided by best value). If the run was
-        evaluated before its first step, also the value at that time.
-
-    Raises:
-        ValueError: The run is not finished.
+    If the run was evaluated before its first step, the table also has the values at that time.
     """
     if "final" not in report:
         raise ValueError("A final table needs a finished run, and this report has no 'final'. Use progress_table.")
@@ -119,18 +87,8 @@ def final_table(report: Mapping[str, Any]) -> Table:
 def render(renderable: RenderableType, file: TextIO) -> str:
     """Return the text of a table for a file; the caller writes it (with ``tqdm.write`` beside a progress bar).
 
-    Args:
-        renderable: A table, or another object that rich can print.
-        file: The destination. The text for a terminal has colors and the width of the terminal; the text for a pipe or
-            a file is plain ASCII of at most 100 columns, without trailing blanks.
-
-    Returns:
-        The text, without a last line break.
-
-    Examples:
-        >>> import io
-        >>> render("step 300", io.StringIO())
-        'step 300'
+    The text for a terminal has colors and the width of the terminal; the text for a pipe or a file is plain ASCII of at
+    most 100 columns. It has no trailing blanks and no last line break.
     """
     console = Console(file=file, force_jupyter=False, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
