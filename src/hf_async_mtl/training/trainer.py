@@ -197,8 +197,6 @@ class AsyncMTLTrainer(Trainer):
         self.controller.finish(self.checkpoint.final_step(self.state), self.evaluate)
         return result
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -292,8 +290,6 @@ class AsyncMTLTrainer(Trainer):
         """Run the model over the rows of one set; see `iterate_over_ranks`."""
         model = self.model_wrapped if self.is_deepspeed_enabled else self.model
         return iterate_over_ranks(model, dataset, self.data_collator, self.args, self.accelerator)
-
-    # -- what a run leaves --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
         """Return the content of ``convergence.json``."""
