@@ -17,16 +17,38 @@ from transformers import AutoTokenizer
 
 from hf_async_mtl import ConfigurationError, MultiTaskModel
 from hf_async_mtl.cli.config_file import load_config
+from hf_async_mtl.data.collator import PaddedCollator
 from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.loading import load_splits
-from hf_async_mtl.data.tokenization import encode
+from hf_async_mtl.data.tokenization import encode, token_counts
 from hf_async_mtl.export import onnx as export
-from hf_async_mtl.export.onnx import TOLERANCE, export_onnx, onnx_logits, open_session
+from hf_async_mtl.export.onnx import TOLERANCE, export_onnx, open_session, run_graph
 from hf_async_mtl.export.onnx_module import OnnxModule
+from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 from hf_async_mtl.metrics import compute
+from hf_async_mtl.modeling.heads import HEADS
 from hf_async_mtl.tasks.registry import TASK_TYPES
 
 ALL = tuple(task_configs())
+
+
+def onnx_logits(session: Any, examples: TaskDataset, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
+    """Return the logits of each tokenized example, as `TaskType.predictions` takes them."""
+    counts, name, head = token_counts(examples.rows), examples.name, HEADS[examples.task.type]
+
+    def forward(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        logits = run_graph(session, [name], batch)[name]
+        if head.unit == "token":
+            logits = logits[batch["attention_mask"].bool()]
+        return {name: logits.unflatten(0, (len(batch["segment_counts"]), -1)) if head.has_choices else logits}
+
+    # Rows of similar length share a batch, so that little is padding.
+    batches = IndexBatches(np.argsort(-counts, kind="stable"), batch_size)
+    found: list[np.ndarray] = [np.empty(0)] * len(examples)
+    for indices, logits in iterate_logits(forward, examples, PaddedCollator(tokenizer), batches):
+        for index, own in split_by_example(indices, logits[name], counts if head.unit == "token" else None):
+            found[index] = own
+    return found
 
 
 def wide(model: MultiTaskModel) -> MultiTaskModel:

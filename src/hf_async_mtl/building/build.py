@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from logging import LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,31 +127,21 @@ def inherit_labels(name: str, task: TaskConfig, trained: TaskConfig) -> TaskConf
     return dataclasses.replace(task, label_names=known, target_mean=trained.target_mean, target_std=trained.target_std)
 
 
-# Weights
-
-
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    # The report is about weights that the checkpoint has in excess, such as those of the pooler.
-    with _load_report_hidden():
+    def is_shown(record: LogRecord) -> bool:
+        # The report is about weights that the checkpoint has in excess, such as those of the pooler.
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(is_shown)
+    try:
         encoder, info = encoder_class.from_pretrained(
             source, output_loading_info=True, **without_pooler(encoder_class), **kwargs
         )
-    _check_complete(source, info)
-    return encoder
-
-
-@contextmanager
-def _load_report_hidden() -> Iterator[None]:
-    logger = logging.get_logger("transformers.modeling_utils")
-
-    def is_shown(record: LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger.addFilter(is_shown)
-    try:
-        yield
     finally:
         logger.removeFilter(is_shown)
+    _check_complete(source, info)
+    return encoder
 
 
 def _load_trained(

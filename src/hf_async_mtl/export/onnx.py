@@ -16,11 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..building.build import position_limit
-from ..data.collator import PaddedCollator
-from ..data.dataset import TaskDataset
-from ..data.tokenization import token_counts
-from ..inference.logits import IndexBatches, iterate_logits, split_by_example
-from ..modeling.heads import HEADS
+from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..validation import ConfigurationError
 from .onnx_module import OnnxModule
@@ -177,22 +173,3 @@ def run_graph(session: Any, tasks: Sequence[str], batch: Mapping[str, Tensor]) -
     wanted = [item.name for item in session.get_inputs()]
     found = session.run(list(tasks), {name: inputs[name] for name in wanted})
     return {name: torch.from_numpy(logits) for name, logits in zip(tasks, found, strict=True)}
-
-
-def onnx_logits(session: Any, examples: TaskDataset, tokenizer: Any, batch_size: int = 32) -> list[np.ndarray]:
-    """Return the logits of each tokenized example, as `TaskType.predictions` takes them."""
-    counts, name, head = token_counts(examples.rows), examples.name, HEADS[examples.task.type]
-
-    def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
-        logits = run_graph(session, [name], batch)[name]
-        if head.unit == "token":
-            logits = logits[batch["attention_mask"].bool()]
-        return {name: logits.unflatten(0, (len(batch["segment_counts"]), -1)) if head.has_choices else logits}
-
-    # Rows of similar length share a batch, so that little is padding.
-    batches = IndexBatches(np.argsort(-counts, kind="stable"), batch_size)
-    found: list[np.ndarray] = [np.empty(0)] * len(examples)
-    for indices, logits in iterate_logits(forward, examples, PaddedCollator(tokenizer), batches):
-        for index, own in split_by_example(indices, logits[name], counts if head.unit == "token" else None):
-            found[index] = own
-    return found
