@@ -452,6 +452,17 @@ def test_resume_from_what_is_no_checkpoint_is_refused(pair, tmp_path, checkpoint
     assert not (tmp_path / "out").exists()
 
 
+def test_resume_of_a_run_of_version_1_is_refused(pair, tmp_path):
+    """The run began again at step 0, in the folder of the old one, and replaced what was there."""
+    checkpoint = tmp_path / "out" / "checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    state = checkpoint / "trainer_state.json"
+    state.write_text(json.dumps({"global_step": 8, "stateful_callbacks": {"ConvergenceCallback": {}}}))
+    message = refused("train", pair, "--output-dir", tmp_path / "out", "--resume")
+    assert "was written by version 0.1" in message
+    assert [path.name for path in checkpoint.iterdir()] == [state.name]
+
+
 def test_resume_with_other_tasks_is_refused(bundle, pair_run, tmp_path):
     """Weights and phases of other tasks must not be taken for these."""
     options = ["--output-dir", tmp_path / "out", "--resume", pair_run / "checkpoint-8"]

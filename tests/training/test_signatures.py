@@ -16,7 +16,7 @@ from hf_async_mtl.training.callbacks import RunCallback, TableCallback
 SOURCES = sorted(Path(hf_async_mtl.training.__file__).parent.glob("*.py"))
 REFUSED = {"hyperparameter_search"}
 # What upstream calls by these names, and what we call of upstream.
-OVERRIDDEN_SEAMS = {"_get_train_sampler", "_save", "_save_checkpoint"}
+OVERRIDDEN_SEAMS = {"_get_grad_norm", "_get_train_sampler", "_save", "_save_checkpoint"}
 CALLED_SEAMS = {
     # Of `TrainingArguments`.
     "_n_gpu",

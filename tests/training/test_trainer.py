@@ -227,6 +227,16 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert different(before, weights(trainer)) == []
 
 
+def test_a_gradient_whose_norm_overflows_ends_the_run(tmp_path: Path) -> None:
+    """Bug: clipping by an infinite norm makes every gradient 0, and what is checked after it looks finite."""
+    trainer = tiny_trainer(tmp_path, PAIR)
+    before = weights(trainer)
+    next(trainer.model.encoder.parameters()).register_hook(lambda gradient: gradient * 0 + 1e30)
+    with pytest.raises(FloatingPointError, match="its norm is inf, though every loss is finite, at step 1, before any"):
+        trainer.train()
+    assert different(before, weights(trainer)) == []
+
+
 def test_a_loss_that_is_not_finite_writes_no_checkpoint(tmp_path: Path) -> None:
     """Bug: where the log is rare, useless weights are evaluated, kept as a teacher's, and saved to resume from."""
     trainer = tiny_trainer(tmp_path, PAIR, logging_steps=100, eval_steps=2, num_train_epochs=4)

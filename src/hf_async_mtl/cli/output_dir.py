@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..training.checkpoint_files import STATE_FILE, read_state
+from ..training.checkpoint_files import STATE_FILE, is_of_version_1, read_state
 from ..utils import nearest_existing
 from ..validation import ConfigurationError
 
@@ -38,6 +38,12 @@ def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
         raise ConfigurationError(
             f"`--resume` must name a complete checkpoint; {resume} has no {STATE_FILE}. Without a name, it "
             "takes the newest complete one of the output folder."
+        )
+    old = next((path for path in sorted(output_dir.glob("checkpoint-*")) if is_of_version_1(path)), None)
+    if resume is True and old is not None:
+        raise ConfigurationError(
+            f"`--resume` needs a checkpoint of this version; {old} was written by version 0.1, whose runs cannot be "
+            "resumed. Choose another folder with --output-dir, or continue with the version that began the run."
         )
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise ConfigurationError(

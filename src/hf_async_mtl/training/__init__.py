@@ -1,1 +1,1 @@
-"""Training: our arguments, callbacks and the thin Trainer that joins the rooms."""
+"""The Trainer, its arguments and its collaborators."""

@@ -82,12 +82,8 @@ class RunCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check that the update is finite, and freeze what is not in the loss.
-
-        Without a gradient there is neither momentum nor weight decay.
-        """
+        """Freeze what is not in the loss: without a gradient there is neither momentum nor weight decay."""
         model, in_loss = kwargs["model"], self.loss.schedule.in_loss(state.global_step)
-        self.loss.finite.check(self.loss.accelerator, state.global_step, model.parameters())
         if not any(in_loss.values()):
             model.zero_grad(set_to_none=True)
         for task, is_in_loss in in_loss.items():

@@ -48,6 +48,12 @@ def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     return {int(step): path for step, path in numbered.items() if step.isdigit() and read_state(path) is not None}
 
 
+def is_of_version_1(checkpoint: Path) -> bool:
+    """Return whether version 0.1 wrote a checkpoint, which had its state among the Trainer's callbacks."""
+    state = read_trainer_state(checkpoint) or {}
+    return read_state(checkpoint) is None and "ConvergenceCallback" in state.get("stateful_callbacks", {})
+
+
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, or None."""
     complete = complete_checkpoints(output_dir)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 _NAMED = 10
 
@@ -24,14 +22,22 @@ class FiniteCheck:
         """Add losses ``[B]`` of the next optimizer step, with the indices ``[B]`` of the examples."""
         self._added.append((task, losses.detach(), indices))
 
-    def check(self, accelerator: Accelerator, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise unless the update may be made; all ranks call this together."""
+    def check(self, accelerator: Accelerator, step: int, gradient_norm: float) -> None:
+        """Raise unless the update may be made; all ranks call this together.
+
+        Args:
+            accelerator: The trainer's.
+            step: Number of optimizer steps made so far.
+            gradient_norm: Norm of the whole gradient before it was clipped, the same on all ranks.
+
+        Raises:
+            FloatingPointError: A loss or the gradient is not finite.
+        """
         added, self._added = self._added, []
         losses = torch.cat([losses.float() for _, losses, _ in added]) if added else torch.zeros(1)
         wrong = accelerator.reduce((~losses.isfinite()).sum().to(accelerator.device), "sum")
         # float16's loss scale is found by trial: its gradients overflow by design, and are not applied.
-        norm = _gradient_norm(parameters) if accelerator.scaler is None else 0.0
-        if not wrong and math.isfinite(norm):
+        if not wrong and (math.isfinite(gradient_norm) or accelerator.scaler is not None):
             return
         found = gather_object(
             [
@@ -42,15 +48,9 @@ class FiniteCheck:
             ]
         )
         raise FloatingPointError(
-            f"{_requirement(found, norm)} at step {step + 1}, before any weight was changed. Look at these rows, lower "
-            "the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
+            f"{_requirement(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these rows, "
+            "lower the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
         )
-
-
-def _gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Return the norm of all gradients, the same on all ranks."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _requirement(found: list[tuple[str, int, float]], gradient_norm: float) -> str:

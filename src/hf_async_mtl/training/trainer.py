@@ -171,6 +171,12 @@ class AsyncMTLTrainer(Trainer):
             logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
         super().log(logs, start_time)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm before clipping, once the losses and the gradient of the step are known to be finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.batch_loss.finite.check(self.accelerator, self.state.global_step, float(norm))
+        return norm
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer, with the heads in groups of their own if they have their own learning rate."""
         is_new, rate = self.optimizer is None, self.args.head_learning_rate
