@@ -48,8 +48,8 @@ class FiniteCheck:
             ]
         )
         raise FloatingPointError(
-            f"{_requirement(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these rows, "
-            "lower the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
+            f"{_requirement(found, gradient_norm)} at step {step + 1}, before any weight was changed. Look at these "
+            "rows, lower the learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
         )
 
 
