@@ -39,8 +39,9 @@ def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
             f"`--resume` must name a complete checkpoint; {resume} has no {STATE_FILE}. Without a name, it "
             "takes the newest complete one of the output folder."
         )
-    old = next((path for path in sorted(output_dir.glob("checkpoint-*")) if is_of_version_1(path)), None)
-    if resume is True and old is not None:
+    checkpoints = sorted(output_dir.glob("checkpoint-*")) if resume is True else []
+    old = next(filter(is_of_version_1, checkpoints), None)
+    if old is not None:
         raise ConfigurationError(
             f"`--resume` needs a checkpoint of this version; {old} was written by version 0.1, whose runs cannot be "
             "resumed. Choose another folder with --output-dir, or continue with the version that began the run."
