@@ -186,7 +186,7 @@ def python(
         folder: Where it runs, and keeps what it has read.
         address: Of the Hub.
         *arguments: Of Python.
-        executable: Which Python: that of these tests, where absent.
+        executable: Which Python; default: that of these tests.
         **variables: Of its environment.
     """
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundles import bundle_config, write_config, write_data
 from safetensors.torch import load_file
+from task_sets import task_set_config, write_config, write_data
 from tiny import task_configs, tiny_encoder
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +19,8 @@ TRAIN = ROOT / "scripts" / "train.py"
 LAUNCH = ROOT / "scripts" / "configs" / "launch"
 
 
-def write_exact_bundle(folder: Path, tasks: Sequence[str] | None = None, rows: int = 25, **training: Any) -> Path:
-    """A bundle in which a run on several processes can equal one: no dropout, and an update linear in the gradient.
+def write_exact_task_set(folder: Path, tasks: Sequence[str] | None = None, rows: int = 25, **training: Any) -> Path:
+    """A task set without dropout and with an update linear in the gradient: runs on several processes can equal one.
 
     25 rows a task divide by no number of processes or batches here; all tasks converge in the 24 steps.
     """
@@ -28,7 +28,7 @@ def write_exact_bundle(folder: Path, tasks: Sequence[str] | None = None, rows: i
     folder.mkdir(parents=True, exist_ok=True)
     tiny_encoder(folder / "encoder", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     write_data(folder, tasks, rows)
-    config = bundle_config(tasks)
+    config = task_set_config(tasks)
     config["training"].update(optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_steps=24)
     config["training"].update(training)
     return write_config(folder, config)

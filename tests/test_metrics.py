@@ -287,7 +287,7 @@ def test_lengths_must_agree(predictions, references):
             task("regression", metrics=["mse", "pearson"]),
             (
                 "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is "
-                "better when smaller. Put pearson or spearman before it."
+                "better when smaller. Name pearson or spearman before it."
             ),
         ),
     ],

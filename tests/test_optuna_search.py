@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import write_bundle
 from runs import tiny_trainer
+from task_sets import write_task_set
 
 from hf_async_mtl import ConfigurationError
 
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "examples" / "optuna_search.py"
 
 def test_the_example_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Bug: the example names what is gone, its trials share a folder, or its score is not that of the final weights."""
-    config, runs = write_bundle(tmp_path), tmp_path / "search"
+    config, runs = write_task_set(tmp_path), tmp_path / "search"
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(config), "--trials", "2", "--output-dir", str(runs)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     reports = [json.loads((runs / f"trial-{number}" / "convergence.json").read_text()) for number in range(2)]

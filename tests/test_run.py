@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import write_bundle
+from task_sets import write_task_set
 
 from hf_async_mtl import AsyncMTLTrainer, load_run
 from hf_async_mtl.validation import ConfigurationError
@@ -18,7 +18,7 @@ class OwnTrainer(AsyncMTLTrainer):
 def test_a_run_in_a_notebook(tmp_path: Path) -> None:
     """Bug: what the command line builds from a file can be built in Python only by copying its code."""
     overrides = ["training.max_steps=2", "training.eval_steps=2", "training.save_steps=2"]
-    run = load_run(write_bundle(tmp_path), overrides, tmp_path / "out")
+    run = load_run(write_task_set(tmp_path), overrides, tmp_path / "out")
     assert list(run.tasks) == list(run.train_dataset) == list(run.eval_dataset) == list(run.test_dataset)
     assert run.tasks["polarity"].label_names == ["neg", "pos"]
     trainer = run.trainer(OwnTrainer)
@@ -31,7 +31,7 @@ def test_a_run_in_a_notebook(tmp_path: Path) -> None:
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
     """Bug: `training.output_dir` of the file is passed over, or a run has no folder."""
-    path = write_bundle(tmp_path)
+    path = write_task_set(tmp_path)
     assert load_run(path).args.output_dir == str(Path("runs", path.stem))
     assert load_run(str(path), [f"training.output_dir={tmp_path / 'own'}"]).args.output_dir == str(tmp_path / "own")
 
@@ -39,7 +39,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 def test_a_wrong_run_is_refused(tmp_path: Path) -> None:
     """Bug: in Python, a slip is a traceback from within."""
     with pytest.raises(ConfigurationError, match="nearest known key is `patience`"):
-        load_run(write_bundle(tmp_path), ["convergence.patiens=1"])
+        load_run(write_task_set(tmp_path), ["convergence.patiens=1"])
 
 
 def test_keys_and_values_are_checked_without_torch(tmp_path: Path) -> None:

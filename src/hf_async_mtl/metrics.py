@@ -245,7 +245,7 @@ def check_metric(name: str, task: TaskConfig) -> None:
         better = [other for other in TASK_TYPES[task.type].metrics if METRICS[other].greater_is_better]
         raise ConfigurationError(
             f"The first of `metrics` is the monitored one and must be better when greater; found {name!r}, which is "
-            f"better when smaller. Put {' or '.join(better)} before it."
+            f"better when smaller. Name {' or '.join(better)} before it."
         )
 
 

@@ -193,7 +193,7 @@ def load_model(source: str) -> tuple[MultiTaskModel, Any]:
 
 
 def load_encoder(config: RunConfig, tasks: dict[str, TaskConfig]) -> MultiTaskModel:
-    """Put heads on the configured encoder, and freeze the parts that the configuration names."""
+    """Build the model from the configured encoder, and freeze the parts that the configuration names."""
     with _loading("`encoder` could not be loaded", config.encoder):
         model = MultiTaskModel.from_encoder(config.encoder, tasks, **config.model)
     if config.freeze is not None:

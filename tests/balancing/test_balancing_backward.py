@@ -21,7 +21,7 @@ COUNTS = torch.bincount(OWNERS).double()
 METHODS_AND_OVERS = [(name, over) for name, of in METHODS.items() if of.kind == "gradients" for over in of.scopes]
 
 
-class Bundle(nn.Module):
+class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 5)
@@ -47,10 +47,10 @@ ALL = torch.arange(len(OWNERS))
 HALVES = [ALL[:6], ALL[6:]]
 
 
-def model() -> Bundle:
+def model() -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return Bundle().double()
+        return Network().double()
 
 
 def make(method: str, over: str = "last_layer", **parameters: Any) -> GradientBalancer:
@@ -66,25 +66,27 @@ def split(losses: list[Tensor], other: Tensor, scale: float = 1.0, means: Tensor
     return LossSplit(losses[:3], [0, 1, 2], means, other, torch.tensor(scale))
 
 
-def groups(bundle: Bundle, idle: list[nn.Parameter] | None = None) -> ParameterGroups:
+def groups(network: Network, idle: list[nn.Parameter] | None = None) -> ParameterGroups:
     idle = idle or []
-    return ParameterGroups([*idle, *bundle.shared], [*idle, *bundle.last.parameters()], list(bundle.heads.parameters()))
+    return ParameterGroups(
+        [*idle, *network.shared], [*idle, *network.last.parameters()], list(network.heads.parameters())
+    )
 
 
 def run(
-    bundle: Bundle,
+    network: Network,
     balancer: GradientBalancer,
     rows: Tensor = ALL,
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     scale: float = 1.0,
     ranks: int = 1,
 ) -> None:
-    losses, means = bundle.losses(rows), torch.stack(bundle.losses(ALL))[:3].detach()
-    balanced_backward(split(losses, 0.7 * losses[3], scale, means), groups(bundle), balancer, reduce, ranks)
+    losses, means = network.losses(rows), torch.stack(network.losses(ALL))[:3].detach()
+    balanced_backward(split(losses, 0.7 * losses[3], scale, means), groups(network), balancer, reduce, ranks)
 
 
-def gradients(bundle: Bundle) -> dict[str, Tensor]:
-    return {name: parameter.grad for name, parameter in bundle.named_parameters() if parameter.grad is not None}
+def gradients(network: Network) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 
 def flat(parameters: Any) -> Tensor:
@@ -94,25 +96,25 @@ def flat(parameters: Any) -> Tensor:
 @pytest.mark.parametrize(("method", "over"), METHODS_AND_OVERS)
 def test_the_shared_gradient_is_the_weighted_sum(method: str, over: str) -> None:
     """Bug: the weights are found and then used on the last layer alone, or the rest of the loss is weighed too."""
-    bundle = model()
-    run(bundle, make(method, over), scale=0.25)
-    losses = bundle.losses(ALL)
-    rows = jacobian(losses, bundle.shared)
+    network = model()
+    run(network, make(method, over), scale=0.25)
+    losses = network.losses(ALL)
+    rows = jacobian(losses, network.shared)
     balancer, found = make(method, over), torch.stack(losses)[:3].detach()
     if over == "last_layer":
-        weights = balancer.weights(jacobian(losses[:3], list(bundle.last.parameters())), found, [0, 1, 2])  # type: ignore[attr-defined]
+        weights = balancer.weights(jacobian(losses[:3], list(network.last.parameters())), found, [0, 1, 2])  # type: ignore[attr-defined]
         direction = weights @ rows[:3]
     else:
         direction = balancer.direction(rows[:3], found, [0, 1, 2])
-    torch.testing.assert_close(flat(bundle.shared), 0.25 * direction + 0.7 * rows[3])
+    torch.testing.assert_close(flat(network.shared), 0.25 * direction + 0.7 * rows[3])
 
 
 @pytest.mark.parametrize(("method", "over"), METHODS_AND_OVERS)
 def test_a_head_keeps_its_own_tasks_gradient(method: str, over: str) -> None:
     """Bug: a task's weight also slows or drives its own head, where there is nothing to balance."""
-    bundle = model()
-    run(bundle, make(method, over), scale=0.25)
-    for task, (loss, head) in enumerate(zip(bundle.losses(ALL), bundle.heads, strict=True)):
+    network = model()
+    run(network, make(method, over), scale=0.25)
+    for task, (loss, head) in enumerate(zip(network.losses(ALL), network.heads, strict=True)):
         # Of three balanced tasks, each has a third: the plain mean.
         expected = jacobian([loss], list(head.parameters()))[0] * (0.7 if task == 3 else 0.25 / 3)
         torch.testing.assert_close(flat(head.parameters()), expected)
@@ -124,14 +126,14 @@ def test_two_ranks_are_one(method: str, over: str) -> None:
     whole, halves = model(), [model(), model()]
     one, two = make(method, over), [make(method, over), make(method, over)]
     for _ in range(3):
-        for bundle in (whole, *halves):
-            bundle.zero_grad()
+        for network in (whole, *halves):
+            network.zero_grad()
         run(whole, one, scale=0.25)
-        for rank, (bundle, balancer) in enumerate(zip(halves, two, strict=True)):
+        for rank, (network, balancer) in enumerate(zip(halves, two, strict=True)):
             other, parameters = halves[1 - rank], "shared" if over == "encoder" else "last"
             seen = other.shared if parameters == "shared" else list(other.last.parameters())
             theirs = jacobian(other.losses(HALVES[1 - rank])[:3], seen)
-            run(bundle, balancer, HALVES[rank], lambda own, theirs=theirs: own + theirs, scale=0.25, ranks=2)
+            run(network, balancer, HALVES[rank], lambda own, theirs=theirs: own + theirs, scale=0.25, ranks=2)
         for name, expected in gradients(whole).items():
             found = gradients(halves[0])[name] + gradients(halves[1])[name]
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
@@ -144,10 +146,10 @@ def test_the_scale_does_not_move_the_weights(method: str, over: str) -> None:
     small, large = model(), model()
     balancers = [make(method, over), make(method, over)]
     for _ in range(3):
-        for bundle, balancer, scale in zip((small, large), balancers, (1.0, 1024.0), strict=True):
-            bundle.zero_grad()
+        for network, balancer, scale in zip((small, large), balancers, (1.0, 1024.0), strict=True):
+            network.zero_grad()
             nothing = torch.zeros((), dtype=torch.float64)
-            balanced_backward(split(bundle.losses(ALL), nothing, scale), groups(bundle), balancer)
+            balanced_backward(split(network.losses(ALL), nothing, scale), groups(network), balancer)
         for name, gradient in gradients(small).items():
             torch.testing.assert_close(gradients(large)[name], 1024 * gradient, rtol=1e-6, atol=1e-8)
 
@@ -166,51 +168,51 @@ def test_gradients_add_up(method: str, over: str) -> None:
 @pytest.mark.parametrize("over", ["last_layer", "encoder"])
 def test_a_parameter_that_no_task_reaches(over: str) -> None:
     """Bug: an encoder with a pooler that nothing uses cannot be balanced."""
-    bundle = model()
+    network = model()
     idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    losses = bundle.losses(ALL)
-    balanced_backward(split(losses, losses[3]), groups(bundle, [idle]), make("mgda", over))
+    losses = network.losses(ALL)
+    balanced_backward(split(losses, losses[3]), groups(network, [idle]), make("mgda", over))
     assert idle.grad is None or not idle.grad.any()
-    assert not jacobian(bundle.losses(ALL), [idle, *bundle.last.parameters()])[:, :3].any()
+    assert not jacobian(network.losses(ALL), [idle, *network.last.parameters()])[:, :3].any()
 
 
 @pytest.mark.parametrize("over", ["last_layer", "encoder"])
 def test_frozen_heads_are_left_out(over: str) -> None:
     """Bug: a model whose heads are all frozen cannot be balanced."""
-    bundle, expected = model(), model()
-    bundle.heads.requires_grad_(False)
-    losses = bundle.losses(ALL)
-    parameters = ParameterGroups(bundle.shared, list(bundle.last.parameters()), [])
+    network, expected = model(), model()
+    network.heads.requires_grad_(False)
+    losses = network.losses(ALL)
+    parameters = ParameterGroups(network.shared, list(network.last.parameters()), [])
     balanced_backward(split(losses, 0.7 * losses[3]), parameters, make("mgda", over))
     run(expected, make("mgda", over))
-    torch.testing.assert_close(flat(bundle.shared), flat(expected.shared))
+    torch.testing.assert_close(flat(network.shared), flat(expected.shared))
 
 
 def test_without_balanced_tasks_the_rest_is_trained() -> None:
     """Bug: once all tasks have converged, or in a batch of distilled ones alone, nothing is left to stack."""
-    bundle, plain = model(), model()
-    other = bundle.losses(ALL)[3]
-    balanced_backward(LossSplit([], [], torch.zeros(0), other, torch.zeros(())), groups(bundle), make("mgda"))
+    network, plain = model(), model()
+    other = network.losses(ALL)[3]
+    balanced_backward(LossSplit([], [], torch.zeros(0), other, torch.zeros(())), groups(network), make("mgda"))
     plain.losses(ALL)[3].backward()
     for name, gradient in gradients(plain).items():
-        torch.testing.assert_close(gradients(bundle)[name], gradient)
+        torch.testing.assert_close(gradients(network)[name], gradient)
 
 
 def test_equal_weights_are_the_plain_mean() -> None:
     """Bug: balancing that does nothing differs from none. CAGrad without averseness is the mean of the losses."""
-    bundle, plain = model(), model()
-    run(bundle, make("cagrad", c=0))
+    network, plain = model(), model()
+    run(network, make("cagrad", c=0))
     losses = plain.losses(ALL)
     (torch.stack(losses)[:3].mean() + 0.7 * losses[3]).backward()
-    torch.testing.assert_close(flat(bundle.shared), flat(plain.shared))
+    torch.testing.assert_close(flat(network.shared), flat(plain.shared))
 
 
 def test_the_model_is_left_as_it_was() -> None:
     """Bug: a graph is kept, or a parameter frozen, after the call."""
-    bundle = model()
-    before = copy.deepcopy(bundle.state_dict())
-    losses = bundle.losses(ALL)
-    balanced_backward(split(losses, losses[3]), groups(bundle), make("pcgrad"))
-    assert all(torch.equal(before[name], tensor) for name, tensor in bundle.state_dict().items())
+    network = model()
+    before = copy.deepcopy(network.state_dict())
+    losses = network.losses(ALL)
+    balanced_backward(split(losses, losses[3]), groups(network), make("pcgrad"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         losses[0].backward()

@@ -74,7 +74,7 @@ def test_any_task_may_be_absent(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["uw", "imtl_l", "gradnorm", "gradvac"])
-def test_what_is_learnt_of_absent_tasks_stays(method: str) -> None:
+def test_what_is_learned_of_absent_tasks_stays(method: str) -> None:
     """Bug: state is kept by place in the batch, so that one task is weighed with another's."""
     both = (torch.tensor([2.0, 0.5]), torch.tensor([[1.0, 0.0], [-1.0, 3.0]]), [0, 2])
     other = (torch.tensor([9.0, 1.0]), torch.tensor([[5.0, 1.0], [0.0, 3.0]]), [1, 3])
@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_alike(method: str, stop: int) -> None:
     expected = [ask(whole, *batch) for batch in ahead]
     for batch in ahead[:stop]:
         ask(first, *batch)
-    # What the new one has learnt elsewhere must go.
+    # What the new one has learned elsewhere must go.
     ask(resumed, *ahead[5])
     state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
     resumed.load_state_dict(state)

@@ -112,14 +112,14 @@ def test_a_converged_task_leaves_the_balanced_set(method: str, tmp_path: Path) -
     """Bug: a distilled loss near 0 takes all weight (FAMO), or blows its own up (UW)."""
     trainer = tiny_trainer(tmp_path, TRIO, SCRIPT, balancing={"method": method}, **SETTINGS)
     balanced: list[tuple[int, tuple[int, ...]]] = []
-    weigh = type(trainer.batch_loss.balancer).weights
+    weigh = type(trainer.multi_task_loss.balancer).weights
 
-    class Seen(type(trainer.batch_loss.balancer)):  # type: ignore[misc]
+    class Seen(type(trainer.multi_task_loss.balancer)):  # type: ignore[misc]
         def weights(self, *args: Any) -> Tensor:
             balanced.append((trainer.state.global_step, tuple(args[-1])))
             return weigh(self, *args)
 
-    trainer.batch_loss.balancer.__class__ = Seen
+    trainer.multi_task_loss.balancer.__class__ = Seen
     trainer.train()
     assert trainer.schedule.phases["polarity"] == "distilling"
     assert any(0 in ids for step, ids in balanced if step < 4)
@@ -141,7 +141,7 @@ def test_a_converged_task_leaves_the_balanced_set(method: str, tmp_path: Path) -
     ids=lambda balancing: balancing["method"],
 )
 def test_a_balanced_run_resumes(balancing: dict[str, Any], tmp_path: Path) -> None:
-    """Bug: learnt weights, averages or the place in a stream of random numbers begin anew."""
+    """Bug: learned weights, averages or the place in a stream of random numbers begin anew."""
     settings = {**SETTINGS, "balancing": balancing, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     whole = tiny_trainer(tmp_path / "whole", TRIO, SCRIPT, **settings)
     whole.train()
@@ -152,9 +152,9 @@ def test_a_balanced_run_resumes(balancing: dict[str, Any], tmp_path: Path) -> No
     resumed.train(resume_from_checkpoint=True)
     assert different(weights(resumed), weights(whole)) == []
     assert log_of(resumed) == log_of(whole)
-    assert resumed.batch_loss.balancer is not None
-    assert whole.batch_loss.balancer is not None
-    assert resumed.batch_loss.balancer.state_dict() == whole.batch_loss.balancer.state_dict()
+    assert resumed.multi_task_loss.balancer is not None
+    assert whole.multi_task_loss.balancer is not None
+    assert resumed.multi_task_loss.balancer.state_dict() == whole.multi_task_loss.balancer.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_imtl_l_is_liu_et_al(rows: list[list[float]]) -> None:
 
 
 @pytest.mark.parametrize("method", ["uw", "imtl_l"])
-def test_learnt_scales_settle_at_the_inverse_of_the_loss(method: str) -> None:
+def test_learned_scales_settle_at_the_inverse_of_the_loss(method: str) -> None:
     """Bug: descent on the wrong function. Both objectives are least where the weights are 1 / l."""
     balancer = make(method, 2, learning_rate=0.1)
     for _ in range(2000):

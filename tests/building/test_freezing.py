@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config
 from commands_here import done, refused
 from families import FAMILIES, packed, random_examples, tiny_model
+from task_sets import task_set_config, write_config, write_task_set
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoModel
 
@@ -21,13 +21,13 @@ TASKS = ("polarity", "overlap", "colors")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("freezing")
-    write_bundle(folder, TASKS)
+    write_task_set(folder, TASKS)
     return folder
 
 
 def train(folder: Path, name: str, *overrides: str) -> MultiTaskModel:
     """The model that a run ends with; its last step's, whatever was best."""
-    config = {**bundle_config(TASKS)}
+    config = {**task_set_config(TASKS)}
     config["training"] |= {"load_best_model_at_end": False, "head_learning_rate": 0.01}
     path = write_config(folder, config, name)
     done("train", path, "--output-dir", folder / name, *(part for text in overrides for part in ("--set", text)))
@@ -70,7 +70,7 @@ def test_a_run_with_a_frozen_encoder(folder: Path) -> None:
     assert moved(model, folder) == set()
     report = json.loads((folder / "encoder-frozen" / "convergence.json").read_text(encoding="utf-8"))
     assert "conflicts" not in report
-    # The heads have learnt: an untrained one of polarity would not be taken for a teacher.
+    # The heads have learned: an untrained one of polarity would not be taken for a teacher.
     assert any(event["event"] == "converged" for event in report["events"])
 
 
@@ -160,7 +160,7 @@ def test_what_is_frozen_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
 )
 def test_refused(folder: Path, setting: str, words: str) -> None:
     """Bug: a freeze that cannot be is passed over, and all learns."""
-    assert words in refused("train", folder / "bundle.yaml", "--output-dir", folder / "refused", "--set", setting)
+    assert words in refused("train", folder / "config.yaml", "--output-dir", folder / "refused", "--set", setting)
     assert not (folder / "refused").exists()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import peft
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config
 from commands_here import done, refused
 from families import FAMILIES, packed, random_examples, tiny_model
 from safetensors.torch import load_file
+from task_sets import task_set_config, write_config, write_task_set
 from tiny import raw_sets, task_configs, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, pipeline
 
@@ -26,8 +26,8 @@ LORA = {"r": 4, "lora_alpha": 8}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three tasks with low-rank layers, which converge and distil."""
     folder = tmp_path_factory.mktemp("lora")
-    write_bundle(folder, TASKS)
-    config = {**bundle_config(TASKS), "lora": LORA}
+    write_task_set(folder, TASKS)
+    config = {**task_set_config(TASKS), "lora": LORA}
     config["training"] |= {"load_best_model_at_end": False, "learning_rate": 0.02}
     done("train", write_config(folder, config, "lora"), "--output-dir", folder / "run")
     return folder / "run"
@@ -50,7 +50,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_begins_as_it_was(family: str) -> None:
-    """Bug: an encoder that peft does not know is refused, or answers otherwise before anything was learnt."""
+    """Bug: an encoder that peft does not know is refused, or answers otherwise before anything was learned."""
     model = tiny_model(family)
     batch = packed(model, random_examples())
     before = model(**batch)
@@ -78,9 +78,9 @@ def test_a_run_moves_low_rank_layers_and_heads_alone(run: Path, checkpoint: Path
     own = {name.removeprefix("encoder.").replace(".base_layer", ""): tensor for name, tensor in saved.items()}
     for name, tensor in begun.items():
         assert torch.equal(own[name], tensor), name
-    learnt = [tensor for name, tensor in saved.items() if ".lora_B." in name]
-    assert learnt
-    assert all(tensor.abs().max() > 0 for tensor in learnt)
+    learned = [tensor for name, tensor in saved.items() if ".lora_B." in name]
+    assert learned
+    assert all(tensor.abs().max() > 0 for tensor in learned)
     report = json.loads((run / "convergence.json").read_text(encoding="utf-8"))
     assert any(event["event"] == "converged" for event in report["events"])
 
@@ -130,7 +130,7 @@ def test_the_adapter_alone_is_saved_for_peft(
 
 
 def test_merged_it_is_a_model_like_any_other(checkpoint: Path, tmp_path: Path) -> None:
-    """Bug: what was learnt is lost in merging, or the merged model still asks for peft."""
+    """Bug: what was learned is lost in merging, or the merged model still asks for peft."""
     model = MultiTaskModel.from_pretrained(checkpoint)
     expected = answers(model)
     merge_lora(model)
@@ -160,7 +160,7 @@ def test_a_run_is_resumed(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_a_bundle_grows_from_it(checkpoint: Path) -> None:
+def test_a_model_grows_from_it(checkpoint: Path) -> None:
     """Bug: the encoder of a model with low-rank layers is taken without its updates."""
     old = MultiTaskModel.from_pretrained(checkpoint)
     chosen = {name: task_configs()[name] for name in ("polarity", "topics")}
@@ -206,8 +206,8 @@ def test_what_comes_after_training(run: Path, checkpoint: Path, tmp_path: Path) 
 def test_refused(run: Path, settings: list[tuple[str, Any]], words: str) -> None:
     """Bug: a typing error is a traceback, or trains the whole encoder."""
     options = [part for key, value in settings for part in ("--set", f"{key}={value}")]
-    bundle, out = run.parent / "bundle.yaml", run.parent / "refused"
-    assert words in refused("train", bundle, "--output-dir", out, *options)
+    config_path, out = run.parent / "config.yaml", run.parent / "refused"
+    assert words in refused("train", config_path, "--output-dir", out, *options)
     assert not out.exists()
 
 

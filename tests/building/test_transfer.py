@@ -1,4 +1,4 @@
-"""A trained bundle that gets one more task: the old heads stay, and the bundle itself is their teacher."""
+"""A trained model that gets one more task: the old heads stay, and the model itself is their teacher."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config, write_data, write_rows
 from commands_here import done, refused
+from task_sets import task_set_config, write_config, write_data, write_rows, write_task_set
 from tiny import raw_sets, task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -24,17 +24,17 @@ NEW = "topics"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle's data, and a run of three tasks in `old`."""
+    """A folder with the data of some tasks, and a run of three tasks in `old`."""
     folder = tmp_path_factory.mktemp("grow")
-    config = write_bundle(folder, OLD)
+    config = write_task_set(folder, OLD)
     done("train", config, "--output-dir", folder / "old", "--set", "pooling=mean", "--set", "max_length=24")
     write_data(folder, [*OLD, NEW])
     return folder
 
 
 def config_of(folder: Path, tasks: Any = (*OLD, NEW), **changes: Any) -> Path:
-    """A configuration that starts from the trained bundle."""
-    config = {**bundle_config(tasks), "encoder": "old", **changes}
+    """A configuration that starts from the trained model."""
+    config = {**task_set_config(tasks), "encoder": "old", **changes}
     if "max_length" not in changes:
         del config["max_length"]
     return write_config(folder, config, "grown")
@@ -119,7 +119,7 @@ def run(trained: Path) -> Path:
     return trained / "new"
 
 
-def test_old_tasks_are_taught_by_the_bundle(run: Path) -> None:
+def test_old_tasks_are_taught_by_the_trained_model(run: Path) -> None:
     """Bug: the old tasks learn from labels again, and drift."""
     report = told(run)
     phases = {name: task["phase"] for name, task in report["tasks"].items()}
@@ -130,7 +130,7 @@ def test_old_tasks_are_taught_by_the_bundle(run: Path) -> None:
 
 
 def test_what_old_tasks_could_do_before_is_told(trained: Path, run: Path) -> None:
-    """Bug: nobody sees what an old task has lost; or the start is not the bundle that was published."""
+    """Bug: nobody sees what an old task has lost; or the start is not the model that was published."""
     before = json.loads((trained / "old" / "all_results.json").read_text())
     report = told(run)
     for name in OLD:
@@ -141,7 +141,7 @@ def test_what_old_tasks_could_do_before_is_told(trained: Path, run: Path) -> Non
 
 
 def test_a_grown_run_goes_on(trained: Path, run: Path) -> None:
-    """Bug: a resumed run asks the bundle again, or takes its weights for the checkpoint's."""
+    """Bug: a resumed run asks the trained model again, or takes its weights for the checkpoint's."""
     again = trained / "again"
     (again).mkdir()
     (run / "checkpoint-4").rename(again / "checkpoint-4")
@@ -180,7 +180,7 @@ def test_a_plain_encoder_grows_nothing(trained: Path, tmp_path: Path) -> None:
     encoder = tiny_encoder(tmp_path, max_position_embeddings=128)
     model = MultiTaskModel.from_encoder(encoder, {"polarity": task_configs()["polarity"]})
     assert (model.config.pooling, model.config.max_length) == ("cls", 128)
-    config = load_config(write_config(trained, bundle_config(OLD), "plain"))
+    config = load_config(write_config(trained, task_set_config(OLD), "plain"))
     assert inherit_tasks(config) is config
 
 
@@ -199,7 +199,7 @@ def test_mistakes_are_told_before_training(trained: Path) -> None:
     assert not (trained / "refused").exists()
 
 
-def test_no_path_of_a_bundle_goes_public(trained: Path, tmp_path: Path) -> None:
+def test_no_path_of_a_trained_model_goes_public(trained: Path, tmp_path: Path) -> None:
     """Bug: the arguments that upstream pickles and pushes tell where the teacher lay on this machine."""
     arguments = inherit_tasks(load_config(config_of(trained))).arguments(tmp_path)
     torch.save(arguments, tmp_path / "arguments.bin")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from bundles import bundle_config, write_bundle, write_rows
 from commands_here import refused
 from datasets import Dataset
+from task_sets import task_set_config, write_rows, write_task_set
 from tiny import tiny_tokenizer
 from transformers import AutoModel, BertConfig
 
@@ -26,7 +26,7 @@ ALL = ("polarity", "overlap", "colors", "choice", "topics", "answer")
 
 
 class Case:
-    """A bundle that a case spoils.
+    """A task set that a case spoils.
 
     Attributes:
         folder: Where it is.
@@ -37,7 +37,7 @@ class Case:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = bundle_config(ALL)
+        self.config: dict[str, Any] = task_set_config(ALL)
         self.args: list[str] = []
         self.text: str | None = None
 
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
     "config: no train split": (without("tasks.polarity.data.train"), "must have a train split"),
     "config: no validation split": (without("tasks.polarity.data.validation"), "{from_train: 0.1}"),
     "config: a file that is not there": (setting("tasks.polarity.data.train", "nope.jsonl"), "nope.jsonl"),
-    "config: a file of another kind": (setting("tasks.polarity.data.train", "bundle.yaml"), "must be a file of type"),
+    "config: a file of another kind": (setting("tasks.polarity.data.train", "config.yaml"), "must be a file of type"),
     "config: a carve of all rows": (setting("tasks.polarity.data.validation", {"from_train": 1.5}), "between 0 and 1"),
     "config: an unset variable": (setting("tasks.polarity.data.train", "${NOWHERE}/x.jsonl"), "${NOWHERE}"),
     "config: an unknown metric": (setting("tasks.polarity.metrics", ["acuracy"]), "acuracy"),
@@ -329,7 +329,7 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine")
-    write_bundle(folder, ALL)
+    write_task_set(folder, ALL)
     return folder
 
 
@@ -348,10 +348,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_bad_input_is_one_message(name: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: a traceback, a message that names nothing, an hour of training before it, or files that are left behind."""
     change, words = CASES[name]
-    shutil.copytree(pristine, tmp_path / "bundle")
-    case = Case(tmp_path / "bundle")
+    shutil.copytree(pristine, tmp_path / "task_set")
+    case = Case(tmp_path / "task_set")
     change(case)
-    config = case.folder / "bundle.yaml"
+    config = case.folder / "config.yaml"
     config.write_text(yaml.safe_dump(case.config, sort_keys=False) if case.text is None else case.text)
     monkeypatch.chdir(case.folder)
     before = contents(case.folder)
@@ -420,9 +420,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
 def a_run(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A configuration and a run of it that has checkpoints with teachers and snapshots."""
     folder = tmp_path_factory.mktemp("run")
-    shutil.copytree(pristine, folder / "bundle")
-    config = folder / "bundle" / "bundle.yaml"
-    config.write_text(yaml.safe_dump(bundle_config(("polarity", "overlap"))))
+    shutil.copytree(pristine, folder / "task_set")
+    config = folder / "task_set" / "config.yaml"
+    config.write_text(yaml.safe_dump(task_set_config(("polarity", "overlap"))))
     # polarity converges at the first evaluation that is no better, overlap never.
     patience = "tasks.overlap.convergence={patience: 99}"
     settings = ["--set", patience, "--set", "training.max_steps=60"]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config, write_rows
 from commands_here import call, done, refused
 from safetensors.torch import load_file
+from task_sets import task_set_config, write_config, write_rows, write_task_set
 from tiny import raw_sets, task_configs
 from transformers import AutoModel, TrainerControl, TrainerState, TrainingArguments
 
@@ -78,23 +78,23 @@ def same_end(left: Path, right: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """A bundle of all task types; its configuration file."""
-    return write_bundle(tmp_path_factory.mktemp("bundle"), ALL)
+def config_path(tmp_path_factory):
+    """A configuration of all task types, as a file."""
+    return write_task_set(tmp_path_factory.mktemp("all_types"), ALL)
 
 
 @pytest.fixture(scope="module")
-def run(bundle, tmp_path_factory):
+def run(config_path, tmp_path_factory):
     """A finished run of it; its folder."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done("train", bundle, "--output-dir", folder)
+    done("train", config_path, "--output-dir", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A bundle of two tasks; its configuration file."""
-    return write_bundle(tmp_path_factory.mktemp("pair"))
+    """A configuration of two tasks, as a file."""
+    return write_task_set(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +158,17 @@ def test_the_card_names_every_task_and_its_test_figure(run):
     assert "plots/retention.png" in card
 
 
-def test_nothing_that_goes_public_names_a_folder_of_this_machine(run, bundle):
+def test_nothing_that_goes_public_names_a_folder_of_this_machine(run, config_path):
     """Paths hold names of users and of projects."""
     texts = [path for path in run.iterdir() if path.suffix in (".json", ".md", ".py")]
     assert len(texts) > 6
     for path in texts:
         text = path.read_text(encoding="utf-8")
-        for place in (run.parent, bundle.parent, Path.home() / "x"):
+        for place in (run.parent, config_path.parent, Path.home() / "x"):
             assert str(place) not in text, path.name
 
 
-def test_the_model_loads_by_itself(run, bundle):
+def test_the_model_loads_by_itself(run, config_path):
     """What `train` leaves is the model with its heads, by our class and by AutoModel."""
     model = MultiTaskModel.from_pretrained(run)
     assert list(model.config.tasks) == list(ALL)
@@ -178,7 +178,7 @@ def test_the_model_loads_by_itself(run, bundle):
 
 def test_an_undefined_metric_is_null(tmp_path):
     """Pearson against a constant is NaN, and a file with NaN in it is no JSON: most readers refuse it all."""
-    config = write_bundle(tmp_path, rows=8)
+    config = write_task_set(tmp_path, rows=8)
     constant = [{**row, "score": 1.0} for row in raw_sets(8)["overlap"]]
     for split in ("validation", "test"):
         write_rows(tmp_path / "data" / "overlap" / f"{split}.jsonl", constant)
@@ -193,34 +193,34 @@ def test_an_undefined_metric_is_null(tmp_path):
 # -- evaluate ---------------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_prints_the_figures_of_the_run_and_nothing_else(run, bundle):
+def test_evaluate_prints_the_figures_of_the_run_and_nothing_else(run, config_path):
     """`hf-async-mtl evaluate ... | jq` must work, and say what the run has said."""
-    printed = valid_json(done("evaluate", run, bundle))
+    printed = valid_json(done("evaluate", run, config_path))
     results = read(run / "all_results.json")
     assert printed == {key: value for key, value in figures(results).items() if key.startswith("test_")}
 
 
-def test_evaluate_of_the_validation_split(run, bundle):
+def test_evaluate_of_the_validation_split(run, config_path):
     """Its keys are the run's own, `eval_...`, so that both can be compared."""
-    printed = valid_json(done("evaluate", run, bundle, "--split", "validation"))
+    printed = valid_json(done("evaluate", run, config_path, "--split", "validation"))
     results = read(run / "all_results.json")
     assert printed == {key: value for key, value in figures(results).items() if key.startswith("eval_")}
 
 
-def test_evaluate_some_tasks(run, bundle):
+def test_evaluate_some_tasks(run, config_path):
     """A configuration may name a part of the model's tasks."""
-    path = write_config(bundle.parent, bundle_config(["overlap"]), "overlap")
+    path = write_config(config_path.parent, task_set_config(["overlap"]), "overlap")
     printed = valid_json(done("evaluate", run, path))
     results = read(run / "all_results.json")
     assert printed["test_average"] == printed["test_overlap_pearson"] == results["test_overlap_pearson"]
     assert not any("polarity" in key for key in printed)
 
 
-def test_evaluate_leaves_nothing_behind(run, bundle, tmp_path, monkeypatch):
+def test_evaluate_leaves_nothing_behind(run, config_path, tmp_path, monkeypatch):
     """The Trainer makes its output folder in the working directory."""
     monkeypatch.chdir(tmp_path)
     before = sorted(run.rglob("*"))
-    done("evaluate", run, bundle)
+    done("evaluate", run, config_path)
     assert list(tmp_path.iterdir()) == []
     assert sorted(run.rglob("*")) == before
 
@@ -351,19 +351,21 @@ def test_a_row_that_cannot_be_read_costs_no_earlier_answers(run, tmp_path):
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 @pytest.mark.parametrize("model", ["nope", "encoder", "data"])
-def test_a_model_that_is_none_is_refused(bundle, command, model):
+def test_a_model_that_is_none_is_refused(config_path, command, model):
     """A missing folder, a plain encoder, a folder of something else: none may end in a traceback."""
-    rest = [bundle] if command == "evaluate" else ["--input", bundle.parent / "data" / "polarity" / "test.jsonl"]
-    refused(command, bundle.parent / model, *rest)
+    rest = (
+        [config_path] if command == "evaluate" else ["--input", config_path.parent / "data" / "polarity" / "test.jsonl"]
+    )
+    refused(command, config_path.parent / model, *rest)
 
 
-def test_evaluate_refuses_what_it_cannot_score(run, bundle):
-    """A task of another bundle, or a split that no task has."""
-    config = bundle_config(["polarity"])
-    other = write_config(bundle.parent, {**config, "tasks": {"other": config["tasks"]["polarity"]}}, "other")
+def test_evaluate_refuses_what_it_cannot_score(run, config_path):
+    """A task of another configuration, or a split that no task has."""
+    config = task_set_config(["polarity"])
+    other = write_config(config_path.parent, {**config, "tasks": {"other": config["tasks"]["polarity"]}}, "other")
     assert "'other'" in refused("evaluate", run, other)
     del config["tasks"]["polarity"]["data"]["test"]
-    assert "test split" in refused("evaluate", run, write_config(bundle.parent, config, "no_test"))
+    assert "test split" in refused("evaluate", run, write_config(config_path.parent, config, "no_test"))
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -414,14 +416,14 @@ def test_an_output_folder_that_is_not_empty_is_refused(pair, tmp_path):
 def test_which_output_folder(pair, tmp_path, monkeypatch):
     """The option, relative to here, beats the configured one, relative to its file, which beats `runs/<name>`."""
     monkeypatch.chdir(tmp_path)
-    places = [tmp_path / "option", pair.parent / "configured", tmp_path / "runs" / "bundle"]
+    places = [tmp_path / "option", pair.parent / "configured", tmp_path / "runs" / "config"]
     for place in places:
         place.mkdir(parents=True)
         (place / "note").touch()
     configured = ["--set", "training.output_dir=configured"]
     assert str(places[0]) in refused("train", pair, *configured, "--output-dir", places[0])
     assert str(places[1]) in refused("train", pair, *configured)
-    assert "runs/bundle must be empty" in refused("train", pair)
+    assert "runs/config must be empty" in refused("train", pair)
 
 
 def test_resume_without_a_checkpoint_starts_afresh(pair, pair_run, tmp_path):
@@ -463,11 +465,11 @@ def test_resume_of_a_run_of_version_1_is_refused(pair, tmp_path):
     assert [path.name for path in checkpoint.iterdir()] == [state.name]
 
 
-def test_resume_with_other_tasks_is_refused(bundle, pair_run, tmp_path):
+def test_resume_with_other_tasks_is_refused(config_path, pair_run, tmp_path):
     """Weights and phases of other tasks must not be taken for these."""
     options = ["--output-dir", tmp_path / "out", "--resume", pair_run / "checkpoint-8"]
     for name, tasks in (("more", ["polarity", "overlap", "colors"]), ("fewer", ["polarity"])):
-        refused("train", write_config(bundle.parent, bundle_config(tasks), name), *options)
+        refused("train", write_config(config_path.parent, task_set_config(tasks), name), *options)
         assert not (tmp_path / "out").exists()
 
 
@@ -566,7 +568,7 @@ def test_a_mistake_in_the_data_is_found_before_training(pair, tmp_path, monkeypa
         good = [{**row, "label": float(i)} for i, row in enumerate(with_label("pos"))]
     else:
         good = with_label("pos")
-    config = bundle_config()
+    config = task_set_config()
     config["encoder"] = str(pair.parent / "encoder")
     config["tasks"]["overlap"]["data"] = dict.fromkeys(
         ("train", "validation"), str(pair.parent / "data/overlap/test.jsonl")
@@ -608,12 +610,12 @@ def test_a_mistake_in_the_data_is_found_before_training(pair, tmp_path, monkeypa
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_of_the_user_is_one_message(bundle, tmp_path, monkeypatch, changes, words):
+def test_a_mistake_of_the_user_is_one_message(config_path, tmp_path, monkeypatch, changes, words):
     """Status 2, one message, no traceback, nothing left behind, before any training."""
     monkeypatch.setattr(AsyncMTLTrainer, "train", no_training)
     monkeypatch.chdir(tmp_path)
     settings = [part for change in changes for part in ("--set", change)]
-    assert words in refused("train", bundle, *settings)
+    assert words in refused("train", config_path, *settings)
     assert list(tmp_path.iterdir()) == []
 
 

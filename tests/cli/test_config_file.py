@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import bundle_config, write_config
+from task_sets import task_set_config, write_config
 
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.cli.yaml_file import read_yaml
@@ -62,7 +62,7 @@ def example(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with all that `bundle_config` names, empty."""
+    """A folder with all that `task_set_config` names, empty."""
     (tmp_path / "encoder").mkdir()
     for name in ("polarity", "overlap"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -75,8 +75,8 @@ GONE = object()
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a bundle with some keys, as ``a.b.c``, set or gone."""
-    config: dict[str, Any] = copy.deepcopy(bundle_config())
+    """A configuration with some keys, as ``a.b.c``, set or gone."""
+    config: dict[str, Any] = copy.deepcopy(task_set_config())
     for path, value in changes.items():
         *parents, last = path.split(".")
         section = config
@@ -157,7 +157,7 @@ def test_defaults_are_those_of_the_contract(folder):
     config = load(folder, {"seed": GONE, "max_length": GONE, "convergence": GONE, "training": {"use_cpu": True}})
     args = config.arguments(folder / "out")
     assert (config.seed, config.data_seed) == (42, 42)
-    # 128 and cls; `from_encoder` says it, for a trained bundle has its own.
+    # 128 and cls; `from_encoder` says it, for a trained model has its own.
     assert config.model == {"max_length": None, "pooling": None, "packing": "auto", "lora": None, "new_heads": []}
     assert config.output_dir is None
     own = args.convergence_of("polarity")
@@ -528,20 +528,20 @@ def test_a_value_that_does_not_fit_is_told_before_anything_is_loaded(folder, key
 )
 def test_a_name_that_cannot_be_one_is_refused(folder, name):
     """Names become attributes of a module and keys of a log."""
-    tasks = {**bundle_config()["tasks"], name: bundle_config()["tasks"]["polarity"]}
+    tasks = {**task_set_config()["tasks"], name: task_set_config()["tasks"]["polarity"]}
     assert repr(name) in refused(folder, {"tasks": tasks})
 
 
 @pytest.mark.parametrize("name", [1, True, None])
 def test_a_name_that_yaml_made_something_else_is_refused(folder, name):
     """`1:` is a number, and `null:` nothing."""
-    tasks = {**bundle_config()["tasks"], name: bundle_config()["tasks"]["polarity"]}
+    tasks = {**task_set_config()["tasks"], name: task_set_config()["tasks"]["polarity"]}
     assert repr(name) in refused(folder, {"tasks": tasks})
 
 
 def test_tasks_that_would_log_under_one_key_are_refused(folder):
     """`eval_a_macro_f1` would be both, and the last one would win."""
-    polarity = bundle_config()["tasks"]["polarity"]
+    polarity = task_set_config()["tasks"]["polarity"]
     tasks = {"a": {**polarity, "metrics": ["macro_f1"]}, "a_macro": {**polarity, "metrics": ["f1"]}}
     message = refused(folder, {"tasks": tasks})
     assert "'a_macro_f1'" in message
@@ -551,7 +551,7 @@ def test_tasks_that_would_log_under_one_key_are_refused(folder):
 @pytest.mark.parametrize("split", ["validation_x", "validation_x_y"])
 def test_a_further_set_that_reads_as_another_task_is_refused(folder, split):
     """The set `polarity_x` of task polarity would replace the one of a task polarity_x, or be scored by its head."""
-    polarity = bundle_config()["tasks"]["polarity"]
+    polarity = task_set_config()["tasks"]["polarity"]
     section = {**polarity, "data": {**polarity["data"], split: "data/polarity/test.jsonl"}}
     message = refused(folder, {"tasks": {"polarity": section, "polarity_x": polarity}})
     assert f"tasks.polarity.data.{split}" in message

@@ -1,4 +1,4 @@
-"""The generated demo bundle: the same bytes everywhere, learnable, and honest splits."""
+"""The generated demo task set: the same bytes everywhere, learnable, and honest splits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("demo")).parent
 
 
-def rows_of(bundle: Path, task: str, split: str) -> list[dict[str, Any]]:
-    lines = (bundle / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+def rows_of(demo: Path, task: str, split: str) -> list[dict[str, Any]]:
+    lines = (demo / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -39,21 +39,21 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_bytes_do_not_depend_on_the_process(bundle: Path, tmp_path: Path) -> None:
-    """Hash order leaked into the rows or the tokenizer: every newcomer got another bundle and other figures."""
+def test_bytes_do_not_depend_on_the_process(demo: Path, tmp_path: Path) -> None:
+    """Hash order leaked into the rows or the tokenizer: every newcomer got another task set and other figures."""
     program = (
         "import sys, pathlib; from hf_async_mtl.demo.task_set import write_demo; write_demo(pathlib.Path(sys.argv[1]))"
     )
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "new")], env=environment, check=True)
-    assert digests(tmp_path / "new") == digests(bundle)
+    assert digests(tmp_path / "new") == digests(demo)
 
 
-def test_another_seed_changes_every_data_file_and_the_weights(bundle: Path, tmp_path: Path) -> None:
-    """A part of the bundle ignored the seed."""
+def test_another_seed_changes_every_data_file_and_the_weights(demo: Path, tmp_path: Path) -> None:
+    """A part of the task set ignored the seed."""
     other = digests(write_demo(tmp_path, seed=1).parent)
-    mine = digests(bundle)
+    mine = digests(demo)
     assert other.keys() == mine.keys()
     same = {name for name, digest in mine.items() if other[name] == digest}
     assert not {name for name in same if name.endswith((".jsonl", ".safetensors", "demo.yaml"))}
@@ -68,9 +68,9 @@ def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_input_occurs_twice(bundle: Path, task: str) -> None:
+def test_no_input_occurs_twice(demo: Path, task: str) -> None:
     """A training row came back in validation or test, perhaps with its sides swapped: the metric measured memory."""
-    keys = [TASKS[task].key(row) for split in SPLITS for row in rows_of(bundle, task, split)]
+    keys = [TASKS[task].key(row) for split in SPLITS for row in rows_of(demo, task, split)]
     assert max(Counter(keys).values()) == 1
 
 
@@ -84,9 +84,9 @@ def test_a_swapped_pair_in_another_case_counts_as_a_repetition() -> None:
 
 @pytest.mark.parametrize("task", ["relevance", "category", "match", "rating"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_label_is_there_and_none_dominates(bundle: Path, task: str, split: str) -> None:
+def test_every_label_is_there_and_none_dominates(demo: Path, task: str, split: str) -> None:
     """A split missed a class, or one class alone gave a good score."""
-    counts = Counter(row[TASKS[task].label] for row in rows_of(bundle, task, split))
+    counts = Counter(row[TASKS[task].label] for row in rows_of(demo, task, split))
     assert len(counts) == {"relevance": 4, "category": 8, "match": 2, "rating": 5}[task]
     share = {label: count / counts.total() for label, count in counts.items()}
     assert min(share.values()) > 0.3 / len(counts)
@@ -94,9 +94,9 @@ def test_every_label_is_there_and_none_dominates(bundle: Path, task: str, split:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_tags_are_valid_bio_of_the_same_length(bundle: Path, split: str) -> None:
+def test_tags_are_valid_bio_of_the_same_length(demo: Path, split: str) -> None:
     """A tag list was shorter than its words, or an inside tag stood without its beginning: seqeval counted ghosts."""
-    rows = rows_of(bundle, "attributes", split)
+    rows = rows_of(demo, "attributes", split)
     for row in rows:
         assert len(row["tokens"]) == len(row["tags"])
         assert all(word and " " not in word for word in row["tokens"])
@@ -125,7 +125,7 @@ def test_what_says_the_same_has_the_same_label() -> None:
     rng = random.Random(0)
     place = {
         name: (category, group, kind)
-        for category, groups in demo_grammar.CATALOGUE.items()
+        for category, groups in demo_grammar.CATALOG.items()
         for group, kinds in enumerate(groups)
         for kind, names in enumerate(kinds)
         for name in names
@@ -149,14 +149,14 @@ def test_what_says_the_same_has_the_same_label() -> None:
 
 def test_each_name_belongs_to_one_kind() -> None:
     """One name stood for two kinds, so that no label of a title with it was right."""
-    names = [name for groups in demo_grammar.CATALOGUE.values() for kinds in groups for kind in kinds for name in kind]
+    names = [name for groups in demo_grammar.CATALOG.values() for kinds in groups for kind in kinds for name in kind]
     assert max(Counter(names).values()) == 1
 
 
-def test_encoder_folder_loads_with_the_auto_classes(bundle: Path) -> None:
+def test_encoder_folder_loads_with_the_auto_classes(demo: Path) -> None:
     """The encoder folder missed a file, or its tokenizer disagreed with the size of the embeddings."""
-    tokenizer = AutoTokenizer.from_pretrained(bundle / "encoder", local_files_only=True)
-    model = AutoModel.from_pretrained(bundle / "encoder", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(demo / "encoder", local_files_only=True)
+    model = AutoModel.from_pretrained(demo / "encoder", local_files_only=True)
     assert tokenizer.is_fast
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) <= 2000
     encoded = tokenizer("Norvik desk", "desk by norvik", return_tensors="pt")
@@ -165,36 +165,36 @@ def test_encoder_folder_loads_with_the_auto_classes(bundle: Path) -> None:
     assert model(**encoded).last_hidden_state.isfinite().all()
 
 
-def test_tokenizer_knows_the_bundle(bundle: Path) -> None:
-    """The vocabulary was not trained on the bundle: words fell apart, or became unknown, and rows grew long."""
-    tokenizer = AutoTokenizer.from_pretrained(bundle / "encoder", local_files_only=True)
+def test_tokenizer_knows_the_words(demo: Path) -> None:
+    """The vocabulary was not trained on the rows: words fell apart, or became unknown, and rows grew long."""
+    tokenizer = AutoTokenizer.from_pretrained(demo / "encoder", local_files_only=True)
     for task, grammar in TASKS.items():
-        for row in rows_of(bundle, task, "test"):
+        for row in rows_of(demo, task, "test"):
             encoded = tokenizer(*grammar.texts(row))
             assert tokenizer.unk_token_id not in encoded["input_ids"]
             assert len(encoded["input_ids"]) <= 64
 
 
-def test_keys_equal_queries_and_weights_are_alive(bundle: Path) -> None:
+def test_keys_equal_queries_and_weights_are_alive(demo: Path) -> None:
     """The start that makes the pair tasks learnable was lost, or two layers shared their random numbers."""
-    model = AutoModel.from_pretrained(bundle / "encoder", local_files_only=True)
+    model = AutoModel.from_pretrained(demo / "encoder", local_files_only=True)
     first, second = (layer.attention.self for layer in model.encoder.layer)
     assert torch.equal(first.query.weight, first.key.weight)
     assert not torch.equal(first.query.weight, second.query.weight)
     assert first.value.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.02)
 
 
-def test_configuration_points_at_what_was_written(bundle: Path) -> None:
-    """The configuration named a file or a column that the bundle does not have."""
-    configuration = yaml.safe_load((bundle / "demo.yaml").read_text(encoding="utf-8"))
-    assert (bundle / configuration["encoder"] / "config.json").is_file()
+def test_configuration_points_at_what_was_written(demo: Path) -> None:
+    """The configuration named a file or a column that the task set does not have."""
+    configuration = yaml.safe_load((demo / "demo.yaml").read_text(encoding="utf-8"))
+    assert (demo / configuration["encoder"] / "config.json").is_file()
     assert list(configuration["tasks"]) == list(TASKS)
     for name, task in configuration["tasks"].items():
         assert set(task["data"]) == set(SPLITS)
         for split, path in task["data"].items():
-            assert (bundle / path) == bundle / name / f"{split}.jsonl"
-            assert set(rows_of(bundle, name, split)[0]) == {*task["text_columns"], task["label_column"]}
+            assert (demo / path) == demo / name / f"{split}.jsonl"
+            assert set(rows_of(demo, name, split)[0]) == {*task["text_columns"], task["label_column"]}
             if "label_names" in task:
-                assert {row[task["label_column"]] for row in rows_of(bundle, name, split)} == set(task["label_names"])
+                assert {row[task["label_column"]] for row in rows_of(demo, name, split)} == set(task["label_names"])
     training = configuration["training"]
     assert all(isinstance(training[key], float) for key in ("learning_rate", "head_learning_rate"))

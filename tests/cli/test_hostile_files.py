@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from bundles import bundle_config, write_bundle
 from commands_here import refused
 from launching import ROOT
+from task_sets import task_set_config, write_task_set
 from transformers import AutoConfig
 
 from hf_async_mtl.cli.commands import main
@@ -40,7 +40,7 @@ def trap(tmp_path: Path) -> Trap:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("run")
-    config = write_bundle(folder)
+    config = write_task_set(folder)
     assert main(["train", str(config), "--output-dir", str(folder / "out")]) == 0
     return config, folder / "out"
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(name: str, run: tuple[Path, Pat
 
 def test_an_encoder_with_code_in_its_weights_is_refused(trap: Trap, tmp_path: Path) -> None:
     """Bug: an old checkpoint format, which is a pickle, is read as such."""
-    config = write_bundle(tmp_path)
+    config = write_task_set(tmp_path)
     (tmp_path / "encoder" / "model.safetensors").unlink()
     (tmp_path / "encoder" / "pytorch_model.bin").write_bytes(pickle.dumps(trap, protocol=2))
     assert "`encoder` could not be loaded" in refused("train", config, "--output-dir", tmp_path / "out")
@@ -70,7 +70,7 @@ def test_an_encoder_with_code_in_its_weights_is_refused(trap: Trap, tmp_path: Pa
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_code_beside_a_model_is_not_run(command: str, run: tuple[Path, Path], tmp_path: Path) -> None:
     """Bug: the modelling code of a folder is trusted though nobody said so, or the user is asked and a script hangs."""
-    config = write_bundle(tmp_path)
+    config = write_task_set(tmp_path)
     sprung, folder = tmp_path / "sprung", tmp_path / "encoder"
     (folder / "modeling.py").write_text(f"import os\nos.mkdir({str(sprung)!r})\n")
     content = json.loads((folder / "config.json").read_text())
@@ -90,7 +90,7 @@ def test_a_tag_in_yaml_makes_no_object(tmp_path: Path) -> None:
     config.write_text(f"encoder: !!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']\n")
     assert "must be YAML" in refused("train", config)
     setting = f"encoder=!!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']"
-    assert "must be YAML" in refused("train", write_bundle(tmp_path), "--set", setting)
+    assert "must be YAML" in refused("train", write_task_set(tmp_path), "--set", setting)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -98,7 +98,7 @@ def test_a_tag_in_yaml_makes_no_object(tmp_path: Path) -> None:
 def test_a_name_does_not_leave_its_folder(name: str, run: tuple[Path, Path], tmp_path: Path) -> None:
     """Bug: snapshots, logits and plots are named after tasks, and one called ../../x is written two folders up."""
     config, out = run
-    written = bundle_config()
+    written = task_set_config()
     written["tasks"] = {name: written["tasks"]["polarity"]}
     spoilt = config.with_name("spoilt.yaml")
     spoilt.write_text(yaml.safe_dump(written))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundles import bundle_config, write_bundle, write_config
 from commands_here import refused
 from fake_hub import Commit, python, serving
 from other_environment import without_package
+from task_sets import task_set_config, write_config, write_task_set
 from tiny import task_configs
 
 import hf_async_mtl.modeling
@@ -43,8 +43,8 @@ class Pushed:
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> Pushed:
     """A run that pushes each checkpoint, and its end; a task converges on the way, so that there is a teacher."""
     folder = tmp_path_factory.mktemp("push")
-    write_bundle(folder / "bundle", TASKS)
-    config = bundle_config(TASKS)
+    write_task_set(folder / "task_set", TASKS)
+    config = task_set_config(TASKS)
     # A token may be a setting too, and `every_save` pushes in the middle of the run, from an own list of files.
     hub = {
         "push_to_hub": True,
@@ -54,7 +54,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Pushed:
         "hub_always_push": True,
     }
     config["training"] |= hub
-    path = write_config(folder / "bundle", config)
+    path = write_config(folder / "task_set", config)
     commits: list[Commit] = []
     with serving(REPOSITORY, {}, "model", commits) as address:
         command = ("-m", "hf_async_mtl.cli.commands", "train", path, "--output-dir", folder / "run")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import bundle_config, write_bundle, write_config, write_rows
 from datasets import Dataset
+from task_sets import task_set_config, write_config, write_rows, write_task_set
 from tiny import raw_sets, task_configs
 
 from hf_async_mtl import MultiTaskModel, TaskConfig
@@ -21,7 +21,7 @@ BIG = "good cat " * 1_200_000
 
 
 def train(folder: Path, rows: dict[str, Rows], *args: str, kind: str = "jsonl", splits: int = 1, **task: Any) -> Path:
-    """Train a bundle on some rows for four steps; its output folder.
+    """Train on some rows for four steps; its output folder.
 
     Args:
         folder: Where all is written.
@@ -32,8 +32,8 @@ def train(folder: Path, rows: dict[str, Rows], *args: str, kind: str = "jsonl", 
         **task: Keys of the first task.
     """
     names = list(rows) if len(rows) > 1 else [*rows, "overlap" if "polarity" in rows else "polarity"]
-    write_bundle(folder, names)
-    config = bundle_config(names)
+    write_task_set(folder, names)
+    config = task_set_config(names)
     for name in rows:
         for split in ("train", "validation", "test")[:splits]:
             path = folder / "data" / name / f"odd.{kind}"
@@ -48,10 +48,10 @@ def train(folder: Path, rows: dict[str, Rows], *args: str, kind: str = "jsonl", 
 
 
 def train_on_lines(folder: Path, lines: list[str], kind: str) -> Path:
-    """Train a bundle whose classification task has these lines for training, one example a batch; its output folder."""
-    write_bundle(folder)
+    """Train with these lines as rows of the classification task, one example a batch; the output folder."""
+    write_task_set(folder)
     (folder / f"odd.{kind}").write_text("\n".join(lines), encoding="utf-8")
-    config = bundle_config()
+    config = task_set_config()
     config["tasks"]["polarity"]["data"]["train"] = f"odd.{kind}"
     args = ["--output-dir", str(folder / "out"), "--set", "training.max_steps=4", *ONE_BY_ONE]
     assert main(["train", str(write_config(folder, config)), *args]) == 0

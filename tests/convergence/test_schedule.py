@@ -472,7 +472,7 @@ def test_loading_refuses_what_it_does_not_know() -> None:
 
 
 def test_loading_the_state_of_other_tasks_names_them() -> None:
-    """A run was resumed with another bundle, and its new task took over somebody's phase or none."""
+    """A run was resumed with other tasks, and its new task took over somebody's phase or none."""
     state = ConvergenceSchedule(TASKS).state_dict()
     others = {**TASKS, "rte": TASKS["match"]}
     del others["tags"]
@@ -484,7 +484,7 @@ def test_loading_refuses_another_monitored_metric() -> None:
     """After a change of the metrics' order, the F1 of now was compared with the accuracy of before."""
     state = ConvergenceSchedule(TASKS).state_dict()
     changed = {**TASKS, "match": TaskSpec("classification", "accuracy")}
-    with pytest.raises(ValueError, match=r"Task match .* monitored by, f1, not accuracy: put f1 first"):
+    with pytest.raises(ValueError, match=r"Task match .* monitored by, f1, not accuracy: name f1 first"):
         ConvergenceSchedule(changed).load_state_dict(state)
 
 

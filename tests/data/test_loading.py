@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bundles import write_rows
 from datasets import Dataset, DatasetDict
 from fake_hub import serving
+from task_sets import write_rows
 
 from hf_async_mtl import TaskConfig
 from hf_async_mtl.data.config import DataSource, expand_path
@@ -247,18 +247,18 @@ def test_a_limit_of_an_unknown_split_is_refused(data):
     assert "'validaton'" in message
 
 
-# -- unlabelled test splits -------------------------------------------------------------------------------------------
+# -- unlabeled test splits --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("label", [-1, None])
-def test_an_unlabelled_test_split_is_not_scored(data, label):
+def test_an_unlabeled_test_split_is_not_scored(data, label):
     """The Hub's hidden labels are -1: scored, they would read as wrong answers."""
     table = pa.table({"text": ["a"] * 3, "label": pa.array([label] * 3, pa.int64())})
     pq.write_table(table, data / "hidden.parquet")
     assert list(load(data, test="hidden.parquet")) == ["train", "validation"]
 
 
-def test_an_unlabelled_test_score_is_not_scored(data):
+def test_an_unlabeled_test_score_is_not_scored(data):
     """stsb's hidden scores are -1.0."""
     for name in ("train", "dev"):
         write_rows(data / f"{name}.jsonl", [{"text": "a", "score": float(i)} for i in range(4)])
@@ -267,7 +267,7 @@ def test_an_unlabelled_test_score_is_not_scored(data):
 
 
 def test_a_score_of_minus_one_is_a_score(data):
-    """A regression target may well be -1.0 somewhere: only a split that has nothing else is unlabelled."""
+    """A regression target may well be -1.0 somewhere: only a split that has nothing else is unlabeled."""
     scores = [{"text": "a", "score": x} for x in (-1.0, 0.5, -1.0)]
     for name in ("train", "dev", "test"):
         write_rows(data / f"{name}.jsonl", scores)

@@ -642,7 +642,7 @@ def other_vocabulary():
     ids=["max_length", "label_order", "with_labels", "truncation_side", "vocabulary", "token_types"],
 )
 def test_other_arguments_are_tokenized_anew(on_disk, calls, change):
-    """Stale rows from the cache would be cut, labelled or typed as for another run, without a word."""
+    """Stale rows from the cache would be cut, labeled or typed as for another run, without a word."""
     arguments = {"task": task_configs()["polarity"], "tokenizer": tiny_tokenizer(), "max_length": 7}
     first = encode(on_disk["polarity"](), "polarity", **arguments)
     calls.clear()

@@ -1,4 +1,4 @@
-"""A bundle in ONNX: the same answers from another engine, for every head, in batches of any shape."""
+"""A model in ONNX: the same answers from another engine, for every head, in batches of any shape."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import write_bundle
 from commands_here import done, refused
 from families import tiny_model
+from task_sets import write_task_set
 from tiny import task_configs, tiny_encoder, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -124,9 +124,9 @@ def test_other_encoders_are_exported(family: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained bundle with all types of task, in whose folder its configuration is."""
+    """A trained model with all types of task, in whose folder its configuration is."""
     folder = tmp_path_factory.mktemp("run")
-    done("train", write_bundle(folder, ALL), "--output-dir", folder / "run", "--set", "training.max_steps=40")
+    done("train", write_task_set(folder, ALL), "--output-dir", folder / "run", "--set", "training.max_steps=40")
     return folder
 
 
@@ -142,7 +142,7 @@ def graph(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_metrics_of_the_graph_are_those_of_the_model(run: Path, graph: Path, name: str) -> None:
     """Bug: rows, windows or choices change places on the way through the other engine."""
     task, tokenizer = MultiTaskModel.from_pretrained(run / "run").config.task_configs[name], tiny_tokenizer()
-    source = load_config(run / "bundle.yaml").sources[name]
+    source = load_config(run / "config.yaml").sources[name]
     rows = encode(load_splits(name, task, source, 0)["test"], name, task, tokenizer, task.max_length or 32)
     logits = onnx_logits(open_session(graph / "model.onnx"), TaskDataset(name, 0, task, rows), tokenizer, batch_size=3)
     task_type, expected = TASK_TYPES[task.type], json.loads((run / "run" / "all_results.json").read_text())
@@ -162,7 +162,7 @@ def test_the_files_of_an_export(graph: Path) -> None:
     assert tokenizer("a red cat")["input_ids"] == tiny_tokenizer()("a red cat")["input_ids"]
 
 
-def test_a_bundle_in_half_precision(run: Path, tmp_path: Path) -> None:
+def test_a_model_in_half_precision(run: Path, tmp_path: Path) -> None:
     """Bug: the other engine has no such numbers, and says so in words of its own."""
     MultiTaskModel.from_pretrained(run / "run", dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     tiny_tokenizer().save_pretrained(tmp_path / "half")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import write_rows
 from commands_here import done, refused
 from datasets import Dataset
+from task_sets import write_rows
 from tiny import raw_sets, save_model, task_configs, tiny_tokenizer
 
 from hf_async_mtl import MultiTaskModel

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bundles import write_bundle
 from launching import ROOT
+from task_sets import write_task_set
 
 from hf_async_mtl.cli.commands import main
 
@@ -27,7 +27,7 @@ def test_a_killed_run_ends_as_one_left_in_peace(
     chaos: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: half a file is read, a draw is repeated, or the folder holds what a killed run has left."""
-    config = write_bundle(tmp_path, ("polarity", "overlap", "colors"))
+    config = write_task_set(tmp_path, ("polarity", "overlap", "colors"))
     status = chaos.main([str(config), "--kills", "5", "--seed", "3", "--set", "training.max_steps=40"])
     said = capsys.readouterr()
     assert status == 0, said.err
@@ -38,7 +38,7 @@ def test_a_killed_run_ends_as_one_left_in_peace(
 
 def test_every_difference_is_told(chaos: ModuleType, tmp_path: Path) -> None:
     """Bug: the comparison compares nothing, and fifty kills prove nothing."""
-    config = write_bundle(tmp_path)
+    config = write_task_set(tmp_path)
     left, right = tmp_path / "left", tmp_path / "right"
     assert main(["train", str(config), "--output-dir", str(left)]) == 0
     shutil.copytree(left, right)

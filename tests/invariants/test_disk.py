@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import write_bundle
 from launching import assert_same_weights
 from safetensors import SafetensorError
+from task_sets import write_task_set
 
 from hf_async_mtl.cli import commands
 from hf_async_mtl.cli.commands import main
@@ -52,7 +52,7 @@ def test_a_full_disk_costs_no_checkpoint(
 
     The sizes, all above one checkpoint with its code, end the run in different files; which, the library decides.
     """
-    config = write_bundle(tmp_path)
+    config = write_task_set(tmp_path)
     assert disk.mount(f"size={size}k")
     out = disk.folder / "out"
     status = main(["train", str(config), "--output-dir", str(out), *RUN])
@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_at_once(
     disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bug: data are loaded and tokenized for an hour, and then there is no place for a checkpoint."""
-    config = write_bundle(tmp_path)
+    config = write_task_set(tmp_path)
     assert disk.mount("ro")
     assert main(["train", str(config), "--output-dir", str(disk.folder / "out")]) == 2
     words = f"must be one that can be written to; {disk.folder} cannot be written to. Choose another with --output-dir."

@@ -20,7 +20,7 @@ from launching import (
     kill,
     ranks_of,
     start,
-    write_exact_bundle,
+    write_exact_task_set,
 )
 
 from hf_async_mtl.cli.commands import main
@@ -53,9 +53,9 @@ def run(*args: Any, **launch: Any) -> str:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one process, twelve examples a step, in whose folder the bundle is."""
+    """A run on one process, twelve examples a step, in whose folder its configuration is."""
     folder = tmp_path_factory.mktemp("one")
-    config = write_exact_bundle(folder)
+    config = write_exact_task_set(folder)
     assert main(["train", str(config), "--output-dir", str(folder / "out"), "--set", BATCH.format(12)]) == 0
     assert {event for _, _, event in switches(folder / "out")} == {"converged"}
     assert len(switches(folder / "out")) == 6
@@ -69,7 +69,7 @@ BATCH = "training.per_device_train_batch_size={}"
 def two(one: Path) -> Path:
     """The same on two processes, three examples at a time, so that a process lacks tasks in most of its batches."""
     settings = ["--set", BATCH.format(3), "--set", "training.gradient_accumulation_steps=2"]
-    said = run(TRAIN, one / "bundle.yaml", "--output-dir", one / "two", *settings)
+    said = run(TRAIN, one / "config.yaml", "--output-dir", one / "two", *settings)
     # Every table once.
     assert said.count("final checkpoint") == 1
     return one / "two"
@@ -96,7 +96,7 @@ def test_two_processes_resume_within_an_epoch(one: Path, two: Path) -> None:
     """Bug: the order after resuming is that of the first epoch, which upstream does not tell the sampler."""
     shutil.copytree(two / "checkpoint-16", one / "again" / "checkpoint-16")
     settings = ["--set", BATCH.format(3), "--set", "training.gradient_accumulation_steps=2"]
-    run(TRAIN, one / "bundle.yaml", "--output-dir", one / "again", "--resume", *settings)
+    run(TRAIN, one / "config.yaml", "--output-dir", one / "again", "--resume", *settings)
     assert_same_weights(two, one / "again", tolerance=0)
     assert told(one / "again") == told(two)
 
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_other_processes(one: Path, two: Path, caplog: pytest
     shutil.copytree(two / "checkpoint-16", one / "fewer" / "checkpoint-16")
     args = [
         "train",
-        str(one / "bundle.yaml"),
+        str(one / "config.yaml"),
         "--output-dir",
         str(one / "fewer"),
         "--resume",
@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_other_processes(one: Path, two: Path, caplog: pytest
 )
 def test_processes_with_frozen_weights(tmp_path: Path, frozen: str, launch: str) -> None:
     """Bug: a process waits for the gradient of a weight that has none, or each draws low-rank layers of its own."""
-    config = write_exact_bundle(tmp_path, ["polarity", "overlap"])
+    config = write_exact_task_set(tmp_path, ["polarity", "overlap"])
     alone = ["train", str(config), "--output-dir", str(tmp_path / "one"), "--set", BATCH.format(12), "--set", frozen]
     assert main(alone) == 0
     script = FSDP if launch == "fsdp2" else TRAIN
@@ -136,7 +136,7 @@ def test_processes_with_frozen_weights(tmp_path: Path, frozen: str, launch: str)
 
 def test_fsdp2_trains_as_one_process(one: Path) -> None:
     """Bug: a snapshot, a teacher or a checkpoint holds one rank's shards; or the card's code is torch's own."""
-    run(FSDP, one / "bundle.yaml", "--output-dir", one / "sharded", "--set", BATCH.format(6), config="fsdp2")
+    run(FSDP, one / "config.yaml", "--output-dir", one / "sharded", "--set", BATCH.format(6), config="fsdp2")
     assert switches(one / "sharded") == switches(one / "out")
     assert_same_weights(one / "out", one / "sharded")
     written = {path.name for path in (one / "out").iterdir() if path.is_file()}
@@ -147,7 +147,7 @@ def test_fsdp2_trains_as_one_process(one: Path) -> None:
 
 def test_fsdp2_resumes(one: Path) -> None:
     """Bug: recorded logits, the best weights or the moments of a sharded run cannot be taken up again."""
-    args = (one / "bundle.yaml", "--set", BATCH.format(6), *ADAM)
+    args = (one / "config.yaml", "--set", BATCH.format(6), *ADAM)
     run(FSDP, *args, "--output-dir", one / "whole", config="fsdp2")
     best = told(one / "whole")["final"]["step"]
     # A step after the best, so that the best weights come from inside the checkpoint.
@@ -169,7 +169,7 @@ def machines(one: Path, folders: tuple[Path, Path], *args: str) -> list[tuple[in
         launch = ["--num_machines", "2", "--machine_rank", str(rank)]
         launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         settings = ["--set", BATCH.format(6), *args]
-        runs.append(start(command(TRAIN, one / "bundle.yaml", "--output-dir", folder, *settings, launch=launch)))
+        runs.append(start(command(TRAIN, one / "config.yaml", "--output-dir", folder, *settings, launch=launch)))
     return [end(process) for process in runs]
 
 
@@ -211,7 +211,7 @@ def test_either_of_two_machines_can_be_lost(one: Path) -> None:
 def endless(one: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A run on two processes that would not end by itself, with a checkpoint already."""
     settings = ["--set", BATCH.format(6), "--set", "training.max_steps=100000", "--set", "training.save_total_limit=2"]
-    process = start(command(TRAIN, one / "bundle.yaml", "--output-dir", tmp_path / "out", *settings))
+    process = start(command(TRAIN, one / "config.yaml", "--output-dir", tmp_path / "out", *settings))
     waited = time.monotonic()
     while not complete_checkpoints(tmp_path / "out"):
         assert process.poll() is None, end(process)[1][-3000:]
@@ -249,5 +249,5 @@ def test_a_launch_that_is_told_to_stop_can_be_resumed(one: Path, endless: tuple[
         "rng_state_1.pth",
     }
     steps = f"training.max_steps={step + 2}"
-    run(TRAIN, one / "bundle.yaml", "--output-dir", folder, "--resume", "--set", BATCH.format(6), "--set", steps)
+    run(TRAIN, one / "config.yaml", "--output-dir", folder, "--resume", "--set", BATCH.format(6), "--set", steps)
     assert told(folder)["step"] == step + 2

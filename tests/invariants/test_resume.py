@@ -109,7 +109,7 @@ def alone(whole: Whole, step: int, folder: Path) -> Iterator[Path]:
 # Before all switches, in the epoch's middle and at its end; right after a switch; between; after the last one.
 @pytest.mark.parametrize("step", [3, 6, 9, 12, 15, 18])
 def test_a_checkpoint_alone_resumes_elsewhere(whole: Whole, tmp_path: Path, step: int) -> None:
-    """Bug: a checkpoint needs its neighbours: teachers, snapshots, best weights, or counters that were not saved."""
+    """Bug: a checkpoint needs its neighbors: teachers, snapshots, best weights, or counters that were not saved."""
     folder = tmp_path / "resumed"
     trainer = fresh(folder)
     with alone(whole, step, tmp_path) as checkpoint:
@@ -314,7 +314,7 @@ def test_a_run_by_epochs_resumes(tmp_path: Path) -> None:
 
 
 def test_other_tasks_are_refused(whole: Whole, tmp_path: Path) -> None:
-    """Bug: a run is resumed with another bundle, and fails by a traceback after the output folder was changed."""
+    """Bug: a run is resumed with other tasks, and fails by a traceback after the output folder was changed."""
     sizes = {"polarity": 14, "overlap": 14, "choice": 14}
     trainer = tiny_trainer(tmp_path, sizes, SCRIPT, **{**SETTINGS, "convergence": {"patience": 2}})
     with pytest.raises(ConfigurationError, match=r"cannot be resumed: .*missing choice, unexpected colors"):

@@ -1,4 +1,4 @@
-"""Tasks and their bundle: what is wrong is refused in words, and what is right survives ``config.json``."""
+"""Tasks and their model: what is wrong is refused in words, and what is right survives ``config.json``."""
 
 import copy
 import json
@@ -353,7 +353,7 @@ def test_no_task() -> None:
         check_task_names({})
 
 
-# -- the bundle -------------------------------------------------------------------------------------------------------
+# -- the model --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_no_task() -> None:
         ({"tasks": {"type": TASKS["topic"]}}, "The task name 'type' is reserved. Choose another, such as 'type_task'."),
     ],
 )
-def test_a_bundle_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_a_model_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     """A misspelt pooling fell through to `max`."""
     tasks = {name: TASKS[name] for name in ("topic", "stars")}
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):

@@ -81,7 +81,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(task_type: str, temp
 def test_distance_to_the_teacher_is_a_loss(task_type: str) -> None:
     """One side of a divergence lost its sign: the loss was negative, or did not fall on the way to the teacher.
 
-    The second example of the token task has no labelled word and no loss.
+    The second example of the token task has no labeled word and no loss.
     """
     head, layout = head_of(task_type), layout_of(task_type)
     teacher, start = (head(states_of(layout, seed)).detach() for seed in (0, 1))
@@ -150,7 +150,7 @@ def test_targets_of_no_example(task_type: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_is_a_loop(dtype: torch.dtype) -> None:
-    """A segment was pooled with its neighbour's tokens; a mean over many bf16 states had lost its digits."""
+    """A segment was pooled with its neighbor's tokens; a mean over many bf16 states had lost its digits."""
     tokens = torch.tensor([0, 3, 4, 300])
     ragged = states_of(Layout(tokens, torch.tensor([0, 1, 2, 3])))
     ragged = Ragged((ragged.states + 1).to(dtype), ragged.layout)
@@ -226,7 +226,7 @@ def test_answer_loss_is_a_mean_over_windows() -> None:
 
 
 def test_regression_speaks_in_the_units_of_the_data() -> None:
-    """Predictions came out standardised, or a task in cents outweighed all others."""
+    """Predictions came out standardized, or a task in cents outweighed all others."""
     task = TaskConfig("regression", ["text"], target_mean=100.0, target_std=50.0)
     head = HEADS["regression"](WIDTH, task, 0.0, "cls")
     ragged = states_of(ONE_EACH)

@@ -86,7 +86,7 @@ def logits_of(model: MultiTaskModel, batch: dict[str, Any]) -> dict[str, Tensor]
 @pytest.mark.parametrize("token_types", [False, True])
 @pytest.mark.parametrize(("family", "attention"), FAMILIES_AND_ATTENTION)
 def test_a_packed_batch_says_what_padded_calls_say(family: str, attention: str, token_types: bool) -> None:
-    """A segment saw its neighbour, was counted from a wrong position, or was given to another example or head.
+    """A segment saw its neighbor, was counted from a wrong position, or was given to another example or head.
 
     The families that do not pack take their length groups here.
     """
@@ -154,7 +154,7 @@ def test_named_heads_read_every_example_of_a_packed_batch() -> None:
 
 @pytest.mark.parametrize("family", PACKING)
 def test_a_wrong_mask_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe or the test above could not see a segment that reads its neighbour."""
+    """The probe or the test above could not see a segment that reads its neighbor."""
     model = tiny_model(family, "sdpa")
     examples = random_examples()
     batch = packed(model, examples)

@@ -240,7 +240,7 @@ def test_labels_cannot_break_a_table() -> None:
 
 
 def test_every_type_has_a_card() -> None:
-    """Bug: a task whose inputs are no list, or a bundle without a plainly callable head, has no card."""
+    """Bug: a task whose inputs are no list, or a model without a plainly callable head, has no card."""
     tasks = {
         "copa": TaskConfig(
             type="multiple_choice", text_columns={"prompt": ["premise"], "choices": ["choice1", "choice2"]}
@@ -279,7 +279,7 @@ def test_usage_example_is_valid_python() -> None:
 
 
 def test_the_data_and_how_it_was_mixed() -> None:
-    """Bug: a reader cannot tell what a task has learnt from, or a private file's path is published as its source."""
+    """Bug: a reader cannot tell what a task has learned from, or a private file's path is published as its source."""
     data = {"match": {"hub": "user/pairs", "name": "shop"}, "category": {"train": "/home/me/secret.csv"}}
     rows = {"match": {"train": 100, "validation": 10}, "stars": {"train": 7}}
     text = str(make_card(data=data, rows=rows).to_model_card())

@@ -77,7 +77,7 @@ def test_png_without_overlaps(draw: Draw, count: int, tmp_path: Path, figures: l
 
 
 def test_all_legend_entries_fit(tmp_path: Path, figures: list[Figure]) -> None:
-    """Bug: a bundle that shows every phase has a legend that is wider than the page."""
+    """Bug: a report with every phase has a legend that is wider than the page."""
     for count in (2, 4, 12):
         report = fake_report(count)
         phases = ["waiting", "stopped", "distilling", "learning"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import write_rows
 from commands_here import done
 from datasets import Dataset
+from task_sets import write_rows
 from tiny import save_model, short_texts, task_configs
 
 ROOT = Path(__file__).parents[2]

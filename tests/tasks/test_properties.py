@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from bundles import bundle_config, write_bundle
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from task_sets import task_set_config, write_task_set
 from tiny import task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
@@ -51,7 +51,7 @@ def paths(section: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-FULL = bundle_config(ALL)
+FULL = task_set_config(ALL)
 FULL["tasks"]["polarity"].update(
     metrics=["accuracy", "f1"], max_samples={"train": 5}, weight=2.0, label_names=["neg", "pos"]
 )
@@ -70,8 +70,8 @@ PATHS = paths(FULL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    write_bundle(folder, ALL)
+    folder = tmp_path_factory.mktemp("task_set")
+    write_task_set(folder, ALL)
     return folder
 
 

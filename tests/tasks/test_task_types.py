@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import bundle_config, write_config, write_data, write_rows
 from commands_here import done
 from datasets import Dataset
+from task_sets import task_set_config, write_config, write_data, write_rows
 from tiny import tiny_encoder
 from torch import Tensor
 
@@ -98,7 +98,7 @@ def test_a_type_is_a_head_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = [{"text": ["bad", "cat", "good"][i % 3], "grade": grades[i % 3]} for i in range(24)]
     for split in ("train", "validation", "test"):
         write_rows(tmp_path / f"data/grade/{split}.jsonl", rows)
-    config = bundle_config(["polarity"])
+    config = task_set_config(["polarity"])
     config["tasks"]["grade"] = {
         "type": "ordinal",
         "text_columns": ["text"],

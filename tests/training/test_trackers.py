@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import write_bundle
 from runs import tiny_trainer
+from task_sets import write_task_set
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import integrations
 
@@ -128,6 +128,6 @@ def test_wandb(wandb_folder: Path, tmp_path: Path) -> None:
 
 def test_no_tracker_is_imported_that_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: every command waits for W&B, which is imported to see whether it is there."""
-    config = config_file.load_config(write_bundle(tmp_path))
+    config = config_file.load_config(write_task_set(tmp_path))
     monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: pytest.fail("It was asked."))
     assert config.arguments(tmp_path / "run").report_to == []

@@ -25,8 +25,8 @@ class CheckpointOnSignal(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.told = False
-        self._agreed = False
+        self._received = False
+        self._stops = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -34,12 +34,12 @@ class CheckpointOnSignal(TrainerCallback):
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in signals}
 
-        def tell(number: int, _: Any) -> None:
-            self.told = True
+        def handle(number: int, _: Any) -> None:
+            self._received = True
             signal.signal(number, before[signal.Signals(number)])
 
         for number in signals:
-            signal.signal(number, tell)
+            signal.signal(number, handle)
         try:
             yield
         finally:
@@ -47,13 +47,13 @@ class CheckpointOnSignal(TrainerCallback):
                 signal.signal(number, before[number])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._agreed = any_rank(self.told)
-        if self._agreed:
+        self._stops = any_rank(self._received)
+        if self._stops:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Told since the step's end, one process alone must not go: at the next step all know.
-        if self._agreed:
-            # A launcher ends the others as soon as one has gone, and they may still be writing.
+        # A signal since the end of the step is known to one process only; at the next step all stop.
+        if self._stops:
+            # A launcher ends all processes when one ends, and the others may still be writing.
             PartialState().wait_for_everyone()
             raise RunInterrupted(state.global_step)

@@ -227,7 +227,7 @@ class TaskTracker:
         if state["metric"] != spec.metric:
             raise ValueError(
                 f"Task {name} must be resumed with the metric that it was monitored by, {state['metric']}, "
-                f"not {spec.metric}: put {state['metric']} first in its metrics."
+                f"not {spec.metric}: name {state['metric']} first in its metrics."
             )
         if state["distilled_from_start"] != spec.distilled_from_start:
             raise ValueError(

@@ -22,7 +22,7 @@ def words(text: str) -> tuple[str, ...]:
 
 # category -> two groups of (name, other name). Kinds in one group substitute each other, the two groups of a category
 # complement each other, and different categories have nothing to do with each other.
-CATALOGUE: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
+CATALOG: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "kitchen": (
         (("kettle", "water boiler"), ("teapot", "tea pot"), ("coffee maker", "coffee machine")),
         (("mug", "coffee cup"), ("tumbler", "vacuum cup"), ("goblet", "wine cup")),
@@ -117,12 +117,12 @@ class Product:
 
 def draw_product(rng: Random, category: str | None = None, group: int | None = None) -> Product:
     """Draw a product, of a given category and group if they are not None."""
-    category = category or rng.choice(tuple(CATALOGUE))
+    category = category or rng.choice(tuple(CATALOG))
     group = rng.randrange(2) if group is None else group
     return Product(
         category=category,
         group=group,
-        kind=rng.choice(CATALOGUE[category][group]),
+        kind=rng.choice(CATALOG[category][group]),
         brand=rng.choice(BRANDS),
         color=rng.choice(COLORS),
         material=rng.choice(MATERIALS),
@@ -133,7 +133,7 @@ def draw_product(rng: Random, category: str | None = None, group: int | None = N
 def change(rng: Random, product: Product, field: str) -> Product:
     """Return the product with another value of one field; another kind is from the same group."""
     values: tuple[Any, ...] = {
-        "kind": CATALOGUE[product.category][product.group],
+        "kind": CATALOG[product.category][product.group],
         "brand": BRANDS,
         "color": COLORS,
         "material": MATERIALS,
@@ -183,7 +183,7 @@ def category_row(rng: Random, noisy: bool) -> Row:
         text += f" {rng.choice(('for your', 'fits', 'goes with'))} {rng.choice(draw_product(rng).kind)}"
     if rng.random() < 0.3:
         text += f" - {rng.choice(EXTRAS)}"
-    return {"title": text, "label": rng.choice(tuple(CATALOGUE)) if noisy else product.category}
+    return {"title": text, "label": rng.choice(tuple(CATALOG)) if noisy else product.category}
 
 
 def attributes_row(rng: Random, noisy: bool) -> Row:
@@ -215,7 +215,7 @@ def relevance_row(rng: Random, noisy: bool) -> Row:
     elif label == "complement":
         shown = draw_product(rng, wanted.category, 1 - wanted.group)
     else:
-        shown = draw_product(rng, rng.choice([name for name in CATALOGUE if name != wanted.category]))
+        shown = draw_product(rng, rng.choice([name for name in CATALOG if name != wanted.category]))
     if noisy:
         label = rng.choice(RELATIONS)
     return {"query": " ".join(query).lower(), "title": text_of(title(rng, shown)), "label": label}

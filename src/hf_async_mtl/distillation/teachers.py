@@ -124,7 +124,7 @@ def normalized_entropy(task_type: str, logits: Tensor, labels: Sequence[Any]) ->
 
     ``logits`` ``[U, C]`` are divided by the temperature; ``labels`` are read for token classification only. The result
     is 0 (one-hot) to 1 (uniform), and None where there is no such value: for regression, question answering (its
-    distributions are over the tokens of a window), one class, or no labelled token.
+    distributions are over the tokens of a window), one class, or no labeled token.
     """
     probabilities = TASK_TYPES[task_type].distributions(logits, labels) if len(logits) else None
     if probabilities is None or len(probabilities) == 0 or probabilities.shape[-1] == 1:

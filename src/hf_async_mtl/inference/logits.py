@@ -54,7 +54,7 @@ def iterate_logits(
 ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
     """Run a model over examples, without gradients, one batch at a time.
 
-    The global random state does not move. Put the model in evaluation mode before.
+    The global random state does not move. Call ``model.eval()`` before.
 
     Args:
         model: A function that runs the model on a batch.

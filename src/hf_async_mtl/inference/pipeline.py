@@ -26,7 +26,7 @@ class MultiTaskPipeline(Pipeline):
     task. For the output of a stock pipeline, see `MultiTaskModel.as_sequence_classifier`.
 
     Args:
-        tasks: The tasks to predict; all that read the input, where absent. Here or in a call.
+        tasks: The tasks to predict; default: all that read the input. Here or in a call.
 
     Raises:
         ConfigurationError: A task is not known, no task reads the input, or a task that was named does not.

@@ -21,10 +21,17 @@ PHASE_STYLES = {"learning": "cyan", "distilling": "green", "stopped": "yellow", 
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
-def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Table:
-    """Return the state of each task after an evaluation, with the monitored metric now and at its best."""
-    shown = [] if epoch is None else [f"epoch {epoch:.2f}"]
-    title = [f"step {report['step']}", *shown, f"average {value_text(report['average'])}"]
+def progress_table(
+    report: Mapping[str, Any], epoch: float | None = None, max_steps: int | None = None, seconds: float | None = None
+) -> Table:
+    """Return the state of each task after an evaluation, with the monitored metric now and at its best.
+
+    The title has the step and the average, and of a running training the epoch, the last step and the elapsed time.
+    """
+    title = [f"step {report['step']}" if max_steps is None else f"step {report['step']} of {max_steps}"]
+    title += [] if seconds is None else [str(timedelta(seconds=round(seconds)))]
+    title += [] if epoch is None else [f"epoch {epoch:.2f}"]
+    title += [f"average {value_text(report['average'])}"]
     table = _table(title, words=["task", "phase", "metric"], numbers=["now", "best", "at step", "converged"])
     for name, task in report["tasks"].items():
         at_best = task["last"] is not None and task["last"] == task["best"]
@@ -38,22 +45,6 @@ def progress_table(report: Mapping[str, Any], epoch: float | None = None) -> Tab
             step_text(task["converged_step"]),
         )
     return table
-
-
-def progress_line(report: Mapping[str, Any], max_steps: int, seconds: float) -> str:
-    """Return the progress of a run in one line, for a log.
-
-    Examples:
-        >>> tasks = {"match": {"converged_step": 200}, "stars": {"converged_step": None}}
-        >>> progress_line({"step": 300, "average": 0.75, "tasks": tasks}, max_steps=1200, seconds=65)
-        'step 300 of 1200 (25 %), 0:01:05: average 0.7500, 1 of 2 tasks converged'
-    """
-    converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
-    share, elapsed = round(100 * report["step"] / max_steps), timedelta(seconds=round(seconds))
-    return (
-        f"step {report['step']} of {max_steps} ({share} %), {elapsed}: average {value_text(report['average'])}, "
-        f"{converged} of {len(report['tasks'])} tasks converged"
-    )
 
 
 def final_table(report: Mapping[str, Any]) -> Table:

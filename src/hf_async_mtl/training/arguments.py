@@ -55,7 +55,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the sections of the configuration file.
 
     Args:
-        head_learning_rate: Learning rate of the heads; ``learning_rate`` where absent. New heads on a pretrained
+        head_learning_rate: Learning rate of the heads; default: ``learning_rate``. New heads on a pretrained
             encoder often need ten times as much.
         conflict_steps: Number of optimizer steps between two measurements of the cosines between the tasks' gradients,
             over the parameters of the last shared layer; 0 (the default): never. At 50 it costs 1 to 2 % of the time.

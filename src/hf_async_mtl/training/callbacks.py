@@ -18,7 +18,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..data.sampler import MultiTaskSampler
-from ..report.tables import progress_line, progress_table, render
+from ..report.tables import progress_table, render
 from .arguments import AsyncMTLTrainingArguments
 from .checkpoint import RunCheckpoint
 from .controller import ConvergenceController
@@ -141,7 +141,7 @@ class TableCallback(ProgressCallback):
         """Print nothing: numbers go to the table and to the trackers."""
 
     def show(self, report: Mapping[str, Any], epoch: float | None) -> None:
-        """Print the table of an evaluation above the progress bar; without a bar, print a line of progress too."""
-        tqdm.write(render(progress_table(report, epoch), sys.stdout), file=sys.stdout)
-        if self.training_bar is None:
-            print(progress_line(report, self._max_steps, time.monotonic() - self._started), file=sys.stderr, flush=True)
+        """Print the table of an evaluation to stdout, above the progress bar if there is one."""
+        table = progress_table(report, epoch, self._max_steps, time.monotonic() - self._started)
+        tqdm.write(render(table, sys.stdout))
+        sys.stdout.flush()

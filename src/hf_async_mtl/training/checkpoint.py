@@ -57,7 +57,7 @@ class RunCheckpoint:
     # -- write --------------------------------------------------------------------------------------------------------
 
     def prepare(self, checkpoint: Path, state: TrainerState) -> None:
-        """Begin a checkpoint: what is needed to resume elsewhere is put into it before the Trainer's own files."""
+        """Write what a resume elsewhere needs into a checkpoint, before the Trainer writes its own files."""
         if not self.args.should_save:
             return
         # While it is written again it is not complete; and weights that are written in place would change under the

@@ -61,7 +61,7 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
 
 def link_best(best: Path, checkpoint: Path) -> None:
-    """Put the weights of the best checkpoint into another one, as hard links where possible."""
+    """Add the weights of the best checkpoint to another one, as hard links where possible."""
     for pattern in _WEIGHTS:
         for path in best.glob(pattern):
             link_or_copy(path, checkpoint / BEST_FOLDER / path.name)

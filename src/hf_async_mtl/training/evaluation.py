@@ -33,7 +33,7 @@ def iterate_over_ranks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``example_ids`` ``[B]`` and logits ``[U, C]`` of one set, which the ranks share; the same on all ranks.
 
-    The model is put into evaluation mode. Some examples may occur twice.
+    Switch the model to evaluation mode. Some examples may occur twice.
     """
     batches = IndexBatches(len(dataset), args.eval_batch_size, accelerator.process_index, accelerator.num_processes)
     model.eval()

@@ -119,17 +119,19 @@ class AsyncMTLTrainer(Trainer):
         sizes = {name: len(rows) for name, rows in inputs.train.items()}
         self.schedule = new_schedule(self.tasks, args, sizes)
         self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, inputs.train)
-        self.batch_loss = MultiTaskLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
+        self.multi_task_loss = MultiTaskLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
         self.evaluator = TaskEvaluator(model, inputs.validation, inputs.own_metrics)
         self.controller = ConvergenceController(
-            args, model, ranks, self.schedule, self.teachers, self.evaluator, self.batch_loss, self.iterate_logits
+            args, model, ranks, self.schedule, self.teachers, self.evaluator, self.multi_task_loss, self.iterate_logits
         )
-        self.checkpoint = RunCheckpoint(args, model, ranks, self.schedule, self.teachers, self.batch_loss)
+        self.checkpoint = RunCheckpoint(args, model, ranks, self.schedule, self.teachers, self.multi_task_loss)
         self._external_rows = inputs.external_rows
         if sizes:
             self._sampler = build_sampler(list(sizes.values()), args)
             self.add_callback(
-                RunCallback(self._sampler, self.controller, self.checkpoint, self.batch_loss, self.create_model_card)
+                RunCallback(
+                    self._sampler, self.controller, self.checkpoint, self.multi_task_loss, self.create_model_card
+                )
             )
         self._table = TableCallback()
         self._table.replace_others(self)
@@ -145,7 +147,7 @@ class AsyncMTLTrainer(Trainer):
             # A resumed run was over: the parent asks only after a step.
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, self.batch_loss.count(batches, self.state.global_step, device)
+        return batches, self.multi_task_loss.count(batches, self.state.global_step, device)
 
     def compute_loss(
         self,
@@ -159,7 +161,7 @@ class AsyncMTLTrainer(Trainer):
         See `MultiTaskLoss` and `TaskEvaluator.step`. With gradient balancing the training loss has no graph.
         """
         if model.training:
-            result: Any = self.batch_loss(model, inputs, num_items_in_batch, self.state.global_step)
+            result: Any = self.multi_task_loss(model, inputs, num_items_in_batch, self.state.global_step)
         else:
             result = self.evaluator.step(model, inputs)
         return result if return_outputs else result[0]
@@ -167,14 +169,14 @@ class AsyncMTLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each task's training loss, phase (its index in `PHASES`) and balancing weight beside the sum."""
         if "loss" in logs:
-            logs = {**logs, **self.batch_loss.logs()}
+            logs = {**logs, **self.multi_task_loss.logs()}
             logs |= {f"phase/{name}": float(PHASES.index(phase)) for name, phase in self.schedule.phases.items()}
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm before clipping, once the losses and the gradient of the step are known to be finite."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self.batch_loss.finite.check(self.accelerator, self.state.global_step, float(norm))
+        self.multi_task_loss.finite.check(self.accelerator, self.state.global_step, float(norm))
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Tiny bundles on disk: an encoder, the data of some tasks, and a configuration file, as a user has them."""
+"""Tiny task sets on disk: an encoder, the data of some tasks, and a configuration file, as a user has them."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def write_config(folder: Path, config: Mapping[str, Any], name: str = "bundle") -> Path:
+def write_config(folder: Path, config: Mapping[str, Any], name: str = "config") -> Path:
     """Write a configuration file."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     return path
 
 
-def bundle_config(tasks: Sequence[str] = ("polarity", "overlap")) -> Settings:
-    """The configuration of a bundle: tasks of `tiny.task_configs` that converge at once, in twelve steps."""
+def task_set_config(tasks: Sequence[str] = ("polarity", "overlap")) -> Settings:
+    """A configuration: tasks of `tiny.task_configs` that converge at once, in twelve steps."""
     sections = {}
     for name in tasks:
         task = task_configs()[name]
@@ -55,16 +55,16 @@ def bundle_config(tasks: Sequence[str] = ("polarity", "overlap")) -> Settings:
 
 
 def write_data(folder: Path, tasks: Sequence[str], rows: int = 24) -> None:
-    """Write the splits of some tasks, as `bundle_config` names them."""
+    """Write the splits of some tasks, as `task_set_config` names them."""
     for seed, split in enumerate(("train", "validation", "test")):
         for name, data in raw_sets(rows, seed).items():
             if name in tasks:
                 write_rows(folder / "data" / name / f"{split}.jsonl", data)
 
 
-def write_bundle(folder: Path, tasks: Sequence[str] = ("polarity", "overlap"), rows: int = 24) -> Path:
+def write_task_set(folder: Path, tasks: Sequence[str] = ("polarity", "overlap"), rows: int = 24) -> Path:
     """Write an encoder, data and a configuration file, and return the latter's path."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_encoder(folder / "encoder")
     write_data(folder, tasks, rows)
-    return write_config(folder, bundle_config(tasks))
+    return write_config(folder, task_set_config(tasks))
