@@ -602,6 +602,36 @@ def test_a_variable_that_is_not_set_is_named_with_its_key(folder, monkeypatch, k
     assert key in message
 
 
+def test_data_of_all_tasks_stands_at_the_top(folder):
+    """Bug: one table of several tasks is named once per task; or it replaces the data of a task or a preset."""
+    (folder / "table.jsonl").touch()
+    top = {"train": "table.jsonl", "validation": {"from_train": 0.1}}
+    config = load(folder, {"data": top, "tasks.polarity.data": GONE, "tasks.rte": {"preset": "glue/rte"}})
+    assert config.sources["polarity"].splits == {"train": folder / "table.jsonl", "validation": {"from_train": 0.1}}
+    assert config.sources["overlap"].splits["train"] == folder / "data" / "overlap" / "train.jsonl"
+    assert config.sources["rte"].hub == "nyu-mll/glue"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": "none.jsonl", "validation": {"from_train": 0.1}}}, "`data.train`: there is no file"),
+        ({"data": {"vaildation": "x"}}, "Unknown key `data.vaildation`"),
+        ({"data": "table.jsonl"}, "`data` must name the splits of the task"),
+        ({}, "`tasks.polarity` must have `data`, or a `preset` that has it. For one table of several tasks, `data`"),
+    ],
+)
+def test_a_mistake_in_data_of_all_tasks_is_named(folder, changes, message):
+    """Bug: the key of a task is blamed, which is not in the file."""
+    assert message in refused(folder, {**changes, "tasks.polarity.data": GONE})
+
+
+def test_data_that_no_task_uses_is_refused(folder):
+    """Bug: a table at the top is never read, since each task has data of its own, and nobody says so."""
+    top = {"train": "data/overlap/train.jsonl", "validation": {"from_train": 0.1}}
+    assert "`data` must be used by a task" in refused(folder, {"data": top})
+
+
 # -- --set ------------------------------------------------------------------------------------------------------------
 
 

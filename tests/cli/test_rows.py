@@ -232,6 +232,47 @@ def test_a_hundred_thousand_classes(name: str, column: str, tmp_path: Path) -> N
     assert len((out / "README.md").read_text()) < 100_000
 
 
+# -- one table for several tasks --------------------------------------------------------------------------------------
+
+
+def no_label(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "left out of the task" in record.message]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_one_table_for_several_tasks(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a table whose rows are labeled for one task of two is refused, or has to be named and split per task."""
+    write_bundle(tmp_path)
+    for seed, split in enumerate(("train", "validation", "test")):
+        texts = raw_sets(24, seed)["polarity"].to_list()
+        rows = [
+            {"text": row["text"], "polarity": None, "length": float(len(row["text"]))}
+            if place % 3 == 0
+            else {"text": row["text"], "polarity": row["label"], "length": None}
+            for place, row in enumerate(texts)
+        ]
+        write_as(tmp_path / f"{split}.{kind}", rows)
+    config = bundle_config()
+    config["data"] = {split: f"{split}.{kind}" for split in ("train", "validation", "test")}
+    config["tasks"] = {
+        "polarity": {"type": "classification", "text_columns": ["text"], "label_column": "polarity"},
+        "length": {"type": "regression", "text_columns": ["text"], "label_column": "length"},
+    }
+    out = tmp_path / "out"
+    args = ["--output-dir", str(out), "--set", "training.max_steps=4", *ONE_BY_ONE]
+    assert main(["train", str(write_config(tmp_path, config)), *args]) == 0
+    assert rows_in_an_epoch(out) == 24
+    assert task_of(out, "polarity").label_names == ["neg", "pos"]
+    assert no_label(caplog) == [
+        "Task 'polarity': 8 of 24 train rows and 8 of 24 validation rows and 8 of 24 test rows have no label in "
+        "'polarity', and are left out of the task.",
+        "Task 'length': 16 of 24 train rows and 16 of 24 validation rows and 16 of 24 test rows have no label in "
+        "'length', and are left out of the task.",
+    ]
+    results = json.loads((out / "all_results.json").read_text())
+    assert {"test_polarity_accuracy", "test_length_pearson"} <= results.keys()
+
+
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 

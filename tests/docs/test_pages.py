@@ -100,9 +100,9 @@ def test_yaml_is_a_configuration(block: Block, tmp_path: Path) -> None:
     base = {"encoder": ENCODER, "tasks": {name: {"preset": f"glue/{name}"} for name in ("rte", "stsb")}}
     given = yaml.safe_load(block.text)
     config = given if {"encoder", "tasks"} <= set(given) else merged(base, given)
-    for task in config["tasks"].values():
-        for value in task.get("data", {}).values():
-            if isinstance(value, str) and "hub" not in task["data"]:
+    for section in (config, *config["tasks"].values()):
+        for value in section.get("data", {}).values():
+            if isinstance(value, str) and "hub" not in section["data"]:
                 (tmp_path / value).touch()
     file = tmp_path / "tasks.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

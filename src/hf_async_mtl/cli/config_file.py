@@ -80,10 +80,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(config["tasks"], dict) or not config["tasks"]:
         raise ConfigurationError(f"`tasks` must name at least one task; found {config['tasks']!r}.")
     folder = path.parent.resolve()
-    tasks = {name: _with_preset(f"tasks.{name}", section) for name, section in config["tasks"].items()}
+    shared = config.get("data")
+    tasks = {name: _with_preset(f"tasks.{name}", section, shared) for name, section in config["tasks"].items()}
+    if shared is not None and not any(section["data"] is shared for section in tasks.values()):
+        raise ConfigurationError("`data` must be used by a task; each has a `data` of its own. Remove one of them.")
     sections = _sections(config, tasks, folder)
     sources = {
-        name: DataSource.from_section(name, section["data"], section.get("max_samples"), folder)
+        name: DataSource.from_section(
+            name, section["data"], section.get("max_samples"), folder, is_shared=section["data"] is shared
+        )
         for name, section in tasks.items()
     }
     heads = {name: section.get("head", "kept") for name, section in tasks.items()}
@@ -110,8 +115,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     )
 
 
-def _with_preset(path: str, section: Any) -> dict[str, Any]:
-    """Return the section of a task with the keys of its preset, its own keys checked."""
+def _with_preset(path: str, section: Any, data: Any) -> dict[str, Any]:
+    """Return the section of a task with the keys of its preset and the ``data`` of all tasks, its own keys checked."""
     if not isinstance(section, dict):
         raise ConfigurationError(
             f"`{path}` must be a mapping with a `preset`, or `type` and `data`; found {section!r}."
@@ -120,9 +125,12 @@ def _with_preset(path: str, section: Any) -> dict[str, Any]:
     if "preset" in section:
         check(f"{path}.preset", section["preset"], one_of(*sorted(PRESETS)))
         section = {**copy.deepcopy(PRESETS[section["preset"]]), **section}
+    if data is not None:
+        section = {"data": data, **section}
     for key in ("type", "text_columns", "data"):
         if key not in section:
-            raise ConfigurationError(f"`{path}` must have `{key}`, or a `preset` that has it.")
+            shared = " For one table of several tasks, `data` stands at the top of the file." if key == "data" else ""
+            raise ConfigurationError(f"`{path}` must have `{key}`, or a `preset` that has it.{shared}")
     check(f"{path}.head", section.get("head", "kept"), one_of("kept", "new", "frozen"))
     return section
 

@@ -23,6 +23,8 @@ class TopLevel:
         encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``, or of a trained
             multi-task model, whose heads are kept (see [growing](growing.md)).
         tasks: Name -> task; see below.
+        data: Where the splits of the tasks are that have no ``data`` of their own or of their preset, as for one table
+            with a column of labels per task (see [data](data.md#one-table-for-several-tasks)).
         seed: Seed of the model, the order and dropout.
         data_seed: Seed of samples and of the rows that are split off the training rows. Default: ``seed``.
         max_length: Maximum length of a sequence in tokens, at least 8, where a task does not say. Default: 128, or that
@@ -43,6 +45,7 @@ class TopLevel:
 
     encoder: str
     tasks: Mapping[str, Any]
+    data: Any = None
     seed: int = setting(42, _SEED)
     data_seed: int | None = setting(None, optional(_SEED))
     max_length: int | None = setting(None, optional(whole_number(8)))
@@ -75,7 +78,7 @@ class TaskSection:
             section replace them.
         type: ``classification``, ``multilabel``, ``regression``, ``token_classification``, ``multiple_choice`` or
             ``question_answering``. Required without a preset.
-        data: Where the splits are; see below. Required without a preset.
+        data: Where the splits are; see below. Required without a preset, or ``data`` at the top of the file.
         text_columns: ``[column]``, or two for a pair; ``[tokens]`` for ``token_classification``;
             ``[question, context]``; ``{prompt: [...], choices: [...]}``. Required without a preset.
         label_column: A column of strings or integers; of lists, or several 0/1 columns, for ``multilabel``; ``answers``

@@ -99,9 +99,11 @@ class DataSource:
         return {"hub": self.hub, **({"name": self.name} if self.name else {}), **self.splits}
 
     @classmethod
-    def from_section(cls, task: str, section: Any, max_samples: Any, folder: Path) -> DataSource:
-        """Check a ``data`` section and its ``max_samples``, with paths relative to a folder."""
-        path = f"tasks.{task}.data"
+    def from_section(
+        cls, task: str, section: Any, max_samples: Any, folder: Path, *, is_shared: bool = False
+    ) -> DataSource:
+        """Check a ``data`` section, of a task or of all, and its ``max_samples``, with paths relative to a folder."""
+        path = "data" if is_shared else f"tasks.{task}.data"
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
         if "revision" in section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from datasets.utils import logging
+from datasets.utils import logging as datasets_logging
+from transformers.utils import logging
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.labels import is_missing
+from ..tasks.rows import labeled_sets, plain_rows
 from ..utils import nearest_key
 from ..validation import ConfigurationError
 from .config import READERS, SPLITS, DataSource
+
+logger = logging.get_logger(__name__)
 
 # Rows of one batch of a raw file. Opening the file reads the head of each batch.
 _BATCH = 20_000
@@ -39,8 +44,8 @@ def load_splits(
 ) -> dict[str, Dataset]:
     """Load the raw splits of a task, with a seed for the rows that are split off and for samples (``data_seed``).
 
-    The training rows of a task with an external teacher need no labels. A test split whose labels are all missing, or
-    -1 as on the Hub, is left out.
+    Rows whose label is null do not belong to the task; a warning has their number. The training rows of a task with an
+    external teacher need no labels. A test split whose labels are all missing, or -1 as on the Hub, is left out.
 
     Returns:
         Split -> rows, in the order train, validation, further validation sets, test.
@@ -59,13 +64,18 @@ def load_splits(
             loaded["train"], loaded[split] = _split_off(name, loaded["train"], value["from_train"], seed, split)
     result = {}
     for split in sorted(loaded, key=lambda split: (SPLITS.index(split.split("_")[0]), split)):
-        rows = loaded[split]
+        rows = plain_rows(loaded[split])
         needs_labels = not (has_teacher and split == "train" and is_unlabeled(rows, task))
         _check_split(name, split, rows, [*task.input_columns, *(task.target_columns if needs_labels else ())])
         if split == "test" and _has_no_labels(rows, task):
             continue
-        result[split] = sample(rows, source.max_samples[split], seed, split) if split in source.max_samples else rows
-    return result
+        result[split] = rows
+    # After the split: what is held out of a table is held out of all its tasks.
+    result, message = labeled_sets(name, task, result)
+    if message is not None and os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
+    limits = source.max_samples
+    return {split: sample(rows, limits.get(split, len(rows)), seed, split) for split, rows in result.items()}
 
 
 def is_unlabeled(rows: Dataset, task: TaskConfig) -> bool:
@@ -176,9 +186,9 @@ def read_hub_split(source: DataSource, name: str, split: str) -> Dataset:
 @contextmanager
 def _without_log() -> Iterator[None]:
     """Silence the readers, which log a failure before they raise it."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    level = datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        datasets_logging.set_verbosity(level)

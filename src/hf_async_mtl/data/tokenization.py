@@ -19,6 +19,7 @@ from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
 from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES
+from ..tasks.rows import plain_rows
 from ..validation import ConfigurationError
 
 _TOKENIZED, _WRITTEN = 500, 2000
@@ -42,7 +43,7 @@ def encode(
         ConfigurationError: There are no rows, a column is missing, or a text or a label cannot be used; the message
             names its row.
     """
-    dataset = dataset.with_format(None)  # plain Python values of all columns, whatever the user's format
+    dataset = plain_rows(dataset, f"The rows of task {name!r}")
     columns = [*task.input_columns, *(task.target_columns if with_labels else ())]
     _check_input(dataset, name, columns, tokenizer)
     kind = TASK_TYPES[task.type]

@@ -147,12 +147,15 @@ class TaskConfig:
         """Return a task with the label names, or the mean and deviation of the targets, of its training split.
 
         Args:
-            dataset: The raw training split, a `datasets.Dataset`. Fields that are set are kept.
+            dataset: The raw training split, a `datasets.Dataset` of any format, or a `datasets.DatasetDict` with a
+                split ``train``. Rows whose label is null do not belong to the task. Fields that are set are kept.
 
         Raises:
-            ConfigurationError: A label is missing or not a number, all targets are equal, or there is only one class.
+            ConfigurationError: A label is not a number, all targets are equal, or there is only one class.
         """
-        resolved: TaskConfig = from_package("tasks.registry").TASK_TYPES[self.type].resolve(self, dataset)
+        is_dict = isinstance(dataset, Mapping) and "train" in dataset
+        rows = from_package("tasks.rows").labeled_rows(dataset["train"] if is_dict else dataset, self)
+        resolved: TaskConfig = from_package("tasks.registry").TASK_TYPES[self.type].resolve(self, rows)
         return resolved
 
     def to_dict(self) -> dict[str, Any]:

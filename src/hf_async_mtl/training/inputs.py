@@ -82,9 +82,10 @@ def prepare_inputs(
         check_trainable(model.encoder, model.heads)
     check_task_settings(tasks, args)
     config = args.distillation_config
-    rows = with_labels(train or {}, tasks, config)
     task_sets = TaskSets(tasks, tokenizer, model.config.max_length, args)
-    encoded, validation = task_sets.encode(rows), task_sets.encode(evaluation or {})
+    labeled, evaluation = task_sets.labeled(train or {}, evaluation or {})
+    rows = with_labels(labeled, tasks, config)
+    encoded, validation = task_sets.encode(rows), task_sets.encode(evaluation)
     for task in tasks.values():
         for metric in task.metrics or ():
             check_metric(metric, task)

@@ -13,6 +13,7 @@ from ..data.dataset import TaskDataset
 from ..data.loading import is_unlabeled
 from ..data.tokenization import encode, truncation_warning
 from ..modeling.configuration_multitask import TaskConfig
+from ..tasks.rows import labeled_rows, labeled_sets
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 
@@ -65,6 +66,26 @@ class TaskSets:
             )
         return found
 
+    def labeled(
+        self, train: Mapping[str, Dataset], evaluation: Mapping[str, Dataset]
+    ) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+        """Return raw sets without the rows that have no label of their task, and warn once per task of these."""
+        train, evaluation = dict(train), dict(evaluation)
+        for name in self.tasks:
+            kinds = {key: f"validation{key[len(name) :]}" for key in evaluation if task_of(key, self.tasks) == name}
+            own = {"train": train[name]} if name in train else {}
+            found = self._labeled(name, own | {kind: evaluation[key] for key, kind in kinds.items()})
+            train |= {name: found["train"]} if own else {}
+            evaluation |= {key: found[kind] for key, kind in kinds.items()}
+        return train, evaluation
+
+    def _labeled(self, task_name: str, sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+        """Return some sets of a task, by their kind, without the rows that have no label."""
+        found, message = labeled_sets(task_name, self.tasks[task_name], sets)
+        if message is not None and self.args.should_log:
+            logger.warning(message)
+        return found
+
     def encode(self, sets: Mapping[str, Dataset | TaskDataset], *, needs_labels: bool = True) -> dict[str, TaskDataset]:
         """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks."""
         order = list(self.tasks)
@@ -89,7 +110,10 @@ class TaskSets:
 
     def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool) -> TaskDataset:
         task = self.tasks[task_name]
-        with_labels = needs_labels or not is_unlabeled(rows, task)
+        if needs_labels:
+            rows = self._labeled(task_name, {name: rows})[name]
+        # All rows are predicted: if some have no label, none is scored.
+        with_labels = needs_labels or (not is_unlabeled(rows, task) and len(labeled_rows(rows, task)) == len(rows))
         with self.args.main_process_first():
             encoded = encode(rows, name, task, self.tokenizer, self.length_of(task_name), with_labels=with_labels)
         if not with_labels and "labels" in encoded.column_names:
