@@ -89,8 +89,10 @@ def page() -> str:
         "`balancing`": "See [balancing](methods.md#balancing).\n\n" + table(BalancingConfig, leave_out=("weights",)),
         "`training`": "Any field of `transformers.TrainingArguments`, and:\n\n"
         + table(AsyncMTLTrainingArguments, only=own)
-        + "\n\n`eval_strategy` and `save_strategy` are `steps` by default, `save_steps` equals `eval_steps`, and the\n"
-        "run ends with the checkpoint with the best `eval_average`. These fields are refused:\n\n" + refused,
+        + "\n\n`eval_strategy` is `steps` by default, `save_strategy` equals `eval_strategy`, and `save_steps` equals\n"
+        "`eval_steps`: what is not set follows what is. A run ends with the checkpoint of the best `eval_average`,\n"
+        "unless `save_strategy` is `no`. `reduce_lr_on_plateau` and `greedy` run in the direction of\n"
+        "`metric_for_best_model`. These fields are refused:\n\n" + refused,
     }
     parts = [f"## {title}\n\n{text}" if title else f"# Configuration\n\n{text}" for title, text in sections.items()]
     return "\n\n".join(parts) + "\n"

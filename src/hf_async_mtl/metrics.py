@@ -168,10 +168,14 @@ def seqeval_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequen
 
 @dataclass(frozen=True)
 class Metric:
-    """A built-in metric. The types of task that it fits name it, in `TaskType.metrics`."""
+    """A built-in metric. The types of task that it fits name it, in `TaskType.metrics`.
+
+    ``worst`` is the lowest value that it can have: it stands for a value that is not defined.
+    """
 
     function: Score
     greater_is_better: bool = True
+    worst: float = 0.0
 
 
 METRICS: dict[str, Metric] = {
@@ -179,9 +183,9 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(f1),
     "macro_f1": Metric(macro_f1),
     "micro_f1": Metric(micro_f1),
-    "matthews_correlation": Metric(matthews_correlation),
-    "pearson": Metric(partial(correlation, "pearsonr")),
-    "spearman": Metric(partial(correlation, "spearmanr")),
+    "matthews_correlation": Metric(matthews_correlation, worst=-1.0),
+    "pearson": Metric(partial(correlation, "pearsonr"), worst=-1.0),
+    "spearman": Metric(partial(correlation, "spearmanr"), worst=-1.0),
     "mse": Metric(partial(mean_error, 2), greater_is_better=False),
     "mae": Metric(partial(mean_error, 1), greater_is_better=False),
     "exact_match": Metric(exact_match),
@@ -190,6 +194,11 @@ METRICS: dict[str, Metric] = {
     "seqeval_accuracy": Metric(token_accuracy),
 }
 """Name -> built-in metric."""
+
+
+def worst_value(name: str) -> float:
+    """Return the worst value of a monitored metric; 0 for a name of ``evaluate.load``, whose range is not known."""
+    return METRICS[name].worst if name in METRICS else 0.0
 
 
 def metric_function(name: str, task_type: str) -> Score:

@@ -118,10 +118,10 @@ def test_label_names_reach_the_metrics() -> None:
     assert "for name in self.label_names" in inspect.getsource(Trainer.prediction_step)
 
 
-def test_the_loss_is_declared_as_scaled() -> None:
-    """Bug: upstream drops the switch, and divides or multiplies our gradients by the accumulation steps again."""
-    assert AsyncMTLTrainer.loss_is_scaled_for_ga is True
-    assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
+def test_the_loss_is_declared_as_a_mean_of_its_batch() -> None:
+    """Bug: upstream drops the switch or the number, and multiplies our gradients by the accumulation steps again."""
+    assert AsyncMTLTrainer.loss_is_scaled_for_ga is False
+    assert "loss / self.current_gradient_accumulation_steps" in inspect.getsource(Trainer.training_step)
 
 
 def test_the_arguments_keep_upstream_order() -> None:

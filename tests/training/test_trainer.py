@@ -16,6 +16,7 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from torch import Tensor
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_async_mtl import AsyncMTLTrainer, AsyncMTLTrainingArguments, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.data.sampler import MultiTaskSampler
@@ -379,11 +380,11 @@ def test_convergence_json(tmp_path: Path) -> None:
             {"step": 4, "task": "polarity", "event": "converged", "teacher_step": 2},
             {"step": 8, "task": "overlap", "event": "converged", "teacher_step": 6},
         ],
-        # No average was ever a number: the run ends with its last weights.
+        # The best average has accuracy's worst value for the undefined one: 0.1, against -0.25 at step 2.
         "final": {
-            "step": 8,
+            "step": 6,
             "average": None,
-            "tasks": {"polarity": {"value": 0.6, "retention": 1.0}, "overlap": {"value": None, "retention": None}},
+            "tasks": {"polarity": {"value": None, "retention": None}, "overlap": {"value": 0.2, "retention": 1.0}},
         },
     }
 
@@ -550,6 +551,12 @@ def build(**changes: Any) -> AsyncMTLTrainer:
     return AsyncMTLTrainer(**given)
 
 
+def without_padding() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    return tokenizer
+
+
 def rows(**columns: Any) -> Dataset:
     return Dataset.from_dict(columns)
 
@@ -559,6 +566,10 @@ def rows(**columns: Any) -> Dataset:
     [
         ({"model": torch.nn.Linear(1, 1)}, "`model` must be a MultiTaskModel; found Linear. Make one with"),
         ({"model": None}, "`model` must be a MultiTaskModel; found NoneType"),
+        (
+            {"processing_class": without_padding()},
+            "The tokenizer must have a pad token; that of '' has none. Set one, as in `tokenizer.pad_token = tok",
+        ),
         ({"processing_class": None}, "`processing_class` must be the encoder's tokenizer; found None"),
         ({"data_collator": list}, "`data_collator` has no effect here"),
         (
@@ -666,3 +677,80 @@ def test_a_teacher_of_the_first_evaluation_is_told(tmp_path: Path, caplog: pytes
         caplog.clear()
         tiny_trainer(tmp_path / str(told), {"polarity": 12}, script).train()
         assert any("its first evaluation: that is its teacher" in record.message for record in caplog.records) is told
+
+
+# -- what is not defined, and what follows from other settings --------------------------------------------------------
+
+
+def test_an_undefined_metric_counts_as_the_worst(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: validation rows with one score make `eval_average` NaN, and no checkpoint of any task is ever the best."""
+    evaluation = some_rows(dict.fromkeys(PAIR, 6), seed=1)
+    evaluation["overlap"] = evaluation["overlap"].map(lambda row: {"score": 5.0})
+    script = {"polarity": [0.4, 0.8, 0.6]}
+    trainer = tiny_trainer(tmp_path, PAIR, script, evaluation=evaluation, eval_steps=2, convergence={"patience": 9})
+    trainer.train()
+    averages = [entry["eval_average"] for entry in trainer.state.log_history if "eval_average" in entry]
+    assert averages[:3] == pytest.approx([-0.3, -0.1, -0.2])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+    assert told(tmp_path)["final"]["step"] == 4
+    warned = [record.message for record in caplog.records if "is not defined" in record.message]
+    assert warned == [
+        "Task 'overlap': pearson is not defined on its eval rows (are all labels, or all predictions, the same?). It "
+        "counts as -1 in `eval_average`."
+    ]
+
+
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
+def test_a_plateau_has_the_direction_of_its_metric(scheduler: str, tmp_path: Path) -> None:
+    """Bug: the learning rate falls while the average rises, and stays where it has a plateau."""
+
+    def mode(**settings: Any) -> str:
+        args = AsyncMTLTrainingArguments("out", lr_scheduler_type=scheduler, use_cpu=True, **settings)
+        return args.lr_scheduler_kwargs["mode"]
+
+    assert mode() == "max"
+    assert mode(metric_for_best_model="polarity_loss") == "min"
+    assert mode(lr_scheduler_kwargs={"mode": "min"}) == "min"
+
+
+@pytest.mark.parametrize(("scores", "falls"), [([0.1, 0.5, 0.9], False), ([0.9, 0.5, 0.1], True)])
+def test_the_learning_rate_falls_where_the_average_does(scores: list[float], falls: bool, tmp_path: Path) -> None:
+    """Bug: the mode that the arguments have does not reach the scheduler of the run."""
+    scheduler = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    settings = {"eval_steps": 1, "max_steps": 3, "convergence": {"patience": 9}, **scheduler}
+    trainer = tiny_trainer(tmp_path, {"polarity": 8}, {"polarity": scores}, **settings)
+    trainer.train()
+    assert (trainer.optimizer.param_groups[0]["lr"] < trainer.args.learning_rate) is falls
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("steps", 500, "steps", 500, True)),
+        ({"eval_strategy": "epoch"}, ("epoch", None, "epoch", 500, True)),
+        ({"eval_strategy": IntervalStrategy.EPOCH}, ("epoch", None, "epoch", 500, True)),
+        ({"save_strategy": "epoch"}, ("epoch", None, "epoch", 500, True)),
+        ({"save_strategy": "no"}, ("steps", 500, "no", 500, False)),
+        ({"save_strategy": "best", "eval_steps": 7}, ("steps", 7, "best", 7, True)),
+        ({"eval_strategy": "epoch", "save_strategy": "no"}, ("epoch", None, "no", 500, False)),
+        ({"logging_steps": 20}, ("steps", 20, "steps", 20, True)),
+        ({"logging_steps": 20, "save_steps": 100}, ("steps", 20, "steps", 100, True)),
+        ({"save_steps": 150}, ("steps", 150, "steps", 150, True)),
+        ({"save_steps": 0.1}, ("steps", 0.1, "steps", 0.1, True)),
+    ],
+)
+def test_defaults_follow_what_is_given(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """Bug: one setting is refused because of a default of ours, in the name of a flag that the user never set."""
+    args = AsyncMTLTrainingArguments("out", use_cpu=True, **given)
+    found = (args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps, args.load_best_model_at_end)
+    assert found == expected
+
+
+def test_what_is_given_is_kept() -> None:
+    """Bug: a default takes the place of a setting, and two settings that exclude each other pass."""
+    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):
+        AsyncMTLTrainingArguments("out", use_cpu=True, eval_steps=5, save_strategy="epoch")
+    args = AsyncMTLTrainingArguments(
+        "out", use_cpu=True, eval_steps=5, save_strategy="epoch", load_best_model_at_end=False
+    )
+    assert (args.eval_strategy, args.save_strategy, args.eval_steps) == ("steps", "epoch", 5)

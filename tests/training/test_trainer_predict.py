@@ -8,10 +8,11 @@ import pytest
 import torch
 from datasets import Dataset
 from runs import ALL, some_rows, tiny_model, tiny_trainer
+from tiny import tiny_tokenizer
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
-from hf_async_mtl import ConfigurationError, MultiTaskModel, TaskConfig
+from hf_async_mtl import AsyncMTLTrainer, ConfigurationError, MultiTaskModel, TaskConfig
 from hf_async_mtl.training.task_sets import find_task
 
 SIZES = dict.fromkeys(ALL, 5)
@@ -71,6 +72,40 @@ def test_one_set_is_the_same_as_in_a_dictionary(trainer: Any, name: str) -> None
     assert trainer.evaluate(rows, metric_key_prefix="test")[value] == encoded.metrics[value]
 
 
+def metric_of(name: str, result: PredictionOutput) -> float:
+    """The monitored metric by its definition, from logits and labels alone."""
+    logits, labels = result.predictions, result.label_ids
+    if name in ("polarity", "choice"):
+        return float(np.mean(logits.argmax(-1) == labels))
+    if name == "overlap":
+        return float(np.corrcoef(logits, labels)[0, 1])
+    if name == "topics":
+        predicted, true = logits > 0, labels == 1
+    else:  # each B- is a chunk
+        predicted, true = ((values == 1)[labels != -100] for values in (logits.argmax(-1), labels))
+    return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+
+
+def test_metrics_are_those_of_the_logits(trainer: Any) -> None:
+    """Bug: a set is scored against the labels of the set that was evaluated last, or of another task."""
+    rows = some_rows(SIZES, seed=2)
+    trainer.evaluate(some_rows(SIZES, seed=3))
+    found = {}
+    for name in ("polarity", "overlap", "colors", "choice", "topics"):
+        task, metric = trainer.tasks[name], f"test_{trainer.tasks[name].monitored}"
+        encoded = trainer.task_sets.encode({name: rows[name]})[name]
+        named = trainer.predict({name: rows[name]})[name]
+        value = found[name] = pytest.approx(metric_of(name, named))
+        assert named.metrics[f"test_{name}_{task.monitored}"] == value
+        assert trainer.predict(encoded).metrics[metric] == value
+        assert trainer.evaluate(encoded, metric_key_prefix="test")[metric] == value
+        assert trainer.evaluate({name: rows[name]}, metric_key_prefix="test")[f"test_{name}_{task.monitored}"] == value
+        if name not in ("polarity", "topics"):  # which read one column
+            assert trainer.predict(rows[name]).metrics[metric] == value
+    assert len({value.expected for value in found.values()}) > 2
+    assert trainer.evaluate("overlap")["eval_pearson"] == trainer.evaluate()["eval_overlap_pearson"]
+
+
 def test_rows_without_labels_are_predicted(trainer: Any) -> None:
     """Bug: new rows need labels; or places of words are taken for labels of tokens, and scored."""
     rows = some_rows(SIZES, seed=2)
@@ -96,6 +131,12 @@ def test_predictions_after_save_and_reload(trainer: Any, tmp_path: Path) -> None
     for name, result in again.predict(rows).items():
         assert_equal(result, expected[name])
     assert_equal(again.predict(rows["overlap"]), expected["overlap"])
+    plain = AsyncMTLTrainer(model=model, args=again.args, processing_class=tiny_tokenizer())
+    assert_equal(plain.predict(rows["overlap"]), expected["overlap"])
+    metrics = [kind.evaluate(rows["overlap"], metric_key_prefix="test") for kind in (plain, trainer)]
+    assert (
+        metrics[0]["test_pearson"] == metrics[1]["test_pearson"] == expected["overlap"].metrics["test_overlap_pearson"]
+    )
 
 
 def test_a_set_of_no_task_or_of_several_is_refused(trainer: Any) -> None:
@@ -119,8 +160,9 @@ def test_labels_decide_between_tasks_on_one_text() -> None:
         find_task(["text", "mood", "topic"], tasks)
 
 
-def test_callbacks_see_all_metrics_at_once(tmp_path: Path) -> None:
-    """Bug: `eval_average` reaches no callback, and upstream's early stopping never stops a run."""
+@pytest.mark.parametrize("metric", ["average", "polarity_accuracy", "eval_overlap_pearson"])
+def test_callbacks_see_all_metrics_at_once(metric: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: early stopping never sees `eval_average`, counts a task's metric twice, or warns for every other task."""
     seen: list[dict[str, float]] = []
 
     class Watcher(TrainerCallback):
@@ -132,12 +174,13 @@ def test_callbacks_see_all_metrics_at_once(tmp_path: Path) -> None:
         tmp_path,
         pair,
         {"polarity": [0.9, 0.1, 0.1, 0.1], "overlap": [0.9, 0.1, 0.1, 0.1]},
-        callbacks=[Watcher(), EarlyStoppingCallback(early_stopping_patience=1)],
+        callbacks=[Watcher(), EarlyStoppingCallback(early_stopping_patience=2)],
         convergence={"patience": 9},
         eval_steps=2,
+        metric_for_best_model=metric,
     )
     trainer.train()
-    merged = [metrics for metrics in seen if "eval_average" in metrics]
-    assert [metrics["step"] for metrics in merged] == [2, 4]
-    assert all({"eval_polarity_accuracy", "eval_overlap_pearson"} <= metrics.keys() for metrics in merged)
-    assert trainer.state.global_step == 4
+    assert [metrics["step"] for metrics in seen] == [2, 4, 6]
+    assert all({"eval_average", "eval_polarity_accuracy", "eval_overlap_pearson"} <= metrics.keys() for metrics in seen)
+    assert trainer.state.global_step == 6
+    assert "early stopping" not in caplog.text

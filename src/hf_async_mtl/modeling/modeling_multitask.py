@@ -210,6 +210,7 @@ class MultiTaskModel(PreTrainedModel):
         segment_lengths: Tensor | None = None,
         segment_counts: Tensor | None = None,
         return_dict: bool | None = None,
+        example_ids: Tensor | None = None,
     ) -> MultiTaskOutput | tuple[Any, ...]:
         """Encode a batch and compute logits, and losses if labels are given.
 
@@ -226,6 +227,7 @@ class MultiTaskModel(PreTrainedModel):
             segment_lengths: Packed: ``[S]``.
             segment_counts: Packed: ``[B]``, the number of segments of each example.
             return_dict: False for a tuple without the fields that are None.
+            example_ids: Not read: a batch of the trainer may be given as it is.
 
         Returns:
             A `MultiTaskOutput`.

@@ -75,12 +75,12 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         5
     """
 
-    eval_strategy: str = field(default="steps", metadata={"help": "steps or epoch."})
+    eval_strategy: str | None = field(default=None, metadata={"help": "steps (the default) or epoch."})
     eval_steps: float | None = field(default=None, metadata={"help": "Default: logging_steps."})
-    save_strategy: str = field(default="steps", metadata={"help": "steps, epoch, best or no."})
+    save_strategy: str | None = field(default=None, metadata={"help": "Default: eval_strategy. Also best or no."})
     save_steps: float | None = field(default=None, metadata={"help": "Default: eval_steps."})
     disable_tqdm: bool | None = field(default=None, metadata={"help": "Default: no bars where stderr is no terminal."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    load_best_model_at_end: bool | None = field(default=None, metadata={"help": "Default: if checkpoints are saved."})
     metric_for_best_model: str | None = field(default="average", metadata={"help": "average, or <task>_<metric>."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
@@ -96,15 +96,15 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *SECTIONS]
 
     def __post_init__(self) -> None:
+        self._set_defaults()
         self._refuse_without_effect()
-        if self.eval_strategy == "steps" and not self.eval_steps:
-            self.eval_steps = self.logging_steps
-        if self.save_steps is None:
-            self.save_steps = self.eval_steps or 500
         if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
             # In a log file each step of a bar is a line.
             self.disable_tqdm = True
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs: Any = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, which scatters packed rows.
             logger.warning(
@@ -116,6 +116,20 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         self._parse_sections()
         check("training.conflict_steps", self.conflict_steps, whole_number(0))
+
+    def _set_defaults(self) -> None:
+        """Set the fields that say when to evaluate and to save: those that are not given follow those that are."""
+        if self.eval_strategy is None:
+            self.eval_strategy = "epoch" if _text(self.save_strategy) == "epoch" and not self.eval_steps else "steps"
+        if self.save_strategy is None:
+            self.save_strategy = _text(self.eval_strategy)
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = _text(self.save_strategy) != "no"
+        if _text(self.eval_strategy) == "steps" and not self.eval_steps:
+            fits = not self.save_steps or self.save_steps % self.logging_steps == 0
+            self.eval_steps = self.logging_steps if fits else self.save_steps
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps or 500
 
     def _parse_sections(self) -> None:
         self.convergence_config = ConvergenceSettings.parse(self.convergence)
@@ -146,12 +160,12 @@ class AsyncMTLTrainingArguments(TrainingArguments):
                 raise ConfigurationError(
                     f"`training.{item.name}` has no effect here: {REFUSED[item.name]}. Remove the key."
                 )
-        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) in ("checkpoint", "all_checkpoints"):
+        if _text(self.hub_strategy) in ("checkpoint", "all_checkpoints"):
             raise ConfigurationError(
                 f"`training.hub_strategy: {self.hub_strategy}` would upload the teachers that a checkpoint holds. Use "
                 "end or every_save."
             )
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) not in ("steps", "epoch"):
+        if _text(self.eval_strategy) not in ("steps", "epoch"):
             raise ConfigurationError(
                 "`training.eval_strategy` must be steps or epoch: convergence is decided on evaluations; found "
                 f"{self.eval_strategy!r}."
@@ -194,6 +208,11 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     def final_evaluations(self) -> int | None:
         """The number of evaluations after the last convergence; None: as many as the budget allows."""
         return self.convergence_config.final_evaluations
+
+
+def _text(value: Any) -> str:
+    """Return a strategy as text, also one that is a member of an enumeration of Transformers."""
+    return str(getattr(value, "value", value))
 
 
 def _without_folder(source: str) -> str:

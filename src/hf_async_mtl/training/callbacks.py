@@ -130,6 +130,9 @@ class TableCallback(ProgressCallback):
         super().on_prediction_step(args, state, control, **kwargs)
         if self.prediction_bar is not None:
             self.prediction_bar.set_description(f"Evaluating {kwargs['eval_dataloader'].dataset.name}")
+            if self.prediction_bar.n >= self.prediction_bar.total:
+                # `on_evaluate` comes once, after all sets.
+                super().on_evaluate(args, state, control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

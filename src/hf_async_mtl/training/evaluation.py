@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from ..data.dataset import TaskDataset
 from ..inference.logits import IndexBatches, iterate_logits
-from ..metrics import compute
+from ..metrics import compute, worst_value
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..tasks.registry import TASK_TYPES
 from .distributed import gather_examples
+
+logger = logging.get_logger(__name__)
 
 
 def dense(values: Tensor, offsets: Tensor) -> Tensor:
@@ -52,11 +56,16 @@ class TaskEvaluator:
     model: MultiTaskModel
     validation: Mapping[str, TaskDataset]
     own_metrics: Mapping[str, Callable[[EvalPrediction], dict[str, float]]]
+    warns: bool = True
     predictions: dict[str, list[Any]] = field(default_factory=dict, init=False)
+    _undefined: set[str] = field(default_factory=set, init=False)
 
-    def step(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss of a batch, its ``logits`` ``[B, ...]``, and its ``losses`` ``[B]`` if it has labels."""
-        outputs: MultiTaskOutput = model(**{name: value for name, value in inputs.items() if name != "example_ids"})
+    def step(self, model: nn.Module, inputs: Mapping[str, Any], **_: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss of a batch, its ``logits`` ``[B, ...]``, and its ``losses`` ``[B]`` if it has labels.
+
+        It stands in for `Trainer.compute_loss`, whose further arguments are ignored.
+        """
+        outputs: MultiTaskOutput = model(**inputs)
         assert outputs.logits is not None
         assert outputs.layouts is not None
         (name,) = outputs.logits
@@ -82,6 +91,22 @@ class TaskEvaluator:
             values = {"loss": float(np.mean(losses, dtype=np.float64)), **self.metrics(dataset, logits)}
             metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
         return output._replace(predictions=logits, label_ids=None, metrics=metrics)
+
+    def average(self, metrics: Mapping[str, float], prefix: str, monitored: Mapping[str, str]) -> float:
+        """Return the mean of the monitored metrics, task -> name; one that is not defined has its worst value."""
+        values = []
+        for task, metric in monitored.items():
+            value = metrics[f"{prefix}_{task}_{metric}"]
+            if not math.isfinite(value):
+                value = worst_value(metric)
+                if self.warns and task not in self._undefined:
+                    logger.warning(
+                        f"Task {task!r}: {metric} is not defined on its {prefix} rows (are all labels, or all "
+                        f"predictions, the same?). It counts as {value:g} in `{prefix}_average`."
+                    )
+                self._undefined.add(task)
+            values.append(value)
+        return float(np.mean(values))
 
     def metrics(self, dataset: TaskDataset, logits: np.ndarray) -> dict[str, float]:
         """Return the metrics of a set from the logits of its examples, in their order."""

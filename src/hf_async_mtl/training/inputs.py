@@ -146,6 +146,12 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
     """Return a tokenizer if it is the encoder's, which knows ``embeddings`` tokens."""
     if tokenizer is None:
         raise ConfigurationError("`processing_class` must be the encoder's tokenizer; found None.")
+    if tokenizer.pad_token_id is None:
+        raise ConfigurationError(
+            f"The tokenizer must have a pad token; that of {tokenizer.name_or_path!r} has none. Set one, as in "
+            "`tokenizer.pad_token = tokenizer.eos_token`, and for a configuration file save it with "
+            "`tokenizer.save_pretrained(<folder of the encoder>)`."
+        )
     tokens = len(tokenizer)
     if tokens <= len(tokenizer.all_special_tokens):
         raise ConfigurationError(
@@ -161,8 +167,12 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
     return tokenizer
 
 
-def check_disk_space(tasks: Collection[str], args: AsyncMTLTrainingArguments, teachers: Teachers) -> None:
-    """Check that the disk can hold the logits of all teachers that the run may record."""
+def check_training(
+    tasks: Collection[str], sets: Collection[Any], args: AsyncMTLTrainingArguments, teachers: Teachers
+) -> None:
+    """Check that no set is missing, and that the disk can hold the logits of all teachers that may be recorded."""
+    if not all(sets):
+        raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
     recorded = [
         name
         for name in tasks

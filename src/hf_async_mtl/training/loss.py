@@ -74,8 +74,7 @@ class MultiTaskLoss:
         self, model: nn.Module, inputs: Mapping[str, Any], num_examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
         """Run the wrapped model on a packed batch; N defaults to the examples of this batch."""
-        inputs = dict(inputs)
-        example_ids = inputs.pop("example_ids")
+        example_ids = inputs["example_ids"]
         # DDP would reduce each task's gradient separately.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
         losses = self._task_losses(outputs, inputs, example_ids, step)

@@ -56,9 +56,9 @@ class TaskSets:
         """Return the longest segment of a task, in tokens."""
         return self.tasks[task].max_length or self.max_length
 
-    def monitored(self, sets: Collection[str]) -> list[str]:
-        """Return ``<task>_<metric>`` of the monitored metrics of the tasks among some sets."""
-        found = [f"{name}_{self.tasks[name].monitored}" for name in sets if name in self.tasks]
+    def monitored(self, sets: Collection[str]) -> dict[str, str]:
+        """Return the monitored metrics of the tasks among some sets, by task."""
+        found = {name: self.tasks[name].monitored for name in sets if name in self.tasks}
         if not found:
             raise ConfigurationError(
                 f"`eval_dataset` must have a set of a task ({', '.join(self.tasks)}); found "

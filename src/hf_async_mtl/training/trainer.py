@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from ..data.sampler import MultiTaskSampler
 from ..distillation.teachers import Teachers
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .callbacks import RunCallback, TableCallback, build_sampler
 from .checkpoint import RunCheckpoint
@@ -29,7 +27,7 @@ from .checkpoint_files import TEACHERS_FOLDER
 from .controller import ConvergenceController, new_schedule
 from .distributed import broadcast_from_main
 from .evaluation import TaskEvaluator, iterate_over_ranks
-from .inputs import TrainerInputs, check_disk_space, check_sharding, prepare_inputs
+from .inputs import TrainerInputs, check_sharding, check_training, prepare_inputs
 from .loss import MultiTaskLoss
 from .publishing import publish
 from .state_dict import savable
@@ -55,12 +53,12 @@ class AsyncMTLTrainer(Trainer):
         ConfigurationError: An argument does not fit; found before training.
     """
 
-    # Our loss is normalized over the whole optimizer step; the Trainer must not divide it again.
-    loss_is_scaled_for_ga = True
+    # As upstream for a loss that is the mean of its batch; see `compute_loss`.
+    loss_is_scaled_for_ga = False
+    current_gradient_accumulation_steps = 1
 
     hyperparameter_search = refused(
-        "hyperparameter_search",
-        "Build a trainer per trial, as scripts/examples/optuna_search.py does with Optuna.",
+        "hyperparameter_search", "Build a trainer per trial, as scripts/examples/optuna_search.py does with Optuna."
     )
 
     model: MultiTaskModel
@@ -84,14 +82,11 @@ class AsyncMTLTrainer(Trainer):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         unsupported = {
-            "model_init": model_init,
-            "data_collator": data_collator,
-            "compute_loss_func": compute_loss_func,
+            **{"model_init": model_init, "data_collator": data_collator, "compute_loss_func": compute_loss_func},
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
-        inputs = prepare_inputs(
-            model, args, processing_class, train_dataset, eval_dataset, compute_metrics, unsupported
-        )
+        sets = (train_dataset, eval_dataset)
+        inputs = prepare_inputs(model, args, processing_class, *sets, compute_metrics, unsupported)
         super().__init__(
             model=inputs.model,
             args=inputs.args,
@@ -120,7 +115,7 @@ class AsyncMTLTrainer(Trainer):
         self.schedule = new_schedule(self.tasks, args, sizes)
         self.teachers = Teachers(Path(args.output_dir, TEACHERS_FOLDER), args.distillation_config, inputs.train)
         self.multi_task_loss = MultiTaskLoss(model, args, self.schedule, self.teachers, ranks, sum(sizes.values()))
-        self.evaluator = TaskEvaluator(model, inputs.validation, inputs.own_metrics)
+        self.evaluator = TaskEvaluator(model, inputs.validation, inputs.own_metrics, args.should_log)
         self.controller = ConvergenceController(
             args, model, ranks, self.schedule, self.teachers, self.evaluator, self.multi_task_loss, self.iterate_logits
         )
@@ -128,11 +123,8 @@ class AsyncMTLTrainer(Trainer):
         self._external_rows = inputs.external_rows
         if sizes:
             self._sampler = build_sampler(list(sizes.values()), args)
-            self.add_callback(
-                RunCallback(
-                    self._sampler, self.controller, self.checkpoint, self.multi_task_loss, self.create_model_card
-                )
-            )
+            parts = (self._sampler, self.controller, self.checkpoint, self.multi_task_loss)
+            self.add_callback(RunCallback(*parts, self.create_model_card))
         self._table = TableCallback()
         self._table.replace_others(self)
 
@@ -156,15 +148,16 @@ class AsyncMTLTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Compute the loss of a packed batch while training; the mean supervised loss of a model in evaluation mode.
+        """Compute the training loss of a packed batch; see `MultiTaskLoss`. With gradient balancing it has no graph.
 
-        See `MultiTaskLoss` and `TaskEvaluator.step`. With gradient balancing the training loss has no graph.
+        An override may run the model itself, as upstream: ``model(**inputs).logits`` and ``inputs["labels"]`` are
+        dictionaries by task. Its loss, a mean over the batch, replaces that of every phase. Evaluations do not call it.
         """
-        if model.training:
-            result: Any = self.multi_task_loss(model, inputs, num_items_in_batch, self.state.global_step)
-        else:
-            result = self.evaluator.step(model, inputs)
-        return result if return_outputs else result[0]
+        loss, outputs = self.multi_task_loss(model, inputs, num_items_in_batch, self.state.global_step)
+        if num_items_in_batch is not None:
+            # Normalized over the whole optimizer step: undo the division by its number of batches.
+            loss = loss * self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with each task's training loss, phase (its index in `PHASES`) and balancing weight beside the sum."""
@@ -194,9 +187,7 @@ class AsyncMTLTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, as upstream. ``resume_from_checkpoint=True`` takes the newest complete checkpoint."""
-        if not self.encoded_train or not self.eval_dataset:
-            raise ConfigurationError("Training needs `train_dataset` and `eval_dataset`; one of them was not given.")
-        check_disk_space(self.tasks, self.args, self.teachers)
+        check_training(self.tasks, [self.encoded_train, self.eval_dataset], self.args, self.teachers)
         checkpoint, step = self.checkpoint.begin(resume_from_checkpoint)
         self.controller.begin(step)
         if checkpoint is None:
@@ -213,17 +204,17 @@ class AsyncMTLTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluate every task on its own set, or one set; while training, the phases move by the former.
 
-        Callbacks get an ``on_evaluate`` for each set, as upstream, and then one with the metrics of all sets.
+        Callbacks get one ``on_evaluate``, with the metrics of all sets.
 
         Args:
-            eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose columns tell its task. Default: the sets
-                of the constructor.
+            eval_dataset: Task -> raw `datasets.Dataset`; or one raw set, whose columns tell its task; or the name of a
+                set of the constructor. Default: all of them.
             ignore_keys: As upstream.
             metric_key_prefix: As upstream; ``test`` for a test split.
 
         Returns:
-            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: the
-            mean over the tasks of the monitored metric. For one set ``<prefix>_<metric>``.
+            ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: see
+            `TaskEvaluator.average`. For one set ``<prefix>_<metric>``.
         """
         if isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -236,9 +227,11 @@ class AsyncMTLTrainer(Trainer):
             sets = eval_dataset = self.task_sets.encode(eval_dataset)
             self.task_sets.warn_truncated({metric_key_prefix: sets})
         monitored = self.task_sets.monitored(sets)
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        # The parent calls it for each set, where early stopping would count a metric twice or miss it.
+        with replaced_fields(self.callback_handler, on_evaluate=lambda args, state, control, metrics: control):
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         average = f"{metric_key_prefix}_average"
-        metrics[average] = float(np.mean([metrics[f"{metric_key_prefix}_{key}"] for key in monitored]))
+        metrics[average] = self.evaluator.average(metrics, metric_key_prefix, monitored)
         self.log({average: metrics[average]})
         if self.is_in_train and eval_dataset is None:
             # Ranks may differ in the last digit; what follows must not depend on it.
@@ -256,8 +249,7 @@ class AsyncMTLTrainer(Trainer):
         if self.schedule.finished:
             self.control.should_training_stop = True
             # As at the end of the budget: the last weights may be the best.
-            if self.args.save_strategy == SaveStrategy.STEPS:
-                self.control.should_save = True
+            self.control.should_save |= self.args.save_strategy == SaveStrategy.STEPS
 
     def evaluation_loop(
         self,
@@ -268,7 +260,8 @@ class AsyncMTLTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Run the model over one set, as upstream; the metrics are those of its task."""
-        output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        with replaced_fields(self, compute_loss=self.evaluator.step):
+            output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         dataset: Any = dataloader.dataset
         return self.evaluator.score(dataset, output, metric_key_prefix)
 

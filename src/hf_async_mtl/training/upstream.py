@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
 
 from ..validation import ConfigurationError
 
@@ -25,14 +24,16 @@ def refused(name: str, hint: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def replaced_fields(args: TrainingArguments, **values: Any) -> Iterator[None]:
-    """Set fields of the arguments for a block."""
-    before = {name: getattr(args, name) for name in values}
-    vars(args).update(values)
+def replaced_fields(owner: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of the arguments, or of another object, for a block; a method of its class is back after it."""
+    before = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    vars(owner).update(values)
     try:
         yield
     finally:
-        vars(args).update(before)
+        for name in values:
+            del vars(owner)[name]
+        vars(owner).update(before)
 
 
 def split_head_groups(optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float) -> None:
