@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from hf_async_mtl.modeling.configuration_multitask import RENAMED as RENAMED_FIELDS
+from hf_async_mtl.modeling import configuration_multitask
 from hf_async_mtl.validation import (
     RENAMED,
     ConfigurationError,
@@ -33,9 +33,9 @@ class Section:
 
 
 def test_there_is_one_error_and_one_table_of_renamed_fields() -> None:
-    """Bug: code that travels with a model has a copy of the error that no `except` of the package catches."""
+    """Bug: code that travels with a model has a copy of the error, or of the names, that the package does not use."""
     assert ErrorOfModels is ConfigurationError
-    assert RENAMED_FIELDS.items() <= RENAMED.items()
+    assert configuration_multitask.RENAMED is RENAMED
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_other_types_are_left_to_upstream() -> None:
     [
         ({"share": 2}, "`section.share` must be a number from 0 to 1; found 2."),
         ({"shares": 1}, "Unknown key `section.shares`. The nearest known key is `share`."),
+        ({"colors": 1}, "Unknown key `section.colors`. The known keys are share, names."),
         ([1], "`section` must be a mapping; found [1]."),
     ],
 )
@@ -82,6 +83,11 @@ def test_a_section_that_does_not_fit(given: Any, message: str) -> None:
 
 def test_a_renamed_key_is_one_only_where_its_new_name_is_known() -> None:
     """Bug: `labels` in a section without labels is answered with a key that the section does not have."""
-    with pytest.raises(ConfigurationError, match=r"^Unknown key `training\.labels`\. The nearest known key is `lr`\.$"):
+    with pytest.raises(ConfigurationError, match=r"^Unknown key `training\.labels`\. The known keys are lr\.$"):
         check_keys("training", ["labels"], ["lr"])
+    many = [f"field_{number}" for number in range(30)]
+    with pytest.raises(
+        ConfigurationError, match=r"`training\.labels`\. No known key is similar; `docs/configuration\.md`"
+    ):
+        check_keys("training", ["labels"], many)
     assert parse_section("section", Section, None) == Section()

@@ -52,13 +52,23 @@ def nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
-def nearest_key(key: object, known: Collection[str]) -> str:
-    """Return the known key that is most similar to another one, for a message.
+def nearest_key(key: object, known: Collection[str]) -> str | None:
+    """Return the known key that is most similar to another one, for a message; None if none is similar.
 
     >>> nearest_key("paticence", ["criterion", "patience"])
     'patience'
     """
-    return difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)), None)
+
+
+def nearest_hint(value: object, known: Collection[str]) -> str:
+    """Return the sentence that names the nearest known value, with a blank before it; empty if none is similar.
+
+    >>> nearest_hint("platau", ["plateau", "decline"])
+    " The nearest is 'plateau'."
+    """
+    nearest = nearest_key(value, known)
+    return "" if nearest is None else f" The nearest is {nearest!r}."
 
 
 def truncated_repr(value: Any) -> str:

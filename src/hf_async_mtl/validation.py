@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from .utils import nearest_key
+from .utils import nearest_hint, nearest_key
 
 T = TypeVar("T")
 
@@ -25,6 +25,18 @@ RENAMED = {
     "label_share": "hard_label_weight",
 }
 """Keys of version 0.1 -> their names today."""
+
+REMOVED = {
+    "convergence.min_delta_mode": "Remove the key, and give `min_delta` in the units of the metric.",
+    "data.revision": "Write `hub: <id>@<revision>`.",
+    "data.stream": "Save the rows as `scripts/examples/streaming.py` does, and name their folder as the split.",
+    "distillation.annealing": "Remove the key; `hard_label_weight` gives the labels a constant share.",
+    "distillation.keep_gradient_norm": "Remove the key; `tasks.<name>.weight` sets the weight of a task.",
+    "distillation.ramp_steps": "Remove the key; a converged task changes to its teacher's logits at once.",
+    "distillation.snapshots": "Remove the key; the teacher is the single best evaluation.",
+    "training.on_nonfinite": "Remove the key; a loss or gradient that is not finite always stops the run.",
+}
+"""Keys of version 0.1 that are gone, with the last part of their section's path -> what to do instead."""
 
 
 class ConfigurationError(ValueError):
@@ -120,13 +132,12 @@ def check(key: str, value: Any, requirement: Requirement) -> None:
     """
     if requirement.accepts(value):
         return
-    offer = requirement.choices and isinstance(value, str)
-    hint = f" The nearest is {nearest_key(value, requirement.choices)!r}." if offer else ""
+    hint = nearest_hint(value, requirement.choices) if isinstance(value, str) else ""
     raise ConfigurationError(f"`{key}` must be {requirement.description}; found {value!r}.{hint}")
 
 
 def check_keys(section: str, given: Collection[str], known: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for an unknown key, with its new name or the nearest of the known keys.
+    """Raise a `ConfigurationError` for an unknown key, with its new name, what replaces it, or the nearest known key.
 
     ``section`` is the path of the section, for the message; empty for the top of the file.
     """
@@ -136,7 +147,20 @@ def check_keys(section: str, given: Collection[str], known: Collection[str]) -> 
         path = f"{section}.{key}" if section else str(key)
         if RENAMED.get(str(key)) in known:
             raise ConfigurationError(f"`{path}`: `{key}` is now `{RENAMED[key]}`. Rename the key.")
-        raise ConfigurationError(f"Unknown key `{path}`. The nearest known key is `{nearest_key(key, known)}`.")
+        if (way_out := REMOVED.get(f"{section.rpartition('.')[2]}.{key}")) is not None:
+            raise ConfigurationError(f"`{path}` has been removed. {way_out}")
+        nearest = nearest_key(key, known)
+        if nearest is None:
+            raise ConfigurationError(f"Unknown key `{path}`. {_known_keys(known)}")
+        raise ConfigurationError(f"Unknown key `{path}`. The nearest known key is `{nearest}`.")
+
+
+def _known_keys(known: Collection[str]) -> str:
+    if not known:
+        return "The section has no keys. Remove it."
+    if len(known) > 20:
+        return "No known key is similar; `docs/configuration.md` describes them. Remove the key."
+    return f"The known keys are {', '.join(known)}."
 
 
 def setting(default: Any, requirement: Requirement) -> Any:

@@ -242,7 +242,10 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
     "config: no evaluation": (setting("training.eval_strategy", "no"), "eval_strategy"),
     "config: another best metric": (setting("training.metric_for_best_model", "loss"), "metric_for_best_model"),
     "config: teachers on the Hub": (setting("training.hub_strategy", "checkpoint"), "would upload the teachers"),
-    "config: what to do with NaN": (setting("training.on_nonfinite", "skip"), "Unknown key `training.on_nonfinite`"),
+    "config: what to do with NaN": (
+        setting("training.on_nonfinite", "skip"),
+        "`training.on_nonfinite` has been removed",
+    ),
     "config: --set without a value": (argument("--set", "seed"), "`--set` must be key.path=value"),
     "config: --set of no YAML": (argument("--set", "seed=[}"), "must be YAML"),
     # -- files of rows

@@ -11,7 +11,7 @@ from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.cli.yaml_file import read_yaml
 from hf_async_mtl.tasks.presets import PRESETS
 from hf_async_mtl.training.arguments import REFUSED
-from hf_async_mtl.validation import ConfigurationError
+from hf_async_mtl.validation import REMOVED, ConfigurationError
 
 # The example of the contract, as far as it does not ask for files of the Hub.
 EXAMPLE = """
@@ -378,6 +378,33 @@ def test_a_key_of_version_1_is_answered_with_its_new_name(folder, key, new):
     """The nearest known key of `label` may be `label_names`, which means something else."""
     old = key.split(".")[-1]
     assert refused(folder, {key: 1}) == f"`{key}`: `{old}` is now `{new}`. Rename the key."
+
+
+@pytest.mark.parametrize(
+    ("key", "way_out"),
+    [
+        ("convergence.min_delta_mode", "in the units of the metric"),
+        ("tasks.polarity.convergence.min_delta_mode", "in the units of the metric"),
+        ("tasks.polarity.data.revision", "`hub: <id>@<revision>`"),
+        ("tasks.polarity.data.stream", "`scripts/examples/streaming.py`"),
+        ("distillation.annealing", "`hard_label_weight`"),
+        ("distillation.keep_gradient_norm", "`tasks.<name>.weight`"),
+        ("distillation.ramp_steps", "at once"),
+        ("distillation.snapshots", "single best evaluation"),
+        ("training.on_nonfinite", "always stops the run"),
+    ],
+)
+def test_a_key_that_was_removed_says_what_to_do(folder, key, way_out):
+    """The nearest known key of one that is gone means something else: `temperature` for `annealing`."""
+    message = refused(folder, {key: 1})
+    assert message.startswith(f"`{key}` has been removed. ")
+    assert way_out in message
+
+
+def test_every_removed_key_has_its_case():
+    """A key is removed, and nobody tries its message."""
+    (cases,) = test_a_key_that_was_removed_says_what_to_do.pytestmark
+    assert {".".join(key.split(".")[-2:]) for key, _ in cases.args[1]} == set(REMOVED)
 
 
 def test_a_limit_names_the_splits_that_there_are(folder):

@@ -242,7 +242,7 @@ def no_label(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_one_table_for_several_tasks(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Bug: a table whose rows are labeled for one task of two is refused, or has to be named and split per task."""
-    write_bundle(tmp_path)
+    write_task_set(tmp_path)
     for seed, split in enumerate(("train", "validation", "test")):
         texts = raw_sets(24, seed)["polarity"].to_list()
         rows = [
@@ -252,7 +252,7 @@ def test_one_table_for_several_tasks(kind: str, tmp_path: Path, caplog: pytest.L
             for place, row in enumerate(texts)
         ]
         write_as(tmp_path / f"{split}.{kind}", rows)
-    config = bundle_config()
+    config = task_set_config()
     config["data"] = {split: f"{split}.{kind}" for split in ("train", "validation", "test")}
     config["tasks"] = {
         "polarity": {"type": "classification", "text_columns": ["text"], "label_column": "polarity"},

@@ -53,9 +53,7 @@ def refused(folder: Path, data: Any = None, **arguments: Any) -> str:
 
 def test_the_key_of_an_earlier_version_names_the_example(data):
     """Bug: `stream: true` is ignored, or called an unknown key that is near to `test`."""
-    assert "has been removed. Write the rows to keep to disk as `scripts/examples/streaming.py`" in refused(
-        data, stream=True
-    )
+    assert "has been removed. Save the rows as `scripts/examples/streaming.py`" in refused(data, stream=True)
 
 
 # -- formats ----------------------------------------------------------------------------------------------------------

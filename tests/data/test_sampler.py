@@ -125,8 +125,7 @@ def test_draws_add_up_to_the_number_of_examples():
     [
         (
             ("equal",),
-            "`mixing.strategy` must be one of proportional, temperature, uniform; found 'equal'. The nearest is "
-            "'temperature'.",
+            "`mixing.strategy` must be one of proportional, temperature, uniform; found 'equal'.",
         ),
         (("temperature", 0.5), "`mixing.temperature` must be a number of at least 1; found 0.5."),
     ],

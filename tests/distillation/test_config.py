@@ -8,13 +8,6 @@ from hf_async_mtl.distillation.config import DistillationConfig
 from hf_async_mtl.validation import ConfigurationError, parse_section
 
 
-@pytest.mark.parametrize("key", ["annealing", "ramp_steps", "keep_gradient_norm", "snapshots"])
-def test_removed_options_are_refused(key: str) -> None:
-    """Bug: a configuration of an earlier version trains without the option that it names, and nobody says so."""
-    with pytest.raises(ConfigurationError, match=rf"^Unknown key `distillation\.{key}`\. The nearest known key is `"):
-        parse_section("distillation", DistillationConfig, {key: 1})
-
-
 def test_the_renamed_share_names_its_new_key() -> None:
     """Bug: the old key is called unknown, and its nearest key is another option."""
     with pytest.raises(ConfigurationError, match=r"`label_share` is now `hard_label_weight`\. Rename the key\."):

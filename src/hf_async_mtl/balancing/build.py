@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..validation import ConfigurationError
+from ..validation import ConfigurationError, check_keys
 from .balancer import GradientBalancer, LossBalancer
 from .config import METHODS, BalancingConfig
 from .gradnorm import GradNorm
@@ -25,8 +25,6 @@ def build_balancer(
     ``calls_per_epoch`` is DWA's default window.
     """
     if config.kind == "none":
-        if config.parameters:
-            raise ConfigurationError(f"`balancing.method: {config.method}` has no parameters. Remove the key.")
         return None
     parameters = dict(config.parameters)
     if config.method == "dwa" and parameters.get("window") is None:
@@ -34,7 +32,10 @@ def build_balancer(
     scope = {"over": config.over} if config.kind == "gradients" else {}
     try:
         adapter = _adapter(config)
+        check_keys("balancing.parameters", parameters, _arguments(_source(config)))
         return adapter(method=config.method, tasks=tasks, seed=seed, **scope, **parameters)
+    except ConfigurationError:
+        raise
     except ImportError as error:
         raise ConfigurationError(
             f"`balancing.method: {config.method}` needs packages that are not installed ({error}). Run "
@@ -74,22 +75,29 @@ def _adapter(config: BalancingConfig) -> Callable[..., LossBalancer | GradientBa
     return gradient_weighting.ADAPTERS.get(config.method, gradient_weighting.GramianWeighting)
 
 
+def _source(config: BalancingConfig) -> Any:
+    """Return the class whose arguments are the parameters of a method: one of torchjd's, or the adapter itself."""
+    method = METHODS[config.method]
+    if method.torchjd is None:
+        return _adapter(config)
+    from torchjd import aggregation, scalarization
+
+    return getattr(scalarization if method.kind == "losses" else aggregation, method.torchjd)
+
+
+def _arguments(source: Any) -> dict[str, Any]:
+    """Return the parameters that a user may set, with their defaults."""
+    own = ("method", "tasks", "seed", "over")
+    parameters = inspect.signature(source).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if name not in own}
+
+
 def _refused(config: BalancingConfig, error: Exception) -> ConfigurationError:
+    """Return an error with the parameters of a method as a call: ``CAGradWeighting(c=0.5, norm_eps=0.0001)``."""
+    source = _source(config)
+    defaults = {**_arguments(source), **METHODS[config.method].defaults}
+    call = ", ".join(f"{name}={value!r}" for name, value in defaults.items())
     return ConfigurationError(
-        f"`balancing.parameters` must be arguments of {_signature(config)}; found {dict(config.parameters)!r}: "
+        f"`balancing.parameters` must be arguments of {source.__name__}({call}); found {dict(config.parameters)!r}: "
         f"{str(error).rstrip('.')}."
     )
-
-
-def _signature(config: BalancingConfig) -> str:
-    """Return the parameters of a method as a call: ``CAGradWeighting(c=0.5, norm_eps=0.0001)``."""
-    method = METHODS[config.method]
-    source: Any = _adapter(config)
-    if method.torchjd is not None:
-        from torchjd import aggregation, scalarization
-
-        source = getattr(scalarization if method.kind == "losses" else aggregation, method.torchjd)
-    own = ("method", "tasks", "seed", "over")
-    defaults = {name: parameter.default for name, parameter in inspect.signature(source).parameters.items()}
-    shown = [f"{name}={value!r}" for name, value in {**defaults, **method.defaults}.items() if name not in own]
-    return f"{source.__name__}({', '.join(shown)})"

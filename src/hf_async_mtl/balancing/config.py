@@ -88,6 +88,10 @@ class BalancingConfig:
         for task, weight in self.weights.items():
             check(f"tasks.{task}.weight", weight, number(0, exclusive=True))
         scopes = METHODS[self.method].scopes
+        if self.kind == "none" and self.parameters:
+            raise ConfigurationError(
+                f"`balancing.parameters` has no effect with `balancing.method: {self.method}`. Remove the key."
+            )
         if self.kind != "gradients" and self.over != "last_layer":
             raise ConfigurationError(
                 f"`balancing.over: {self.over}` has no effect with `balancing.method: {self.method}`, which uses no "

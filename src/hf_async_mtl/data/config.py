@@ -106,13 +106,6 @@ class DataSource:
         path = "data" if is_shared else f"tasks.{task}.data"
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
-        if "revision" in section:
-            raise ConfigurationError(f"`{path}.revision` is now a part of `hub`. Write `hub: <id>@<revision>`.")
-        if "stream" in section:
-            raise ConfigurationError(
-                f"`{path}.stream` has been removed. Write the rows to keep to disk as "
-                "`scripts/examples/streaming.py` does, and name their folder as the split."
-            )
         hub_keys = {key: section[key] for key in _HUB_KEYS if key in section}
         splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
         further = [split for split in splits if re.fullmatch("validation_[a-z0-9_]+", str(split))]

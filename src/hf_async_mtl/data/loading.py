@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.labels import is_missing
 from ..tasks.rows import labeled_sets, plain_rows
-from ..utils import nearest_key
+from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .config import READERS, SPLITS, DataSource
 
@@ -118,7 +118,7 @@ def _check_split(name: str, split: str, rows: Dataset, columns: list[str]) -> No
         if column not in rows.column_names:
             raise ConfigurationError(
                 f"Task {name!r} reads the column {column!r}, and its {split} split has "
-                f"{', '.join(rows.column_names)}. The nearest is {nearest_key(column, rows.column_names)!r}."
+                f"{', '.join(rows.column_names)}.{nearest_hint(column, rows.column_names)}"
             )
 
 

@@ -15,15 +15,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from .heads import HEADS
 
 try:
+    from hf_async_mtl.validation import RENAMED as RENAMED
     from hf_async_mtl.validation import ConfigurationError as ConfigurationError
 except ImportError:  # The code was loaded from the Hub, and the package is not installed.
+    # What is saved with this code has today's names.
+    RENAMED = {}
 
     class ConfigurationError(ValueError):  # type: ignore[no-redef]
         """The user's input is wrong. The message gives the requirement, the value found and the way out."""
 
-
-RENAMED = {"text": "text_columns", "label": "label_column", "labels": "label_names", "stride": "doc_stride"}
-"""Fields of `TaskConfig` in version 0.1 -> their names today."""
 
 POOLINGS = ("cls", "mean", "max")
 PACKINGS = ("auto", "off")
@@ -76,8 +76,9 @@ class TaskConfig:
     target_std: float | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> TaskConfig:
-        for key in fields.keys() & RENAMED:
-            raise ConfigurationError(f"`{key}` is now `{RENAMED[key]}`. Rename the key.")
+        for key in fields:
+            if RENAMED.get(key) in cls.__dataclass_fields__:
+                raise ConfigurationError(f"`{key}` is now `{RENAMED[key]}`. Rename the key.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
