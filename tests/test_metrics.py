@@ -15,8 +15,10 @@ from seqeval.metrics import f1_score as seqeval_f1_score
 from sklearn import metrics as sklearn_metrics
 
 from hf_async_mtl import metrics
-from hf_async_mtl.metrics import check_metric, compute, normalize_answer
+from hf_async_mtl.metrics import check_metric, compute
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+from hf_async_mtl.span_metrics import normalize_answer
+from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.validation import ConfigurationError
 
 RNG = np.random.default_rng(0)
@@ -27,7 +29,7 @@ NUMBERS = RNG.normal(size=(2, 100)).astype(np.float32)
 
 
 def value(name, task_type, predictions, references):
-    return compute([name], task_type, predictions, references)[name]
+    return compute([name], task_type, predictions, references, probabilities=predictions)[name]
 
 
 def task(task_type, **fields):
@@ -61,6 +63,117 @@ def test_value_is_the_reference_librarys(name, task_type, inputs, expected):
     result = value(name, task_type, *inputs)
     assert type(result) is float
     assert result == pytest.approx(expected, abs=1e-12)
+
+
+RATIOS = {"f1": "f1_score", "precision": "precision_score", "recall": "recall_score"}
+
+
+@pytest.mark.parametrize("kind", RATIOS)
+@pytest.mark.parametrize("average", ["binary", "macro", "micro", "weighted"])
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_precision_recall_and_f1_are_scikit_learns(kind, average, count):
+    """Predictions and references are swapped, an average is another one's, or a class that is never predicted warns."""
+    name = kind if average == "binary" else f"{average}_{kind}"
+    if name not in metrics.METRICS:
+        return
+    for task_type, high, shape in (("classification", 3, ()), ("multilabel", 2, (4,))):
+        if average == "binary":
+            if task_type == "multilabel":
+                continue
+            high = 2
+        for seed in range(5):
+            predictions, references = np.random.default_rng(seed).integers(0, high, (2, count, *shape))
+            function = getattr(sklearn_metrics, RATIOS[kind])
+            expected = function(references, predictions, average=average, zero_division=0.0)
+            assert value(name, task_type, predictions, references) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning")
+def test_balanced_accuracy_is_scikit_learns():
+    """A class that is predicted and never occurs counts as a recall of 0."""
+    for seed in range(10):
+        predictions, references = np.random.default_rng(seed).integers(0, 4, (2, 6))
+        expected = sklearn_metrics.balanced_accuracy_score(references, predictions)
+        assert value("balanced_accuracy", "classification", predictions, references) == pytest.approx(expected)
+
+
+def probabilities_of(task_type, count, classes, seed, ties):
+    """Logits as a head gives them, the probabilities of its type, and references."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(count, classes)).astype(np.float32) * 3
+    if ties:
+        logits = logits.round() + 0.0
+    references = generator.integers(0, 2, (count, classes)) if task_type == "multilabel" else None
+    if references is None:
+        references = np.concatenate([np.arange(classes), generator.integers(0, classes, count)])[:count]
+    return logits, TASK_TYPES[task_type].probabilities(None, logits), references
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_metrics_of_probabilities_are_scikit_learns(classes, ties):
+    """Equal probabilities are ranked by their order, or class 0 is the positive one."""
+    for seed in range(4):
+        _, given, references = probabilities_of("classification", 30, classes, seed, ties)
+        given, one_hot = np.array(given), np.eye(classes)[references]
+        scored = given[:, 1] if classes == 2 else given
+        of_class_one = (references, scored) if classes == 2 else (one_hot, given)
+        expected = {
+            "roc_auc": sklearn_metrics.roc_auc_score(references, scored, multi_class="ovr"),
+            "average_precision": sklearn_metrics.average_precision_score(*of_class_one),
+            "log_loss": sklearn_metrics.log_loss(references, given),
+        }
+        found = compute(list(expected), "classification", given.argmax(1), references, None, given.tolist())
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_metrics_of_probabilities_of_labels_are_scikit_learns(ties):
+    """Labels are read as classes that exclude each other."""
+    logits, given, references = probabilities_of("multilabel", 30, 3, 0, ties)
+    np.testing.assert_allclose(given, 1 / (1 + np.exp(-logits.astype(float))), rtol=1e-12)
+    losses = [sklearn_metrics.log_loss(references[:, c], np.array(given)[:, c]) for c in range(3)]
+    expected = {
+        "roc_auc": sklearn_metrics.roc_auc_score(references, given),
+        "average_precision": sklearn_metrics.average_precision_score(references, given),
+        "log_loss": np.mean(losses),
+    }
+    found = compute(list(expected), "multilabel", references, references, None, given)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:No positive class found:UserWarning")
+@pytest.mark.filterwarnings("ignore:Only one class is present")
+def test_metrics_of_probabilities_at_their_edges():
+    """One class alone, a sure mistake, one example or a diverged head: an error, a warning, or infinity."""
+    for references in ([1, 1, 1], [0, 0, 0], [1]):
+        given = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])[: len(references)]
+        found = compute(["roc_auc", "average_precision"], "classification", references, references, None, given)
+        assert math.isnan(found["roc_auc"])
+        expected = sklearn_metrics.average_precision_score(references, given[:, 1])
+        assert found["average_precision"] == pytest.approx(expected)
+    sure = [[1.0, 0.0], [1.0, 0.0]]
+    expected = sklearn_metrics.log_loss([0, 1], sure, labels=[0, 1])
+    assert value("log_loss", "classification", sure, [0, 1]) == pytest.approx(expected)
+    for name in ("roc_auc", "average_precision", "log_loss"):
+        assert math.isnan(value(name, "classification", [[math.nan, math.nan], [0.5, 0.5]], [0, 1]))
+    # Class 2 does not occur: its area is not defined, as in scikit-learn.
+    three = [[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.4, 0.4, 0.2]]
+    assert math.isnan(value("roc_auc", "classification", three, [0, 1, 0]))
+    expected = sklearn_metrics.log_loss([0, 1, 0], three, labels=[0, 1, 2])
+    assert value("log_loss", "classification", three, [0, 1, 0]) == pytest.approx(expected)
+
+
+def test_probabilities_of_large_logits_are_finite():
+    """exp of a large logit overflows, and the whole evaluation is NaN."""
+    given = TASK_TYPES["classification"].probabilities(None, np.array([[1000.0, 0.0], [0.0, 1000.0]]))
+    assert given == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_metric_of_probabilities_refuses_to_guess():
+    """Class indices are ranked as if they were probabilities."""
+    with pytest.raises(ValueError, match="The metric 'roc_auc' needs `probabilities`; found None"):
+        compute(["roc_auc"], "classification", [0, 1], [0, 1])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -176,10 +289,11 @@ def test_seqeval_counts_whole_chunks():
     """Tokens are scored for chunks: a chunk with a wrong border would be half right."""
     references = [["B-A", "I-A", "O", "B-B"], ["O", "B-A"]]
     predictions = [["B-A", "I-A", "O", "B-A"], ["O", "O"]]
-    names = ["seqeval_f1", "seqeval_accuracy", "accuracy"]
+    names = ["seqeval_f1", "seqeval_precision", "seqeval_recall", "seqeval_accuracy", "accuracy"]
     scores = compute(names, "token_classification", predictions, references)
     # One of two predicted chunks is right, of three that are there; four of six tokens.
-    assert scores == {name: pytest.approx(v) for name, v in zip(names, (2 / 5, 4 / 6, 4 / 6), strict=True)}
+    expected = (2 / 5, 1 / 2, 1 / 3, 4 / 6, 4 / 6)
+    assert scores == {name: pytest.approx(v) for name, v in zip(names, expected, strict=True)}
 
 
 def test_seqeval_without_chunks_is_silent():
@@ -263,7 +377,7 @@ def test_lengths_must_agree(predictions, references):
             task("classification"),
             (
                 "The metric 'pearson' needs a task of type regression; found type classification. "
-                "Use one of accuracy, f1, macro_f1, micro_f1, matthews_correlation."
+                f"Use one of {', '.join(TASK_TYPES['classification'].metrics)}."
             ),
         ),
         (
@@ -271,7 +385,7 @@ def test_lengths_must_agree(predictions, references):
             task("multilabel"),
             (
                 "The metric 'f1' needs a task of type classification; found type multilabel. "
-                "Use one of accuracy, macro_f1, micro_f1."
+                f"Use one of {', '.join(TASK_TYPES['multilabel'].metrics)}."
             ),
         ),
         (
@@ -283,11 +397,11 @@ def test_lengths_must_agree(predictions, references):
             ),
         ),
         (
-            "mse",
-            task("regression", metrics=["mse", "pearson"]),
+            "recall",
+            task("classification", label_names=["a", "b", "c"]),
             (
-                "The first of `metrics` is the monitored one and must be better when greater; found 'mse', which is "
-                "better when smaller. Name pearson or spearman before it."
+                "The metric 'recall' needs exactly two classes, of which the second is the positive one; found 3: "
+                "a, b, c. Use macro_recall."
             ),
         ),
     ],
@@ -300,8 +414,9 @@ def test_metric_that_does_not_fit_is_refused(name, a_task, sentence):
 
 
 def test_metric_that_fits_is_accepted():
-    """An error metric is refused although it is not the monitored one, or F1 before the classes are known."""
-    check_metric("mae", task("regression", metrics=["pearson", "mae"]))
+    """An error metric is refused as the monitored one, or F1 before the classes are known."""
+    check_metric("mae", task("regression", metrics=["mae", "pearson"]))
+    check_metric("log_loss", task("classification", metrics=["log_loss"]))
     check_metric("f1", task("classification"))
     check_metric("f1", task("classification", label_names=["no", "yes"]))
 

@@ -50,12 +50,14 @@ def examples(task_type, count=40, seed=0, positive=0.5):
 def test_values_are_the_metrics_on_the_resamples(metric, task_type):
     """Bug: a quicker way to a metric, or a reference that is not drawn with its prediction, gives other values."""
     before, now, references = examples(task_type)
+    if metrics.reads_probabilities(metric):
+        shape = (2, 40, *{"classification": (2,), "multiple_choice": (4,), "multilabel": (3,)}[task_type])
+        logits = np.random.default_rng(1).normal(size=shape)
+        before, now = (TASK_TYPES[task_type].probabilities(None, part) for part in logits)
     draws = np.random.default_rng(3).integers(40, size=(15, 40))
     for predictions in (before, now):
-        expected = [
-            compute([metric], task_type, [predictions[i] for i in draw], [references[i] for i in draw])[metric]
-            for draw in draws
-        ]
+        drawn = [([predictions[i] for i in draw], [references[i] for i in draw]) for draw in draws]
+        expected = [compute([metric], task_type, *pair, probabilities=pair[0])[metric] for pair in drawn]
         found = bootstrap_values(metric, task_type, predictions, references, None, resamples=15, seed=3)
         assert all(type(value) is float for value in found)
         assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)

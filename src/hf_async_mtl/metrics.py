@@ -1,7 +1,7 @@
 """Metrics: functions of predictions and references, in one table. Other names go to ``evaluate.load``.
 
 There is one prediction and one reference per example, in the format of `TaskType.predictions` and
-`TaskType.references`.
+`TaskType.references`. A metric that `reads_probabilities` takes `TaskType.probabilities` in place of predictions.
 
 The values of classes and numbers are scikit-learn's, computed here: the bootstrap asks for hundreds of them, and a call
 of scikit-learn takes milliseconds. Other libraries are imported when a value is computed.
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
-import string
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from .modeling.configuration_multitask import TaskConfig
+from .span_metrics import chunk_score, exact_match, squad_f1, token_accuracy
 from .tasks.registry import TASK_TYPES
 from .validation import ConfigurationError
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
+_SMALLEST = float(np.finfo(np.float64).eps)
+"""The smallest probability of `log_loss`, as in scikit-learn."""
 
 
 def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
@@ -35,53 +35,96 @@ def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> float:
     return float(hits.reshape(len(hits), -1).all(1).mean())
 
 
-def token_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
-    """Return the share of tokens with the correct label."""
-    from seqeval.metrics import accuracy_score
+def class_counts(predictions: Any, references: Any) -> np.ndarray:
+    """Return how often each class is predicted, occurs, and is predicted correctly: ``[3, C]``.
 
-    return accuracy_score(list(references), list(predictions))
-
-
-def _f1_by_column(predictions: Any, references: Any) -> Any:
-    """Return the F1 of value 1 over the first dimension, 0 where it neither occurs nor is predicted."""
-    predicted, true = np.asarray(predictions) == 1, np.asarray(references) == 1
-    return 2 * (predicted & true).sum(0) / np.maximum(predicted.sum(0) + true.sum(0), 1)
-
-
-def _class_counts(predictions: Any, references: Any) -> np.ndarray:
-    """Return how often each class is predicted, occurs, and is predicted correctly: ``[3, C]``."""
+    The classes are those that occur or are predicted, in ascending order; of multilabel, all labels.
+    """
+    if np.ndim(references) == 2:
+        predicted, true = np.asarray(predictions) == 1, np.asarray(references) == 1
+        return np.stack([predicted.sum(0), true.sum(0), (predicted & true).sum(0)]).astype(float)
     classes, indices = np.unique(np.stack([predictions, references]), return_inverse=True)
     predicted, true = indices.reshape(2, -1)
     parts = (predicted, true, true[predicted == true])
     return np.stack([np.bincount(part, minlength=len(classes)) for part in parts]).astype(float)
 
 
-def f1(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """Return the F1 of class 1 of two classes, 0 if that class neither occurs nor is predicted."""
-    return float(_f1_by_column(predictions, references))
+def ratio(kind: str, counts: np.ndarray) -> np.ndarray:
+    """Return ``precision``, ``recall`` or ``f1``, ``[C]``, from `class_counts`; 0 where a divisor is 0."""
+    predicted, true, hits = counts
+    divisor = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[kind]
+    return np.divide(hits, divisor, out=np.zeros_like(hits), where=divisor > 0)
 
 
-def macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Return the mean F1 of the classes that occur or are predicted; multilabel: of the labels."""
-    if np.ndim(references) == 2:
-        return float(_f1_by_column(predictions, references).mean())
-    predicted, true, hits = _class_counts(predictions, references)
-    return float((2 * hits / (predicted + true)).mean())
+def class_score(kind: str, average: str, predictions: Any, references: Any) -> float:
+    """Return the precision, recall or F1 of classification or multilabel; ``kind`` is that of `ratio`.
+
+    ``average``: ``binary`` (that of class 1), ``macro`` (the mean over the classes that occur or are predicted, or over
+    the labels), ``weighted`` (the same, each as often as it occurs) or ``micro`` (over all decisions).
+    """
+    if average == "binary":
+        predictions, references = (np.equal(values, 1)[:, None] for values in (predictions, references))
+    counts = class_counts(predictions, references)
+    if average == "micro":
+        counts = counts.sum(1, keepdims=True)
+    weights = counts[1] if average == "weighted" and counts[1].any() else None
+    return float(np.average(ratio(kind, counts), weights=weights))
 
 
-def micro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Return the F1 over all decisions. For classification it equals the accuracy."""
-    if np.ndim(references) == 2:
-        return float(_f1_by_column(np.ravel(predictions), np.ravel(references)))
-    return accuracy(predictions, references)
+def balanced_accuracy(predictions: Any, references: Any) -> float:
+    """Return the mean recall of the classes that occur."""
+    counts = class_counts(predictions, references)
+    return float(ratio("recall", counts)[counts[1] > 0].mean())
 
 
 def matthews_correlation(predictions: Sequence[int], references: Sequence[int]) -> float:
     """Return the Matthews correlation coefficient, -1 to 1; 0 if one class only occurs, or is predicted."""
-    predicted, true, hits = _class_counts(predictions, references)
+    predicted, true, hits = class_counts(predictions, references)
     n = len(references)
     covariance, variances = n * hits.sum() - predicted @ true, (n**2 - predicted @ predicted) * (n**2 - true @ true)
     return float(covariance / math.sqrt(variances)) if variances > 0 else 0.0
+
+
+def log_loss(probabilities: Any, references: Any) -> float:
+    """Return the mean negative logarithm of the probabilities of what is true, in nats; of multilabel, over all labels.
+
+    Probabilities ``[N, C]`` count as at least 2.2e-16, so that a value is at most 36. NaN if one is not finite.
+    """
+    given, true = np.clip(np.asarray(probabilities, np.float64), _SMALLEST, 1 - _SMALLEST), np.asarray(references)
+    if true.ndim == 2:
+        return float(-np.log(np.where(true == 1, given, 1 - given)).mean())
+    of_true = np.where(true[:, None] == np.arange(given.shape[1]), given, 0).sum(1)
+    return float(-np.log(np.maximum(of_true, _SMALLEST)).mean())
+
+
+def one_vs_rest(score: Callable[[np.ndarray, np.ndarray], float], probabilities: Any, references: Any) -> float:
+    """Return the mean over the classes or labels of a score of their probabilities ``[N, C]``; of two classes, class 1.
+
+    NaN if a probability is not finite, or a score is not defined.
+    """
+    given, true = np.asarray(probabilities, np.float64), np.asarray(references)
+    if not np.isfinite(given).all():
+        return math.nan
+    is_class = true == 1 if true.ndim == 2 else true[:, None] == np.arange(given.shape[1])
+    first = 1 if true.ndim == 1 and given.shape[1] == 2 else 0
+    return float(np.mean([score(given[:, c], is_class[:, c]) for c in range(first, given.shape[1])]))
+
+
+def roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Return the area under the ROC curve of one class, both ``[N]``; NaN if all examples are positive, or none is."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # equal scores share their mean rank
+    positives = int(is_positive.sum())
+    pairs = positives * (len(scores) - positives)
+    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / pairs) if pairs else math.nan
+
+
+def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """Return the mean over the positives of the precision at their score, both ``[N]``; 0 if there are none."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=-math.inf))  # of equal scores
+    hits = np.cumsum(is_positive[order])[last]
+    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / max(hits[-1], 1))
 
 
 def correlation(name: str, predictions: Sequence[float], references: Sequence[float]) -> float:
@@ -104,93 +147,39 @@ def mean_error(power: int, predictions: Sequence[float], references: Sequence[fl
     return float((np.abs(numbers[0] - numbers[1]) ** power).mean()) if np.isfinite(numbers).all() else math.nan
 
 
-def normalize_answer(text: str) -> str:
-    """Normalize an answer as SQuAD does: lower case, no punctuation, no articles, single spaces.
-
-    The order of the steps is that of the official evaluation script, version 1.1 (Rajpurkar et al., 2016,
-    arXiv:1606.05250).
-
-    Examples:
-        >>> normalize_answer("The  U.S. Army, an army")
-        'us army army'
-    """
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def _word_overlap_f1(prediction: str, answer: str) -> float:
-    predicted, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    shared = sum((Counter(predicted) & Counter(gold)).values())
-    return 2 * shared / (len(predicted) + len(gold)) if shared else 0.0
-
-
-def _mean_of_best(
-    score: Callable[[str, str], float], predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> float:
-    for question, answers in enumerate(references):
-        if not answers:
-            raise ValueError(
-                f"Every question needs a gold answer; question {question} of {len(references)} has none. Remove "
-                "questions without an answer from the data."
-            )
-    pairs = zip(predictions, references, strict=True)
-    return float(np.mean([max(score(text, answer) for answer in answers) for text, answers in pairs]))
-
-
-def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the share of questions whose prediction equals a gold answer, both normalized."""
-    return _mean_of_best(lambda a, b: normalize_answer(a) == normalize_answer(b), predictions, references)
-
-
-def squad_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the mean word-overlap F1 with the best-fitting gold answer, both normalized."""
-    return _mean_of_best(_word_overlap_f1, predictions, references)
-
-
-def chunk_tag(label: str) -> str:
-    """Return a label in a scheme that seqeval knows: any prefix but B-, I-, E-, S- becomes I-."""
-    if re.match(r"[OBIES]$|[BIES]-", label):
-        return label
-    return "I-" + re.sub(r"^[A-Z]-", "", label)
-
-
-def seqeval_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
-    """Return the micro F1 of complete chunks, counted as ``conlleval`` does; 0 without any chunk.
-
-    Labels are ``O`` and ``B-<type>``, ``I-<type>`` (or with ``E-``, ``S-``). A label with another prefix
-    (``T-<type>``) or with none counts as inside a chunk of its type: neighbors of one type are then one chunk.
-    """
-    from seqeval.metrics import f1_score
-
-    predicted, gold = ([[chunk_tag(label) for label in row] for row in rows] for rows in (predictions, references))
-    return f1_score(gold, predicted, zero_division=0)
-
-
 @dataclass(frozen=True)
 class Metric:
     """A built-in metric. The types of task that it fits name it, in `TaskType.metrics`.
 
-    ``worst`` is the lowest value that it can have: it stands for a value that is not defined.
+    ``worst`` is the worst value that it can have: it stands for a value that is not defined.
+    ``reads_probabilities``: it takes `TaskType.probabilities` in place of `TaskType.predictions`.
     """
 
     function: Score
     greater_is_better: bool = True
     worst: float = 0.0
+    reads_probabilities: bool = False
 
 
+_RATIOS = ("f1", "precision", "recall")
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy),
-    "f1": Metric(f1),
-    "macro_f1": Metric(macro_f1),
-    "micro_f1": Metric(micro_f1),
+    "balanced_accuracy": Metric(balanced_accuracy),
+    **{kind: Metric(partial(class_score, kind, "binary")) for kind in _RATIOS},
+    **{f"macro_{kind}": Metric(partial(class_score, kind, "macro")) for kind in _RATIOS},
+    **{f"micro_{kind}": Metric(partial(class_score, kind, "micro")) for kind in _RATIOS},
+    "weighted_f1": Metric(partial(class_score, "f1", "weighted")),
     "matthews_correlation": Metric(matthews_correlation, worst=-1.0),
+    "roc_auc": Metric(partial(one_vs_rest, roc_auc), reads_probabilities=True),
+    "average_precision": Metric(partial(one_vs_rest, average_precision), reads_probabilities=True),
+    "log_loss": Metric(log_loss, greater_is_better=False, worst=-math.log(_SMALLEST), reads_probabilities=True),
     "pearson": Metric(partial(correlation, "pearsonr"), worst=-1.0),
     "spearman": Metric(partial(correlation, "spearmanr"), worst=-1.0),
-    "mse": Metric(partial(mean_error, 2), greater_is_better=False),
-    "mae": Metric(partial(mean_error, 1), greater_is_better=False),
+    "mse": Metric(partial(mean_error, 2), greater_is_better=False, worst=math.nan),
+    "mae": Metric(partial(mean_error, 1), greater_is_better=False, worst=math.nan),
     "exact_match": Metric(exact_match),
     "squad_f1": Metric(squad_f1),
-    "seqeval_f1": Metric(seqeval_f1),
+    **{f"seqeval_{kind}": Metric(partial(chunk_score, kind)) for kind in _RATIOS},
     "seqeval_accuracy": Metric(token_accuracy),
 }
 """Name -> built-in metric."""
@@ -199,6 +188,16 @@ METRICS: dict[str, Metric] = {
 def worst_value(name: str) -> float:
     """Return the worst value of a monitored metric; 0 for a name of ``evaluate.load``, whose range is not known."""
     return METRICS[name].worst if name in METRICS else 0.0
+
+
+def greater_is_better(name: str) -> bool:
+    """Return the direction of a metric; one that is not built in is taken to be better when greater."""
+    return name not in METRICS or METRICS[name].greater_is_better
+
+
+def reads_probabilities(name: str) -> bool:
+    """Return whether a metric takes probabilities in place of predictions."""
+    return name in METRICS and METRICS[name].reads_probabilities
 
 
 def metric_function(name: str, task_type: str) -> Score:
@@ -229,10 +228,10 @@ def _check_fit(name: str, task_type: str, labels: Sequence[str] | None) -> None:
             f"The metric {name!r} needs a task of type {' or '.join(fitting)}; found type {task_type}. "
             f"Use one of {', '.join(TASK_TYPES[task_type].metrics)}."
         )
-    if name == "f1" and labels is not None and len(labels) != 2:
+    if name in _RATIOS and labels is not None and len(labels) != 2:
         raise ConfigurationError(
-            "The metric 'f1' needs exactly two classes, of which the second is the positive one; found "
-            f"{len(labels)}: {', '.join(labels)}. Use macro_f1."
+            f"The metric {name!r} needs exactly two classes, of which the second is the positive one; found "
+            f"{len(labels)}: {', '.join(labels)}. Use macro_{name}."
         )
 
 
@@ -243,19 +242,13 @@ def check_metric(name: str, task: TaskConfig) -> None:
     network, and runs the code of the metric's author.
 
     Raises:
-        ConfigurationError: The metric does not fit the type or the number of classes, is the monitored (first) one but
-            better when smaller, cannot be loaded, or does not return one number.
+        ConfigurationError: The metric does not fit the type or the number of classes, cannot be loaded, or does not
+            return one number.
     """
     if name not in METRICS:
         _try_loaded(name, task)
         return
     _check_fit(name, task.type, task.label_names)
-    if not METRICS[name].greater_is_better and name == task.monitored:
-        better = [other for other in TASK_TYPES[task.type].metrics if METRICS[other].greater_is_better]
-        raise ConfigurationError(
-            f"The first of `metrics` is the monitored one and must be better when greater; found {name!r}, which is "
-            f"better when smaller. Name {' or '.join(better)} before it."
-        )
 
 
 def _try_loaded(name: str, task: TaskConfig) -> None:
@@ -277,11 +270,12 @@ def compute(
     predictions: Sequence[Any],
     references: Sequence[Any],
     labels: Sequence[str] | None = None,
+    probabilities: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """Return the values of metrics, built-in or for ``evaluate.load``, of the predictions for one task.
 
-    Accuracy, F1 and exact match are in 0 to 1. A value that is not defined, such as the correlation with a constant,
-    is NaN.
+    ``probabilities`` are for the metrics that read these. Accuracy, F1 and exact match are in 0 to 1. A value that is
+    not defined, such as the correlation with a constant, is NaN.
 
     >>> compute(["accuracy", "f1"], "classification", [1, 0, 1], [1, 0, 0])
     {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
@@ -293,11 +287,14 @@ def compute(
         )
     values = {}
     for name in metrics:
-        if name in METRICS:
-            _check_fit(name, task_type, labels)
-            values[name] = float(metric_function(name, task_type)(predictions, references))
-        else:
+        if name not in METRICS:
             values[name] = _loaded_value(name, predictions, references)
+            continue
+        _check_fit(name, task_type, labels)
+        given = probabilities if reads_probabilities(name) else predictions
+        if given is None:
+            raise ValueError(f"The metric {name!r} needs `probabilities`; found None.")
+        values[name] = float(metric_function(name, task_type)(given, references))
     return values
 
 

@@ -18,9 +18,12 @@ import numpy as np
 
 from . import metrics
 from .modeling.heads import HEADS
+from .span_metrics import chunk_tag
 
-_MEANS = frozenset({"exact_match", "squad_f1"})
+_MEANS = frozenset({"exact_match", "squad_f1", "log_loss"})
 """Metrics that are means over the examples, each of which is scored once."""
+_CHUNKS = frozenset({"seqeval_f1", "seqeval_precision", "seqeval_recall"})
+"""Metrics of chunks, whose counts add up over the examples."""
 
 
 def paired_standard_error(
@@ -41,7 +44,8 @@ def paired_standard_error(
     itself an error of about 5 %.
 
     Resamples in which the metric is not defined are left out; NaN if these are more than half of them. For metric,
-    predictions, references and labels, see `metrics.compute`. No global random state is read or changed.
+    predictions, references and labels, see `metrics.compute`; for a metric that reads probabilities, ``before`` and
+    ``now`` are these. No global random state is read or changed.
 
     >>> round(paired_standard_error("accuracy", "classification", [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], None), 2)
     0.21
@@ -71,11 +75,11 @@ def bootstrap_values(
     >>> bootstrap_values("accuracy", "classification", [1, 0], [1, 0], None, resamples=3, seed=0)
     [1.0, 1.0, 1.0]
     """
-    metrics.compute([metric], task_type, predictions, references, labels)  # refuses what does not fit
+    metrics.compute([metric], task_type, predictions, references, labels, predictions)  # refuses what does not fit
     count = len(references)
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    if metric == "seqeval_f1":
-        return _chunk_f1(predictions, references, draws)
+    if metric in _CHUNKS:
+        return _chunk_scores(metric.removeprefix("seqeval_"), predictions, references, draws)
     predicted, true = _indexable(task_type, predictions), _indexable(task_type, references)
     if metric not in metrics.METRICS:
         return [
@@ -100,15 +104,14 @@ def _indexable(task_type: str, values: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _chunk_f1(
-    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], draws: np.ndarray
+def _chunk_scores(
+    kind: str, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], draws: np.ndarray
 ) -> list[float]:
-    """Return `metrics.seqeval_f1` of each resample. No chunk crosses two examples, so their counts add up."""
+    """Return `chunk_score` of each resample. No chunk crosses two examples, so their counts add up."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     counts = []
     for rows in zip(predictions, references, strict=True):
-        predicted, gold = (set(get_entities([metrics.chunk_tag(label) for label in row])) for row in rows)
-        counts.append((2 * len(predicted & gold), len(predicted) + len(gold)))
-    shared, total = np.array(counts)[draws].sum(1).T
-    return (shared / np.maximum(total, 1)).tolist()
+        predicted, gold = (set(get_entities([chunk_tag(label) for label in row])) for row in rows)
+        counts.append((len(predicted), len(gold), len(predicted & gold)))
+    return metrics.ratio(kind, np.array(counts, dtype=float)[draws].sum(1).T).tolist()

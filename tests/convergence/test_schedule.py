@@ -1053,3 +1053,33 @@ def test_another_criterion_is_refused_on_resuming() -> None:
     state = one_task(patience=2).state_dict()
     with pytest.raises(ValueError, match="must be resumed with the criterion that it began with, plateau, not signif"):
         one_task(patience=2, criterion="significant").load_state_dict(state)
+
+
+def test_a_metric_that_is_better_when_smaller() -> None:
+    """A rising loss was an improvement: the task never converged, or its worst weights were its teacher."""
+    settings = {"patience": 1, "min_delta": 0.05, "return_below": 0.8}
+    tasks = {
+        "loss": TaskSpec("classification", "log_loss", config_of(**settings), greater_is_better=False),
+        "score": TaskSpec("classification", "f1", config_of(**settings)),
+    }
+    schedule = ConvergenceSchedule(tasks)
+    for step, value in enumerate([0.6, 0.4, 0.38, 0.475], start=1):
+        schedule.observe(step, {"loss": value, "score": -value})
+    kinds = [(event.step, event.task, event.event, event.teacher_step) for event in schedule.events]
+    assert kinds == [(3, task, "converged", 3) for task in tasks]
+    report = schedule.report()["tasks"]["loss"]
+    assert report["history"] == [[1, 0.6], [2, 0.4], [3, 0.38], [4, 0.475]]
+    assert (report["best"], report["best_step"], report["teacher_value"], report["last"]) == (0.38, 3, 0.38, 0.475)
+    # 0.38 / 0.475 is the share of 0.8, and one step further is below it.
+    (event,) = schedule.observe(5, {"loss": 0.48, "score": -0.48})
+    assert (event.task, event.event) == ("loss", "returned")
+    restored = ConvergenceSchedule(tasks)
+    restored.load_state_dict(as_json(schedule.state_dict()))
+    assert restored.report() == schedule.report()
+    schedule.finish(4)
+    final = schedule.report()["final"]
+    assert final["tasks"]["loss"] == {"value": 0.475, "retention": pytest.approx(0.8)}
+    assert final["tasks"]["score"] == {"value": -0.475, "retention": None}
+    assert final["average"] == -0.475
+    schedule.finish(6, {"loss": 0.0, "score": 0.0})
+    assert schedule.report()["final"]["tasks"]["loss"] == {"value": 0.0, "retention": None}

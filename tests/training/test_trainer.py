@@ -662,12 +662,16 @@ def test_plain_arguments_are_refused(tmp_path: Path) -> None:
         build(args=TrainingArguments(str(tmp_path), use_cpu=True))
 
 
-def test_an_error_is_no_best_metric(tmp_path: Path) -> None:
-    """Bug: upstream maximises every metric but a loss, and keeps the checkpoint with the greatest error."""
+def test_the_best_metric_has_its_own_direction(tmp_path: Path) -> None:
+    """Bug: upstream maximizes every metric but a loss, and keeps the checkpoint with the greatest error."""
     sets = {"overlap": TaskConfig(type="regression", text_columns=["text"], metrics=["pearson", "mae"])}
-    check_best_metric(sets, "overlap_loss")
-    with pytest.raises(ConfigurationError, match="must be one of average, overlap_pearson, overlap_loss; found"):
-        check_best_metric(sets, "overlap_mae")
+    for metric, direction in (("overlap_loss", False), ("eval_overlap_mae", False), ("overlap_pearson", True)):
+        args = AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", metric_for_best_model=metric)
+        check_best_metric(sets, args)
+        assert args.greater_is_better is direction
+    args.metric_for_best_model = "overlap_mse"
+    with pytest.raises(ConfigurationError, match="must be one of average, overlap_pearson, overlap_mae, overlap_loss"):
+        check_best_metric(sets, args)
 
 
 def test_a_teacher_of_the_first_evaluation_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -84,7 +84,7 @@ class TaskSection:
         label_column: A column of strings or integers; of lists, or several 0/1 columns, for ``multilabel``; ``answers``
             for ``question_answering``. Default: ``label``.
         label_names: Names of the classes, in the order of the logits. Default: found in the training rows.
-        metrics: Names of metrics; the first is monitored, and must be better when greater. Default: that of the type.
+        metrics: Names of metrics; the first is monitored. Default: that of the type. See [data](data.md#metrics).
         max_samples: Largest number of rows of a split, such as ``{train: 2000}``: a seeded sample.
         max_length: Maximum length of a sequence in tokens. Default: that at the top of the file.
         doc_stride: Number of tokens that two windows of a long question-answering context share.

@@ -18,7 +18,7 @@ class Evaluation:
 
     Args:
         step: The optimizer step.
-        score: The monitored metric, higher is better. None: not a finite number.
+        score: The monitored metric, negated if it is better when smaller. None: not a finite number.
         loss: The supervised validation loss. None: not known.
         standard_error: Of the difference between this score and the one at `TaskTracker.noise_reference`. None: not
             known, which counts as 0.
@@ -35,18 +35,16 @@ class Evaluation:
 
 
 def evaluations_by_task(
-    tasks: Collection[str],
+    scores: Mapping[str, float | None],
     step: int,
-    values: Scores,
     losses: Scores | None,
     standard_errors: Scores | None,
     epoch: float | None,
     constant: Collection[str],
 ) -> dict[str, Evaluation]:
-    """Sort the numbers of an evaluation by task; the arguments are those of `ConvergenceSchedule.observe`."""
-    scores = check_scores(values, tasks)
-    known_losses = _check_known("losses", losses, tasks)
-    known_errors = _check_known("standard errors", standard_errors, tasks)
+    """Sort the numbers of an evaluation by task; the others are the arguments of `ConvergenceSchedule.observe`."""
+    known_losses = _check_known("losses", losses, scores)
+    known_errors = _check_known("standard errors", standard_errors, scores)
     return {
         name: Evaluation(
             step=int(step),
@@ -60,8 +58,8 @@ def evaluations_by_task(
     }
 
 
-def check_scores(values: Scores, tasks: Collection[str]) -> dict[str, float | None]:
-    """Return the score of every task, in the order of the tasks; None where it is not finite."""
+def check_values(values: Scores, tasks: Collection[str]) -> dict[str, float | None]:
+    """Return the metric of every task, in the order of the tasks; None where it is not finite."""
     check_state_keys(values, tasks, "The values of an evaluation", "evaluate every task each time.")
     return {name: _finite_or_none(values[name]) for name in tasks}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .actions import Phase
 from .criteria import check_state_keys
-from .evaluation import Scores, check_scores, evaluations_by_task
+from .evaluation import Scores, check_values, evaluations_by_task
 from .report import convergence_report, final_result
 from .task import Event, TaskSpec, TaskTracker
 
@@ -130,7 +130,7 @@ class ConvergenceSchedule:
 
         Args:
             step: The optimizer step, greater than the last one.
-            values: The monitored metric of every task, higher is better. None, NaN and infinity are kept as None.
+            values: The monitored metric of every task, in its own direction. None, NaN and infinity are kept as None.
             losses: The supervised validation loss of some tasks. Without it, no loss has risen.
             standard_errors: Of some tasks, the standard error of the difference between this evaluation and that of
                 their step in `noise_references`, in the units of the metric. Without it, there is no noise.
@@ -147,7 +147,7 @@ class ConvergenceSchedule:
             ValueError: A task is missing or unknown, the step is not greater than the last, or the epoch is missing.
                 Nothing has changed.
         """
-        evaluations = evaluations_by_task(self.tasks, step, values, losses, standard_errors, epoch, constant)
+        evaluations = evaluations_by_task(self._scores(values), step, losses, standard_errors, epoch, constant)
         self._check_time(step, epoch)
         self._final = None  # it describes a run that had ended
         due = [name for name, tracker in self.trackers.items() if tracker.observe(evaluations[name])]
@@ -159,6 +159,10 @@ class ConvergenceSchedule:
         events += self._join_next(int(step), epoch or 0.0)
         self.events += events
         return events
+
+    def _scores(self, values: Scores) -> dict[str, float | None]:
+        """Return the scores of all tasks from the values of their metrics."""
+        return {name: self.tasks[name].signed(value) for name, value in check_values(values, self.tasks).items()}
 
     def _check_time(self, step: int, epoch: float | None) -> None:
         if self._evaluated_steps and step <= self.step:
@@ -218,18 +222,20 @@ class ConvergenceSchedule:
 
         Args:
             step: The step of the weights that are kept.
-            values: Their scores. None: those observed at ``step``.
+            values: Their metrics. None: those observed at ``step``.
 
         Raises:
             ValueError: Nothing was observed at ``step`` and no values are given, or a task is missing or unknown.
         """
-        if values is None:
-            if step not in self._evaluated_steps:
-                raise ValueError(
-                    f"The final step must be one that was evaluated, and step {step} was not; give its values."
-                )
-            values = {name: dict(tracker.state.history)[step] for name, tracker in self.trackers.items()}
-        self._final = final_result(self.trackers, int(step), check_scores(values, self.tasks))
+        if values is not None:
+            scores = self._scores(values)
+        elif step in self._evaluated_steps:
+            scores = {name: dict(tracker.state.history)[step] for name, tracker in self.trackers.items()}
+        else:
+            raise ValueError(
+                f"The final step must be one that was evaluated, and step {step} was not; give its values."
+            )
+        self._final = final_result(self.trackers, int(step), scores)
 
     def report(self) -> dict[str, Any]:
         """Return the content of ``convergence.json``; see `hf_async_mtl.convergence.report.convergence_report`."""

@@ -30,12 +30,23 @@ class TaskSpec:
         convergence: When the task converges, and what happens then.
         distilled_from_start: Whether the task has an external teacher and distills from step 0. Such a task never
             waits, converges or returns to its labels, and its teacher is not renewed.
+        greater_is_better: The direction of the metric. The *scores* that decisions are made on are always better when
+            greater: they are the values of the metric, negated where it is better when smaller.
     """
 
     type: str
     metric: str
     convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
     distilled_from_start: bool = False
+    greater_is_better: bool = True
+
+    def signed(self, value: float | None) -> float | None:
+        """Return the score of a value of the metric, or the value of a score."""
+        return value if value is None or self.greater_is_better else -value
+
+    def ratio(self, score: float, best: float) -> tuple[float, float]:
+        """Return the two numbers whose quotient is the retention, at most 1 where ``best`` is the best score."""
+        return (score, best) if self.greater_is_better else (-best, -score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +70,7 @@ class Event:
 
 @dataclass
 class TaskState:
-    """The fields of a task in the report, in their order. None: not yet, or not a finite number."""
+    """The fields of a task in the report, in their order, with scores. None: not yet, or not a finite number."""
 
     phase: Phase = "learning"
     teacher_value: float | None = None
@@ -166,8 +177,7 @@ class TaskTracker:
         state, score = self.state, self.state.last
         if score is None or not self.is_converged or self.spec.distilled_from_start:
             return []
-        share, best = self._return_below, self._counted_best
-        if share is not None and best is not None and best > 0 and score < share * best:
+        if self._has_fallen(score):
             state.phase, state.converged_step = "learning", None
             self._criterion.reset_patience()
             return [Event(step=step, task=self.name, event="returned")]
@@ -180,6 +190,14 @@ class TaskTracker:
             return []
         state.teacher_step, state.teacher_value = step, score
         return [Event(step=step, task=self.name, event="teacher_renewed", teacher_step=step)]
+
+    def _has_fallen(self, score: float) -> bool:
+        """Return whether a score is below the share of the best one at which a task returns to its labels."""
+        share, best = self._return_below, self._counted_best
+        if share is None or best is None:
+            return False
+        low, high = self.spec.ratio(score, best)
+        return high > 0 and low < share * high
 
     def join(self, step: int, epoch: float) -> list[Event]:
         """Begin to learn, after waiting."""

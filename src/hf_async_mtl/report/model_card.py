@@ -33,10 +33,9 @@ _MIXING = {
     "uniform": "All tasks were drawn equally often.",
 }
 _HUB_METRICS = {
-    "macro_f1": "f1",
-    "micro_f1": "f1",
-    "squad_f1": "f1",
-    "seqeval_f1": "f1",
+    **{f"{average}_f1": "f1" for average in ("macro", "micro", "weighted", "squad", "seqeval")},
+    **{f"{average}_precision": "precision" for average in ("macro", "micro", "seqeval")},
+    **{f"{average}_recall": "recall" for average in ("macro", "micro", "seqeval")},
     "seqeval_accuracy": "accuracy",
     "pearson": "pearsonr",
     "spearman": "spearmanr",

@@ -181,6 +181,12 @@ class TaskType(ABC):
         """
         return np.asarray(logits).argmax(-1).tolist()
 
+    def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
+        """Return the probabilities as the metrics that read them take them, by default ``[N, C]`` of the classes."""
+        shifted = np.asarray(logits, np.float64)
+        powers = np.exp(shifted - shifted.max(-1, keepdims=True))
+        return (powers / powers.sum(-1, keepdims=True)).tolist()
+
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         """Return the true values of an encoded split, in the format of `predictions`."""
         return list(rows["labels"])

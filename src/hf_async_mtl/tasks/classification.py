@@ -25,7 +25,11 @@ class Classification(TaskType):
 
     hub_name = "text-classification"
     problem_type = "single_label_classification"
-    metrics = ("accuracy", "f1", "macro_f1", "micro_f1", "matthews_correlation")
+    metrics = (
+        *("accuracy", "f1", "macro_f1", "micro_f1", "weighted_f1", "matthews_correlation", "balanced_accuracy"),
+        *("precision", "macro_precision", "micro_precision", "recall", "macro_recall", "micro_recall"),
+        *("roc_auc", "average_precision", "log_loss"),
+    )
     default_metric = "accuracy"
     prediction_fields = ("label", "score")
 

@@ -25,7 +25,11 @@ class Multilabel(TaskType):
     hub_name = "text-classification"
     problem_type = "multi_label_classification"
     target_type = ["float32"]
-    metrics = ("accuracy", "macro_f1", "micro_f1")
+    metrics = (
+        *("accuracy", "macro_f1", "micro_f1", "weighted_f1"),
+        *("macro_precision", "micro_precision", "macro_recall", "micro_recall"),
+        *("roc_auc", "average_precision", "log_loss"),
+    )
     default_metric = "micro_f1"
     min_labels = 1
     takes_label_columns = True
@@ -69,6 +73,9 @@ class Multilabel(TaskType):
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         return (np.asarray(logits) > 0).astype(int).tolist()
+
+    def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
+        return torch.as_tensor(np.asarray(logits)).double().sigmoid().tolist()
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         return [[int(label) for label in labels] for labels in rows["labels"]]

@@ -23,7 +23,7 @@ class MultipleChoice(TaskType):
     """One of n choices, each a segment with the prompt. Logits ``[N, n]``; predictions are indices of choices."""
 
     hub_name = "multiple-choice"
-    metrics = ("accuracy",)
+    metrics = ("accuracy", "log_loss")
     default_metric = "accuracy"
     prediction_fields = ("choice", "score")
 

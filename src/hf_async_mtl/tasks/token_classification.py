@@ -26,7 +26,7 @@ class TokenClassification(TaskType):
 
     hub_name = "token-classification"
     target_type = ["int64"]
-    metrics = ("accuracy", "seqeval_f1", "seqeval_accuracy")
+    metrics = ("accuracy", "seqeval_f1", "seqeval_precision", "seqeval_recall", "seqeval_accuracy")
     default_metric = "seqeval_f1"
     text_counts = (1,)
     metric_aliases = {"accuracy": "seqeval_accuracy"}

@@ -22,6 +22,7 @@ from ..convergence.task import Event, TaskSpec
 from ..data.dataset import TaskDataset
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
+from ..metrics import greater_is_better
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
@@ -47,7 +48,13 @@ def new_schedule(
     """Return the schedule that a run begins with."""
     teachers = args.distillation_config.teachers
     specs = {
-        name: TaskSpec(task.type, task.monitored, args.convergence_of(name), distilled_from_start=name in teachers)
+        name: TaskSpec(
+            task.type,
+            task.monitored,
+            args.convergence_of(name),
+            distilled_from_start=name in teachers,
+            greater_is_better=greater_is_better(task.monitored),
+        )
         for name, task in tasks.items()
     }
     return ConvergenceSchedule(specs, args.final_evaluations, _join_order(args.schedule_config, list(tasks), sizes))

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..data.dataset import TaskDataset
 from ..inference.logits import IndexBatches, iterate_logits
-from ..metrics import compute, worst_value
+from ..metrics import compute, greater_is_better, reads_probabilities, worst_value
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
 from ..tasks.registry import TASK_TYPES
 from .distributed import gather_examples
@@ -51,7 +51,10 @@ def iterate_over_ranks(
 
 @dataclass(eq=False)
 class TaskEvaluator:
-    """Compute the metrics of a task's set, and keep the predictions of each validation set's last evaluation."""
+    """Compute the metrics of a task's set, and keep what the monitored one reads of each validation set's last logits.
+
+    ``predictions``: task -> `TaskType.predictions`, or `TaskType.probabilities` for a metric that reads these.
+    """
 
     model: MultiTaskModel
     validation: Mapping[str, TaskDataset]
@@ -93,7 +96,10 @@ class TaskEvaluator:
         return output._replace(predictions=logits, label_ids=None, metrics=metrics)
 
     def average(self, metrics: Mapping[str, float], prefix: str, monitored: Mapping[str, str]) -> float:
-        """Return the mean of the monitored metrics, task -> name; one that is not defined has its worst value."""
+        """Return the mean of the monitored metrics, task -> name, negated where they are better when smaller.
+
+        One that is not defined has its worst value.
+        """
         values = []
         for task, metric in monitored.items():
             value = metrics[f"{prefix}_{task}_{metric}"]
@@ -105,7 +111,7 @@ class TaskEvaluator:
                         f"predictions, the same?). It counts as {value:g} in `{prefix}_average`."
                     )
                 self._undefined.add(task)
-            values.append(value)
+            values.append(value if greater_is_better(metric) else -value)
         return float(np.mean(values))
 
     def metrics(self, dataset: TaskDataset, logits: np.ndarray) -> dict[str, float]:
@@ -113,9 +119,11 @@ class TaskEvaluator:
         task, task_type = dataset.task, TASK_TYPES[dataset.task.type]
         assert task.metrics is not None
         predicted = task_type.predictions(task, logits, dataset.rows)
+        references = task_type.references(task, dataset.rows)
+        probabilities = task_type.probabilities(task, logits) if any(map(reads_probabilities, task.metrics)) else []
         if dataset is self.validation.get(dataset.name):
-            self.predictions[dataset.name] = predicted
-        found = compute(task.metrics, task.type, predicted, task_type.references(task, dataset.rows), task.label_names)
+            self.predictions[dataset.name] = probabilities if reads_probabilities(task.monitored) else predicted
+        found = compute(task.metrics, task.type, predicted, references, task.label_names, probabilities)
         if dataset.name in self.own_metrics:
             labels = self.label_ids(dataset, logits)
             found = {**found, **self.own_metrics[dataset.name](EvalPrediction(logits, labels))}

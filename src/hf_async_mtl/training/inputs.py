@@ -92,7 +92,7 @@ def prepare_inputs(
     task_sets.warn_truncated({"training": encoded, "validation": validation})
     if validation:
         sets = {name: dataset.task for name, dataset in validation.items()}
-        check_best_metric(sets, args.metric_for_best_model, own_metrics)
+        check_best_metric(sets, args, own_metrics)
     model.probe_packing()
     external_rows = {name: own for name, own in rows.items() if name in config.teachers}
     return TrainerInputs(model, args, task_sets, own_metrics, encoded, validation, external_rows)
@@ -250,16 +250,23 @@ def check_own_metrics(functions: Any, tasks: Collection[str]) -> dict[str, Calla
     return dict(functions)
 
 
-def check_best_metric(sets: Mapping[str, TaskConfig], metric: str | None, own: Collection[str] = ()) -> None:
-    """Check that an evaluation gives ``metric_for_best_model``; tasks in ``own`` have metrics that are not known."""
-    if metric is None:
+def check_best_metric(
+    sets: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, own: Collection[str] = ()
+) -> None:
+    """Check that an evaluation gives ``metric_for_best_model``, and set its direction if the metric is built in.
+
+    Tasks in ``own`` have metrics that are not known.
+    """
+    if args.metric_for_best_model is None:
         return
-    known = ["average"]
+    known: dict[str, str | None] = {"average": None}
     for name, task in sets.items():
+        known |= {f"{name}_{key}": key for key in task.metrics or ()} | {f"{name}_loss": None}
+    found = args.metric_for_best_model.removeprefix("eval_")
+    metric = known.get(found)
+    if metric in METRICS:
         # Upstream takes every metric but a loss to be better when greater.
-        fitting = [key for key in task.metrics or () if key not in METRICS or METRICS[key].greater_is_better]
-        known += [f"{name}_{key}" for key in (*fitting, "loss")]
-    found = metric.removeprefix("eval_")
+        args.greater_is_better = METRICS[metric].greater_is_better
     if found not in known and not any(found.startswith(f"{name}_") for name in own):
         raise ConfigurationError(
             f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
