@@ -18,7 +18,8 @@ from hf_async_mtl.cli.sections import TaskSection, TopLevel
 from hf_async_mtl.convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from hf_async_mtl.data.config import DataSection, MixingConfig
 from hf_async_mtl.distillation.config import DistillationConfig
-from hf_async_mtl.training.arguments import REFUSED, SECTIONS, AsyncMTLTrainingArguments
+from hf_async_mtl.training.arguments import REFUSED, AsyncMTLTrainingArguments
+from hf_async_mtl.training.sections import SECTIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 INTRODUCTION = """

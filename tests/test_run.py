@@ -40,6 +40,10 @@ def test_a_wrong_run_is_refused(tmp_path: Path) -> None:
     """Bug: in Python, a slip is a traceback from within."""
     with pytest.raises(ConfigurationError, match="nearest known key is `patience`"):
         load_run(write_task_set(tmp_path), ["convergence.patiens=1"])
+    with pytest.raises(ConfigurationError, match=r"`overrides` must be a list .* Write \['seed=1'\]\."):
+        load_run(tmp_path / "config.yaml", "seed=1")
+    with pytest.raises(ConfigurationError, match=r"^An override must be key\.path=value; found 'seed'\."):
+        load_run(tmp_path / "config.yaml", ["seed"])
 
 
 def test_keys_and_values_are_checked_without_torch(tmp_path: Path) -> None:

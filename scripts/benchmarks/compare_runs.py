@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_async_mtl.training.checkpoint_files import last_complete_checkpoint
+from hf_async_mtl.training.distributed import newest_checkpoint
 
 METRIC_NAMES = {"matthews_correlation": "MCC", "seqeval_f1": "span F1", "accuracy": "acc", "pearson": "r", "f1": "F1"}
 
@@ -32,7 +32,7 @@ def figures_of(run: Path, config: Path) -> dict[str, Any]:
     """Return the figures of a run for the table."""
     report = json.loads((run / "convergence.json").read_text(encoding="utf-8"))
     best = json.loads((run / "all_results.json").read_text(encoding="utf-8"))
-    checkpoint = last_complete_checkpoint(run)
+    checkpoint = newest_checkpoint(run)
     if checkpoint is None or "final" not in report:
         raise SystemExit(f"{run} must be a finished run with its last checkpoint.")
     last = {**evaluate(checkpoint, config, "validation"), **evaluate(checkpoint, config, "test")}

@@ -85,6 +85,8 @@ def load_run(
     Raises:
         ConfigurationError: A key, a value, a file, a row or a model does not fit.
     """
+    if isinstance(overrides, str):
+        raise ConfigurationError(f"`overrides` must be a list of strings; found {overrides!r}. Write [{overrides!r}].")
     config = load_config(Path(path), overrides)
     return prepare_run(config, output_dir or config.output_dir or Path("runs", config.name))
 

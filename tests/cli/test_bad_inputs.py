@@ -246,7 +246,7 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
         setting("training.on_nonfinite", "skip"),
         "`training.on_nonfinite` has been removed",
     ),
-    "config: --set without a value": (argument("--set", "seed"), "`--set` must be key.path=value"),
+    "config: --set without a value": (argument("--set", "seed"), "An override must be key.path=value"),
     "config: --set of no YAML": (argument("--set", "seed=[}"), "must be YAML"),
     # -- files of rows
     "rows: no JSON": (content("polarity", b'{"text": \n'), "could not be read"),

@@ -24,7 +24,7 @@ from hf_async_mtl.cli import train
 from hf_async_mtl.cli.commands import main
 from hf_async_mtl.cli.interruption import CheckpointOnSignal
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.training.checkpoint_files import last_complete_checkpoint
+from hf_async_mtl.training.distributed import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ALL = tuple(task_configs())
@@ -502,7 +502,7 @@ def test_a_run_that_is_interrupted_goes_on_as_if_it_was_not(pair, pair_run, tmp_
     assert status == 143
     assert f"interrupted at step {step}" in stderr
     assert "--resume" in stderr
-    assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+    assert newest_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert not (tmp_path / "model.safetensors").exists()
     done("train", pair, "--output-dir", tmp_path, "--resume")
@@ -523,7 +523,7 @@ def test_sigterm_of_a_process(pair, tmp_path):
     assert running.returncode == 143, stderr
     assert "Traceback" not in stderr
     assert stderr.count("hf-async-mtl: ") == 1
-    checkpoint = last_complete_checkpoint(tmp_path / "out")
+    checkpoint = newest_checkpoint(tmp_path / "out")
     assert checkpoint is not None
     assert f"interrupted at step {checkpoint.name.removeprefix('checkpoint-')}," in stderr
     done(*command, tmp_path / "out", "--resume")

@@ -692,7 +692,7 @@ def test_the_last_of_two_settings_counts(folder):
 @pytest.mark.parametrize("setting", ["seed", "=5", "", "seed=[1"])
 def test_a_setting_that_is_none_is_refused(folder, setting):
     """It must not be taken for another key, or for nothing."""
-    assert "--set" in refused(folder, {}, setting)
+    assert "override" in refused(folder, {}, setting)
 
 
 @pytest.mark.parametrize("setting", ["sead=1", "training.lr=1", "..=1", "tasks.polarity.lables=[a, b]"])

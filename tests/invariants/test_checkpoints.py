@@ -12,10 +12,10 @@ from hf_async_mtl.training.checkpoint_files import (
     STATE_FILE,
     adopt_best,
     checkpoint_step,
-    last_complete_checkpoint,
     link_best,
     read_state,
 )
+from hf_async_mtl.training.distributed import newest_checkpoint
 
 
 def write_checkpoint(output_dir, step, best=None, value=None):
@@ -41,7 +41,7 @@ def test_newest_is_by_number(tmp_path):
     """In the order of names, checkpoint-900 comes after checkpoint-1000."""
     for step in (100, 1000, 900):
         write_checkpoint(tmp_path, step)
-    newest = last_complete_checkpoint(tmp_path)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert checkpoint_step(newest) == 1000
 
@@ -54,7 +54,7 @@ def test_state_cut_short_is_skipped(tmp_path, share):
     content = state.read_text()
     state.write_text(content[: int(share * len(content))])
     assert read_state(state.parent) is None
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_checkpoint_without_its_state_is_skipped(tmp_path):
@@ -62,7 +62,7 @@ def test_checkpoint_without_its_state_is_skipped(tmp_path):
     write_checkpoint(tmp_path, 100)
     (write_checkpoint(tmp_path, 200) / STATE_FILE).unlink()
     (tmp_path / "checkpoint-300").mkdir()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_other_names_are_no_checkpoints(tmp_path):
@@ -71,13 +71,13 @@ def test_other_names_are_no_checkpoints(tmp_path):
     for name in ("checkpoint-best", "checkpoint-200-copy", "checkpoint-", "old-checkpoint-300"):
         shutil.copytree(tmp_path / "checkpoint-100", tmp_path / name)
     (tmp_path / "checkpoint-400").write_text("a file")
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
 def test_no_checkpoint_is_none(tmp_path):
     """`--resume` in a new folder starts afresh."""
-    assert last_complete_checkpoint(tmp_path) is None
-    assert last_complete_checkpoint(tmp_path / "absent") is None
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "absent") is None
 
 
 # -- the best weights -------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_moved_checkpoint_brings_its_best_weights(moved, tmp_path):
     assert adopt_best(moved, new) == new / "checkpoint-100"
     assert weight(new / "checkpoint-100") == 100
     # Weights alone are nothing to resume from.
-    assert last_complete_checkpoint(new) is None
+    assert newest_checkpoint(new) is None
     # Every process asks, and later runs too.
     assert adopt_best(moved, new) == new / "checkpoint-100"
 

@@ -13,7 +13,7 @@ from task_sets import write_task_set
 
 from hf_async_mtl.cli import commands
 from hf_async_mtl.cli.commands import main
-from hf_async_mtl.training.checkpoint_files import last_complete_checkpoint
+from hf_async_mtl.training.distributed import newest_checkpoint
 
 RUN = ["--set", "training.max_steps=60", "--set", "training.save_total_limit=1"]
 
@@ -60,7 +60,7 @@ def test_a_full_disk_costs_no_checkpoint(
     assert status == 1
     assert "hf-async-mtl: The disk is full" in said
     assert "continue from the last checkpoint with --resume" in said
-    assert last_complete_checkpoint(out) is not None
+    assert newest_checkpoint(out) is not None
     assert disk.mount("size=64m")
     assert main(["train", str(config), "--output-dir", str(out), "--resume", *RUN]) == 0
     assert main(["train", str(config), "--output-dir", str(tmp_path / "whole"), *RUN]) == 0

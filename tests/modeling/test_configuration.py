@@ -1,10 +1,9 @@
 """Tasks and their model: what is wrong is refused in words, and what is right survives ``config.json``."""
 
 import copy
+import importlib
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -398,14 +397,15 @@ def test_an_empty_configuration_can_be_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "call"),
-    [
-        ("presets", lambda: TaskConfig.from_preset("glue/rte")),
-        ("registry", lambda: TaskConfig("classification", ["text"]).resolve(Dataset.from_dict({"label": [0, 1]}))),
-    ],
+    ("missing", "message"),
+    [("hf_async_mtl", "This needs the package hf_async_mtl"), ("torch.missing", "^No module named 'torch.missing'$")],
 )
-def test_what_needs_the_package_says_so(module: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bug: with a pushed model's code alone, a preset or labels to be found end in a ModuleNotFoundError."""
-    monkeypatch.setitem(sys.modules, f"hf_async_mtl.tasks.{module}", None)
-    with pytest.raises(ImportError, match="needs the package hf_async_mtl"):
-        call()
+def test_what_needs_the_package_says_so(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: without the package a preset is a ModuleNotFoundError; or a broken package is called missing."""
+
+    def import_module(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(ImportError, match=message):
+        TaskConfig.from_preset("glue/rte")

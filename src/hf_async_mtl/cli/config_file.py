@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..balancing.config import BalancingConfig
-from ..convergence.config import ConvergenceSettings, ScheduleConfig
-from ..data.config import DataSource, MixingConfig, expand_path
-from ..distillation.config import DistillationConfig
+from ..data.config import DataSource, expand_path
 from ..tasks.presets import PRESETS
-from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of, parse_section
+from ..training.sections import SECTIONS, parse_sections
+from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of
 from .sections import TaskSection, TopLevel
 from .yaml_file import read_yaml
 
@@ -25,9 +23,8 @@ if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
     from ..training.arguments import AsyncMTLTrainingArguments
 
-_SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 # Given at the top of the file, because they also apply outside of the Trainer.
-_NOT_IN_TRAINING = ("seed", "data_seed", *_SECTIONS)
+_NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
 _TASK_FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
 
 
@@ -177,7 +174,7 @@ def _metric_names(tasks: Mapping[str, TaskConfig], sources: Mapping[str, DataSou
 def _sections(config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """Return the sections as `AsyncMTLTrainingArguments` takes them, with what stands with the single tasks."""
     sections: dict[str, Any] = {}
-    for name in _SECTIONS:
+    for name in SECTIONS:
         given = {} if config.get(name) is None else config[name]
         check(name, given, MAPPING)
         sections[name] = dict(given)
@@ -187,10 +184,7 @@ def _sections(config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]],
         own = {task: section[of_task] for task, section in tasks.items() if of_task in section}
         if own:
             sections[name][key] = own
-    ConvergenceSettings.parse(sections["convergence"])
-    for name, kind in (("mixing", MixingConfig), ("balancing", BalancingConfig), ("schedule", ScheduleConfig)):
-        parse_section(name, kind, sections[name])
-    parse_section("distillation", DistillationConfig, sections["distillation"])
+    parse_sections(sections)
     teachers = sections["distillation"].get("teachers", {})
     for task, source in teachers.items():
         if task not in tasks:

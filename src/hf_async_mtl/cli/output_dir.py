@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..training.checkpoint_files import STATE_FILE, is_of_version_1, read_state
+from ..training.checkpoint_files import STATE_FILE, read_state, refuse_version_1
 from ..utils import nearest_existing
 from ..validation import ConfigurationError
 
@@ -34,17 +34,12 @@ def check_output_dir(output_dir: Path, resume: str | bool | None) -> None:
             f"The output folder must be one that can be written to; {existing} {reason}. Choose another with "
             "--output-dir."
         )
+    if isinstance(resume, str):
+        refuse_version_1(Path(resume))
     if isinstance(resume, str) and read_state(Path(resume)) is None:
         raise ConfigurationError(
             f"`--resume` must name a complete checkpoint; {resume} has no {STATE_FILE}. Without a name, it "
             "takes the newest complete one of the output folder."
-        )
-    checkpoints = sorted(output_dir.glob("checkpoint-*")) if resume is True else []
-    old = next(filter(is_of_version_1, checkpoints), None)
-    if old is not None:
-        raise ConfigurationError(
-            f"`--resume` needs a checkpoint of this version; {old} was written by version 0.1, whose runs cannot be "
-            "resumed. Choose another folder with --output-dir, or continue with the version that began the run."
         )
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise ConfigurationError(

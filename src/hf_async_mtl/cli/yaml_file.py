@@ -1,4 +1,4 @@
-"""Read a YAML file and the overrides of ``--set``."""
+"""Read a YAML file, with overrides of its keys."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def _parse(text: str, what: str) -> Any:
 def _apply(config: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigurationError(f"`--set` must be key.path=value; found {override!r}.")
+        raise ConfigurationError(f"An override must be key.path=value; found {override!r}.")
     *parents, last = path.split(".")
     section = config
     for key in parents:
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
-    section[last] = _parse(value, f"The value of `--set {path}`")
+    section[last] = _parse(value, f"The value of the override `{path}`")

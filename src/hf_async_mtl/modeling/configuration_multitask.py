@@ -35,7 +35,9 @@ def from_package(module: str) -> Any:
     """Import a module of the package. It is needed for training only, and does not travel with a model."""
     try:
         return importlib.import_module(f"hf_async_mtl.{module}")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "hf_async_mtl":
+            raise
         raise ImportError("This needs the package hf_async_mtl. Run `pip install hf-async-mtl`.") from error
 
 

@@ -54,6 +54,10 @@ class Head(nn.Module):
     """Number of outputs of the linear layer; None: one for each of the task's label names."""
     has_choices: ClassVar[bool] = False
     """Whether an example has one segment per choice, each with a score."""
+    row_loss: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
+    """Logits and labels -> the supervised loss of each row."""
+    row_divergence: ClassVar[staticmethod[[Tensor, Tensor, float], Tensor]]
+    """Logits, those of the teacher and a temperature -> the distillation loss of each row."""
 
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
@@ -68,37 +72,27 @@ class Head(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         """Return the supervised loss of each example, ``[B]``."""
-        raise NotImplementedError
+        return self.row_loss(logits, labels)
 
     def distillation_loss(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
     ) -> Tensor:
         """Return the distillation loss of each example, ``[B]``: 0, with a gradient of 0, if both logits are equal."""
-        raise NotImplementedError
+        return self.row_divergence(logits, teacher, temperature)
 
 
 class ClassificationHead(Head):
     """One class out of C: cross-entropy, and KL between the distributions over the classes. Labels ``[B]``."""
 
-    def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return cross_entropy(logits, labels)
-
-    def distillation_loss(
-        self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
-    ) -> Tensor:
-        return categorical_kl(logits, teacher, temperature)
+    row_loss = staticmethod(cross_entropy)
+    row_divergence = staticmethod(categorical_kl)
 
 
 class MultilabelHead(Head):
     """Any of C labels: binary cross-entropy, and the KL of independent Bernoulli distributions. Labels ``[B, C]``."""
 
-    def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return multilabel_cross_entropy(logits, labels)
-
-    def distillation_loss(
-        self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
-    ) -> Tensor:
-        return bernoulli_kl(logits, teacher, temperature)
+    row_loss = staticmethod(multilabel_cross_entropy)
+    row_divergence = staticmethod(bernoulli_kl)
 
 
 class RegressionHead(Head):

@@ -14,11 +14,9 @@ from transformers import TrainingArguments
 from transformers.utils import is_in_notebook, logging
 
 from ..balancing.build import check_parameters
-from ..balancing.config import BalancingConfig
-from ..convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
-from ..data.config import MixingConfig
-from ..distillation.config import DistillationConfig
-from ..validation import ConfigurationError, check, number, of_type, optional, parse_section, whole_number
+from ..convergence.config import ConvergenceConfig
+from ..validation import ConfigurationError, check, number, of_type, optional, whole_number
+from .sections import SECTIONS, parse_sections
 
 logger = logging.get_logger(__name__)
 
@@ -46,8 +44,6 @@ _ABOVE_ZERO = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
     *("learning_rate", "eval_steps", "save_steps", "logging_steps", "save_total_limit"),
 )
-
-SECTIONS = ("convergence", "distillation", "mixing", "balancing", "schedule")
 
 
 @dataclass
@@ -132,11 +128,9 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             self.save_steps = self.eval_steps or 500
 
     def _parse_sections(self) -> None:
-        self.convergence_config = ConvergenceSettings.parse(self.convergence)
-        self.distillation_config = parse_section("distillation", DistillationConfig, self.distillation)
-        self.mixing_config = parse_section("mixing", MixingConfig, self.mixing)
-        self.balancing_config = parse_section("balancing", BalancingConfig, self.balancing)
-        self.schedule_config = parse_section("schedule", ScheduleConfig, self.schedule)
+        sections = parse_sections({name: getattr(self, name) for name in SECTIONS})
+        self.convergence_config, self.distillation_config, self.mixing_config = sections[:3]
+        self.balancing_config, self.schedule_config = sections[3:]
         check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
 

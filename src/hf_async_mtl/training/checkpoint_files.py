@@ -9,6 +9,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..utils import link_or_copy
+from ..validation import ConfigurationError
 
 STATE_FILE = "async_mtl_state.json"
 """Our state, which is written last: its presence makes a checkpoint complete."""
@@ -48,16 +49,14 @@ def complete_checkpoints(output_dir: Path) -> dict[int, Path]:
     return {int(step): path for step, path in numbered.items() if step.isdigit() and read_state(path) is not None}
 
 
-def is_of_version_1(checkpoint: Path) -> bool:
-    """Return whether version 0.1 wrote a checkpoint, which had its state among the Trainer's callbacks."""
+def refuse_version_1(checkpoint: Path) -> None:
+    """Raise a `ConfigurationError` for a checkpoint of version 0.1, whose state was among the Trainer's callbacks."""
     state = read_trainer_state(checkpoint) or {}
-    return read_state(checkpoint) is None and "ConvergenceCallback" in state.get("stateful_callbacks", {})
-
-
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, or None."""
-    complete = complete_checkpoints(output_dir)
-    return complete[max(complete)] if complete else None
+    if read_state(checkpoint) is None and "ConvergenceCallback" in state.get("stateful_callbacks", {}):
+        raise ConfigurationError(
+            f"A run must be resumed from a checkpoint of this version; {checkpoint} was written by version 0.1, whose "
+            "runs cannot be resumed. Choose another output folder, or continue with the version that began the run."
+        )
 
 
 def link_best(best: Path, checkpoint: Path) -> None:

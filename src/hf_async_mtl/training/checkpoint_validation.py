@@ -19,7 +19,7 @@ from ..distillation.snapshots import TeacherStore
 from ..distillation.teachers import Teachers
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, read_state, read_trainer_state
+from .checkpoint_files import STATE_FILE, TEACHERS_FOLDER, read_state, read_trainer_state, refuse_version_1
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +35,7 @@ def check_checkpoint(
     own_state: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Check all that resuming would read, and load the schedule; return the state that the checkpoint holds."""
+    refuse_version_1(checkpoint)
     state = read_state(checkpoint)
     if state is None or read_trainer_state(checkpoint) is None:
         name = STATE_FILE if state is None else TRAINER_STATE_NAME

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
-from .checkpoint_files import complete_checkpoints
+from .checkpoint_files import complete_checkpoints, refuse_version_1
 
 T = TypeVar("T")
 
@@ -86,7 +86,13 @@ def check_files_reach(args: AsyncMTLTrainingArguments, accelerator: Accelerator)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint of an output folder that every rank has; None if no rank has any."""
+    """Return the newest complete checkpoint of an output folder that every rank has; None if no rank has any.
+
+    Raises:
+        ConfigurationError: Only some machines have one, or version 0.1 wrote one.
+    """
+    for checkpoint in sorted(output_dir.glob("checkpoint-*")):
+        refuse_version_1(checkpoint)
     own = complete_checkpoints(output_dir)
     have = gather_object([sorted(own)])
     common = set(have[0]).intersection(*have)

@@ -10,7 +10,8 @@ from typing import Any
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..report.model_card import RunCard, write_card
 from ..report.plots import draw
-from .arguments import SECTIONS, AsyncMTLTrainingArguments
+from .arguments import AsyncMTLTrainingArguments
+from .sections import SECTIONS
 
 _ARGUMENTS = (
     *("learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size"),
