@@ -264,7 +264,6 @@ CASES: dict[str, tuple[Callable[[Case], None], str]] = {
     "rows: a CSV with a cell too many": (csv("text,label", "no, thanks,neg", "yes, please,pos"), "as many cells"),
     "rows: a CSV with an empty text": (csv("text,label", "good,pos", ",neg"), "column 'text', row 1"),
     "rows: a CSV with lists": (csv_of_lists, "CSV files have no lists"),
-    "rows: a CSV of numbers, then words": (csv("text,label", *["a,1"] * 10_000, "b,pos"), "of one type throughout"),
     "rows: no Parquet": (other_file("x.parquet", b"PAR1 and then nothing"), "could not be read"),
     "rows: a Parquet file with a null for a text": (parquet("polarity", 3, text=None), "column 'text', row 3"),
     "rows: a Parquet file with a score that is none": (parquet("overlap", 3, score=float("nan")), "'score', row 3"),

@@ -319,6 +319,24 @@ def test_words_without_an_answer_are_null(run, tmp_path):
     assert [label is None for label in gap] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("in.csv", 'text\n"1984"\n"2001"\n', ()),
+        ("in.tsv", "text\tyear\n1984\t1\n2001\t2\n", ()),
+        ("in.csv", "text;year\n1984;1\n2001;2\n", ("--separator", ";")),
+        ("in.json", '{"text": {"0": "1984", "1": "2001"}}', ()),
+        ("in.jsonl", '{"text": "1984"}\n{"text": "2001"}\n', ()),
+    ],
+)
+def test_texts_that_are_numbers_are_texts(run, tmp_path, name, content, options):
+    """Bug: a CSV file whose texts are all numbers is refused; or other forms of a file are, that training reads."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    expected = answers(run, write_rows(tmp_path / "rows.jsonl", [{"text": "1984"}, {"text": "2001"}]))
+    assert answers(run, tmp_path / name, *options) == expected
+    assert "polarity" in expected[0]
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "{}\n", "1\n", '{"text": \n', "\xff"])
 def test_an_input_that_is_no_rows_is_refused(run, tmp_path, content):
     """Each kind of nothing fails elsewhere in the reader."""

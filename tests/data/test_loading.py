@@ -316,11 +316,6 @@ def test_a_file_of_an_unknown_type_is_refused(data):
     assert "train.xlsx" in message
 
 
-def test_a_folder_that_was_not_saved_is_refused(data):
-    """Pointing at the folder of the files is an easy mistake."""
-    assert "save_to_disk" in refused(data, train=".")
-
-
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(
     ("name", "content"),
@@ -366,8 +361,6 @@ def test_a_missing_column_names_the_nearest(data, split, column):
         ("x.csv", b"text,label\n\xff\xfe,pos\n"),
         # Pandas takes the first cell of each line for its name, and has the others under the wrong heading.
         ("x.csv", b"text,label\nno, thanks,neg\nyes, please,pos\n"),
-        # It reads 10,000 lines at once, and Arrow has a type by then.
-        ("x.csv", b"text,label\n" + b"a,1\n" * 10_000 + b"a,1.5\n"),
         ("x.parquet", b"no table"),
     ],
 )
@@ -379,15 +372,6 @@ def test_a_file_that_cannot_be_read_is_named(data, name, content):
     assert f"{data / name} could not be read as" in message
     assert "Correct the row, or write the file again." in message
     assert "\n" not in message
-
-
-def test_a_field_that_comes_late_is_told(data):
-    """Of a field that the first 10 MB of a file have not, Arrow's first line said "Couldn't cast", and no more."""
-    rows = [{"text": "a" * 11_000_000, "label": "pos"}, {"text": "b", "label": "neg", "source": "web"}]
-    message = refused(data, train=write_rows(data / "x.jsonl", rows).name)
-    assert "with the same fields in every row" in message
-    assert "source" in message
-    assert len(message) < 1000
 
 
 def test_a_comma_behind_each_line_of_a_csv_file_is_no_column(data):

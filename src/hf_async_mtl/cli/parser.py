@@ -67,7 +67,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", **_MODEL)
-    predict.add_argument("--input", required=True, metavar="FILE", help="JSON lines, CSV or Parquet")
+    predict.add_argument("--input", required=True, metavar="FILE", help="JSON lines, CSV, TSV or Parquet")
+    predict.add_argument("--separator", metavar="CHARACTER", help="of the cells of a CSV file; default: a comma")
     predict.add_argument(
         "--task", action="append", metavar="NAME", nargs="+", help="default: all tasks whose columns the rows have"
     )

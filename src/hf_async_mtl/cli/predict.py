@@ -14,8 +14,8 @@ from typing import Any, TextIO
 import torch
 from tqdm.auto import tqdm
 
-from ..data.config import READERS
-from ..data.loading import read_file
+from ..data.config import check_one_type
+from ..data.files import read_files
 from ..inference.predict import predict_rows, readable_tasks
 from ..modeling.configuration_multitask import TaskConfig
 from ..run import load_model
@@ -33,10 +33,11 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.input)
     if not path.is_file() or path.stat().st_size == 0:
         raise ConfigurationError(f"`--input` must be a file with rows; {path} is missing or empty.")
-    if path.suffix not in READERS:
-        raise ConfigurationError(f"`--input` must be a file of type {', '.join(READERS)}; found {path.name}.")
+    check_one_type([path], "`--input`")
     model, tokenizer = load_model(args.model)
-    rows, tasks = read_file(path, "`--input`"), model.config.task_configs
+    tasks = model.config.task_configs
+    texts = {column for task in tasks.values() for column in task.input_columns}
+    rows = read_files([path], "`--input`", texts, separator=args.separator)
     names = readable_tasks(tasks, rows, chosen)
     predictions = predict_rows(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, names)
     # On a terminal only: in a log each step of the bar is a line.

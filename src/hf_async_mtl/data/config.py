@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,22 @@ from ..validation import (
     check_keys,
     number,
     one_of,
+    optional,
     setting,
     whole_number,
 )
 
 SPLITS = ("train", "validation", "test")
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """Suffix of a file -> the reader of `datasets` for it."""
+_TAGS = 'Write each sentence as a line {"tokens": [...], "tags": [...]} of a .jsonl file, as docs/data.md shows.'
+_SHEET = "Save the sheet as CSV in UTF-8."
+_REMEDIES = dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), _TAGS) | dict.fromkeys(
+    (".xls", ".xlsx", ".ods"), _SHEET
+)
 STRATEGIES = ("proportional", "temperature", "uniform")
 _HUB_KEYS = ("hub", "name")
+SEPARATOR = Requirement("one character, such as ';'", lambda value: isinstance(value, str) and len(value) == 1)
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,10 @@ class MixingConfig:
 class DataSection:
     """Where the splits of a task are.
 
-    A split is a JSON lines, CSV or Parquet file, a folder of ``save_to_disk``, or, with ``hub``, the name of a split of
-    the Hub's dataset. ``{from_train: 0.1}`` splits a share off the training rows. ``validation_<suffix>`` is one more
-    evaluation set, which is reported but does not decide convergence.
+    A split is a JSON, CSV, TSV or Parquet file, a list of files, a pattern such as ``part-*.jsonl``, a folder of files
+    or of ``save_to_disk``, or, with ``hub``, the name of a split of the Hub's dataset. ``{from_train: 0.1}`` splits a
+    share off the training rows. ``validation_<suffix>`` is one more evaluation set, which is reported but does not
+    decide convergence.
 
     Args:
         train: The training rows. Required.
@@ -63,13 +72,15 @@ class DataSection:
         test: The rows of the final evaluation.
         hub: Hub id of a dataset, or ``id@revision``.
         name: Configuration of the Hub's dataset.
+        separator: Separator of the cells of CSV files. Default: a comma, or a tab for ``.tsv``.
     """
 
-    train: str | None = None
+    train: Any = None
     validation: Any = None
     test: Any = None
     hub: str | None = None
     name: str | None = None
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,14 @@ class DataSource:
     """Where the splits of a task are.
 
     Args:
-        splits: Split -> a file, a ``save_to_disk`` folder, the name of a split of the Hub's dataset, or
+        splits: Split -> a file, a list of files, a folder, the name of a split of the Hub's dataset, or
             ``{"from_train": share}``. ``train``, ``validation``, ``test``, and further evaluation sets
             ``validation_<suffix>``.
         hub: Hub id of a dataset.
         name: Its configuration.
         revision: Its revision.
         max_samples: Split -> the largest number of rows.
+        separator: Separator of the cells of CSV files.
     """
 
     splits: Mapping[str, Any]
@@ -91,6 +103,7 @@ class DataSource:
     name: str | None = None
     revision: str | None = None
     max_samples: Mapping[str, int] = field(default_factory=dict)
+    separator: str | None = None
 
     def to_section(self) -> dict[str, Any]:
         """Return the section that a card publishes: Hub data in full, of files only the split-off shares."""
@@ -107,7 +120,9 @@ class DataSource:
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
         hub_keys = {key: section[key] for key in _HUB_KEYS if key in section}
-        splits = {key: value for key, value in section.items() if key not in hub_keys and value is not None}
+        separator = section.get("separator")
+        others = (*hub_keys, "separator")
+        splits = {key: value for key, value in section.items() if key not in others and value is not None}
         further = [split for split in splits if re.fullmatch("validation_[a-z0-9_]+", str(split))]
         check_keys(path, [split for split in splits if split not in further], [*SPLITS, *_HUB_KEYS])
         for split in ("train", "validation"):
@@ -118,10 +133,14 @@ class DataSource:
             check(f"{path}.{key}", value, Requirement("a string", lambda value: isinstance(value, str)))
         if hub_keys and "hub" not in hub_keys:
             raise ConfigurationError(f"`{path}` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id.")
+        check(f"{path}.separator", separator, optional(SEPARATOR))
         located = {split: _locate(f"{path}.{split}", value, bool(hub_keys), folder) for split, value in splits.items()}
         hub, _, revision = hub_keys.get("hub", "").partition("@")
+        paths = [path for value in located.values() for path in (value if isinstance(value, list) else [value])]
+        if separator is not None and not any(isinstance(path, Path) and _may_be_csv(path) for path in paths):
+            raise ConfigurationError(f"`{path}.separator` is for CSV files; found none. Remove the key.")
         limits = _check_max_samples(task, max_samples, located)
-        return cls(located, hub or None, hub_keys.get("name"), revision or None, limits)
+        return cls(located, hub or None, hub_keys.get("name"), revision or None, limits, separator)
 
 
 def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -> dict[str, int]:
@@ -137,7 +156,7 @@ def _check_max_samples(task: str, max_samples: Any, splits: Mapping[str, Any]) -
 
 
 def _locate(key: str, value: Any, on_hub: bool, folder: Path) -> Any:
-    """Return a path, the name of a split of the Hub's dataset, or the share of the training rows."""
+    """Return a path, a list of paths, the name of a split of the Hub's dataset, or the share of the training rows."""
     if isinstance(value, Mapping):
         share = value.get("from_train")
         ok = set(value) == {"from_train"} and not key.endswith(".train")
@@ -146,18 +165,49 @@ def _locate(key: str, value: Any, on_hub: bool, folder: Path) -> Any:
                 f"`{key}` must be a name or {{from_train: share}}, with a share between 0 and 1; found {dict(value)!r}."
             )
         return dict(value)
-    if not isinstance(value, str):
-        raise ConfigurationError(f"`{key}` must be a name or {{from_train: 0.1}}; found {value!r}.")
+    is_list = isinstance(value, list) and len(value) > 0 and not on_hub
+    names = value if is_list else [value]
+    if not all(isinstance(name, str) for name in names):
+        hint = " Several splits of the Hub are one name, such as train+extra." if on_hub else ""
+        raise ConfigurationError(
+            f"`{key}` must be a name, a list of files or {{from_train: 0.1}}; found {value!r}.{hint}"
+        )
     if on_hub:
         return value
-    path = folder / expand_path(key, value)
-    if not path.exists():
+    paths = [path for name in names for path in _find(key, name, folder)]
+    if len(paths) == 1 and paths[0].is_dir():
+        return paths[0]
+    check_one_type(paths, f"`{key}`")
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _may_be_csv(path: Path) -> bool:
+    return path.is_dir() or READERS[path.suffix] == "csv"
+
+
+def _find(key: str, name: str, folder: Path) -> list[Path]:
+    """Return the path of a file or folder, or those of the files that match a pattern."""
+    expanded = expand_path(key, name)
+    path = folder / expanded
+    if path.exists():
+        return [path]
+    found = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(folder)), expanded), recursive=True)))  # noqa: PTH118, PTH207
+    if not found:
         raise ConfigurationError(f"`{key}`: there is no file or folder {path}.")
-    if path.is_file() and path.suffix not in READERS:
-        raise ConfigurationError(
-            f"`{key}` must be a file of type {', '.join(READERS)}, or a folder of `save_to_disk`; found {path.name}."
-        )
-    return path
+    return [path for path in found if path.is_file()]
+
+
+def check_one_type(paths: Sequence[Path], what: str) -> None:
+    """Raise a `ConfigurationError` unless paths are files that one reader can read; ``what`` they are to the user."""
+    for path in paths:
+        if path.suffix not in READERS or not path.is_file():
+            remedy = _REMEDIES.get(path.suffix.lower())
+            raise ConfigurationError(
+                f"{what} must be a file of type {', '.join(READERS)}, several of one type, or one folder; found "
+                f"{path.name}.{f' {remedy}' if remedy else ''}"
+            )
+        if READERS[path.suffix] != READERS[paths[0].suffix]:
+            raise ConfigurationError(f"{what} must be files of one type; found {paths[0].name} and {path.name}.")
 
 
 def expand_path(key: str, value: str) -> Path:
