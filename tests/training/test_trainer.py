@@ -574,7 +574,7 @@ def rows(**columns: Any) -> Dataset:
         ({"data_collator": list}, "`data_collator` has no effect here"),
         (
             {"compute_metrics": len},
-            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction, for",
+            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction; each",
         ),
         ({"compute_metrics": {"polarity": "f1"}}, "found dict. Write {name: function}"),
         ({"compute_metrics": {"colors": len}}, "`compute_metrics` must name tasks (polarity, overlap); found 'colors'"),

@@ -1,4 +1,4 @@
-"""The phases of a run, and what an evaluation leads to: snapshots, recorded teachers, a return to earlier weights."""
+"""Act on the evaluations of a run: move the phases, save snapshots, record teachers, return to earlier weights."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class ConvergenceController:
                 for example_ids, logits in batches:
                     writer.write(example_ids, logits)
         else:
-            deque(batches, maxlen=0)
+            deque(batches, maxlen=0)  # the ranks run the model together
         self.accelerator.wait_for_everyone()
         self.teachers.load([task])
         self.teachers.assess(task)

@@ -1,4 +1,4 @@
-"""What the trainer is given: checked before anything is written or trained, and its raw sets, encoded."""
+"""Check the arguments of the trainer before anything is written, and tokenize its raw sets."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def check_tokenizer(tokenizer: Any, embeddings: int) -> Any:
     tokens = len(tokenizer)
     if tokens <= len(tokenizer.all_special_tokens):
         raise ConfigurationError(
-            f"The tokenizer must know words; that of {tokenizer.name_or_path!r} knows {tokens} special tokens alone. "
+            f"The tokenizer must know words; that of {tokenizer.name_or_path!r} knows only {tokens} special tokens. "
             "Are the encoder's tokenizer files (tokenizer.json) missing?"
         )
     largest = max(tokenizer.get_vocab().values())
@@ -229,19 +229,19 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
     if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise ConfigurationError(
-            "FSDP must save whole weights, which a model is pushed with and a teacher is made of. Set "
+            "FSDP must save full weights, which a pushed model and a teacher need. Set "
             "`fsdp_state_dict_type: FULL_STATE_DICT` in the configuration of accelerate; "
             f"found {plugin.state_dict_type}."
         )
 
 
 def check_own_metrics(functions: Any, tasks: Collection[str]) -> dict[str, Callable[[EvalPrediction], dict]]:
-    """Check what the trainer is given as ``compute_metrics``: one function a task, of some tasks or of none."""
+    """Check ``compute_metrics``: task -> function, for some tasks or none; return it."""
     if functions is None:
         return {}
     if not isinstance(functions, Mapping) or not all(callable(function) for function in functions.values()):
         raise ConfigurationError(
-            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction, for each task has its own "
+            "`compute_metrics` must be a dictionary: task -> function of an EvalPrediction; each task has its own "
             f"labels; found {type(functions).__name__}. Write {{name: function}}."
         )
     for name in functions:
