@@ -18,6 +18,7 @@ from hf_async_mtl.cli.sections import TaskSection, TopLevel
 from hf_async_mtl.convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from hf_async_mtl.data.config import DataSection, MixingConfig
 from hf_async_mtl.distillation.config import DistillationConfig
+from hf_async_mtl.tasks.loss import LossConfig
 from hf_async_mtl.training.arguments import REFUSED, AsyncMTLTrainingArguments
 from hf_async_mtl.training.sections import SECTIONS
 
@@ -81,6 +82,7 @@ def page() -> str:
         "Top level": table(TopLevel),
         "`tasks.<name>`": "See [task types](data.md#task-types).\n\n" + table(TaskSection),
         "`tasks.<name>.data`": markdown(docstring(DataSection).split("\n\n")[1]) + "\n\n" + table(DataSection),
+        "`tasks.<name>.loss`": markdown(docstring(LossConfig).split("\n\n")[1]) + "\n\n" + table(LossConfig),
         "`schedule`": table(ScheduleConfig),
         "`convergence`": "See [criteria](methods.md#criteria) and [actions](methods.md#actions). Every key but "
         "`final_evaluations` may also stand with a task, as `tasks.<name>.convergence`.\n\n"

@@ -9,6 +9,7 @@ from task_sets import task_set_config, write_config
 
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.cli.yaml_file import read_yaml
+from hf_async_mtl.tasks.loss import LossConfig
 from hf_async_mtl.tasks.presets import PRESETS
 from hf_async_mtl.training.arguments import REFUSED
 from hf_async_mtl.validation import REMOVED, ConfigurationError
@@ -32,6 +33,7 @@ tasks:
     max_samples: {train: 2000}
     max_length: 64
     weight: 2.0
+    loss: {class_weights: balanced, label_smoothing: 0.1}
     convergence: {patience: 5}
   rte:
     preset: glue/rte
@@ -150,6 +152,7 @@ def test_every_section_of_the_example_reaches_the_arguments(example, tmp_path):
         own = args.convergence_of(task)
         assert (own.patience, own.min_delta, own.min_steps, own.on_convergence) == (patience, 0.01, 10, "stop")
     assert args.balancing_config.weights == {"match": 2.0}
+    assert args.loss_configs == {"match": LossConfig(class_weights="balanced", label_smoothing=0.1)}
 
 
 def test_defaults_are_those_of_the_contract(folder):
@@ -446,7 +449,8 @@ def test_what_stands_at_the_top_is_sent_there(folder, field):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "way"), [("convergence", "tasks", "convergence"), ("balancing", "weights", "weight")]
+    ("section", "key", "way"),
+    [("convergence", "tasks", "convergence"), ("balancing", "weights", "weight"), ("training", "losses", "loss")],
 )
 def test_what_stands_with_a_task_is_sent_there(folder, section, key, way):
     """Given in both places, one would win silently."""
@@ -462,6 +466,12 @@ def test_a_strategy_that_uploads_teachers_is_refused(folder, strategy):
 def test_a_run_without_evaluations_is_refused(folder):
     """Nothing could ever converge."""
     assert "eval_strategy" in refused(folder, {"training.eval_strategy": "no"})
+
+
+def test_a_loss_of_another_type_is_refused_before_the_data_are_read(folder):
+    """A run reads its data for minutes and then says that its task has no such option."""
+    message = refused(folder, {"tasks.polarity.loss": {"huber": 1.0}})
+    assert message.startswith("`tasks.polarity.loss.huber` needs a task of type regression; found type classification.")
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.config import DataSource, expand_path
+from ..tasks.loss import LossConfig
 from ..tasks.presets import PRESETS
 from ..training.sections import SECTIONS, parse_sections
 from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of
@@ -105,7 +106,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         },
         freeze=top.freeze,
         frozen_heads=[name for name, head in heads.items() if head == "frozen"],
-        tasks=_task_configs(tasks, sources),
+        tasks=_task_configs(tasks, sources, sections["losses"]),
         sources=sources,
         training={**training, **sections, "seed": top.seed},
         output_dir=None if output_dir is None else folder / expand_path("training.output_dir", output_dir),
@@ -132,9 +133,12 @@ def _with_preset(path: str, section: Any, data: Any) -> dict[str, Any]:
     return section
 
 
-def _task_configs(tasks: Mapping[str, Any], sources: Mapping[str, DataSource]) -> dict[str, TaskConfig]:
+def _task_configs(
+    tasks: Mapping[str, Any], sources: Mapping[str, DataSource], losses: Mapping[str, Any]
+) -> dict[str, TaskConfig]:
     """Make the tasks from their sections, and check that no two of them log under one key."""
     from ..modeling.configuration_multitask import TaskConfig
+    from ..tasks.checks import check_loss
     from ..tasks.names import check_task_names
 
     check_task_names(dict.fromkeys(tasks, ()))
@@ -148,6 +152,8 @@ def _task_configs(tasks: Mapping[str, Any], sources: Mapping[str, DataSource]) -
             found[name] = TaskConfig(**{key: copy.deepcopy(section[key]) for key in _TASK_FIELDS if key in section})
         except ConfigurationError as error:
             raise ConfigurationError(f"`tasks.{name}`: {error}") from None
+    for name, loss in LossConfig.of_tasks(losses).items():
+        check_loss(loss, name, found[name])
     check_task_names(_metric_names(found, sources))
     return found
 
@@ -184,6 +190,7 @@ def _sections(config: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]],
         own = {task: section[of_task] for task, section in tasks.items() if of_task in section}
         if own:
             sections[name][key] = own
+    sections["losses"] = {task: section["loss"] for task, section in tasks.items() if "loss" in section}
     parse_sections(sections)
     teachers = sections["distillation"].get("teachers", {})
     for task, source in teachers.items():
@@ -228,6 +235,8 @@ def _training(given: Any) -> dict[str, Any]:
     for key in training:
         if key in REFUSED:
             raise ConfigurationError(f"`training.{key}` has no effect here: {REFUSED[key]}. Remove the key.")
+        if key == "losses":
+            raise ConfigurationError("`training.losses` must stand with each task, as `tasks.<name>.loss`.")
         if key in _NOT_IN_TRAINING:
             raise ConfigurationError(f"`training.{key}` must stand at the top of the file, as `{key}`.")
     check_keys("training", training, [key for key in _fields(AsyncMTLTrainingArguments) if key not in _NOT_IN_TRAINING])

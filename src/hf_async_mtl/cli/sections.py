@@ -89,6 +89,7 @@ class TaskSection:
         max_length: Maximum length of a sequence in tokens. Default: that at the top of the file.
         doc_stride: Number of tokens that two windows of a long question-answering context share.
         weight: Weight of the task's examples in the loss, above 0. Default: 1.
+        loss: Options of the loss on the labels, such as ``{class_weights: balanced}``; see below.
         convergence: Overrides of the section ``convergence``.
         head: For a trained ``encoder`` that has the task: ``kept`` (the default), ``new`` (start with a new head) or
             ``frozen``.
@@ -105,5 +106,6 @@ class TaskSection:
     max_length: int | None = None
     doc_stride: int | None = None
     weight: float | None = None
+    loss: Any = None
     convergence: Any = None
     head: str | None = None

@@ -5,8 +5,10 @@ To add a type, add its class here and to `HEADS`, and its file to ``hf_async_mtl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .losses import (
@@ -54,8 +56,8 @@ class Head(nn.Module):
     """Number of outputs of the linear layer; None: one for each of the task's label names."""
     has_choices: ClassVar[bool] = False
     """Whether an example has one segment per choice, each with a score."""
-    row_loss: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
-    """Logits and labels -> the supervised loss of each row."""
+    row_loss: ClassVar[staticmethod[..., Tensor]]
+    """Logits, labels and the `loss_arguments` -> the supervised loss of each row."""
     row_divergence: ClassVar[staticmethod[[Tensor, Tensor, float], Tensor]]
     """Logits, those of the teacher and a temperature -> the distillation loss of each row."""
 
@@ -64,6 +66,24 @@ class Head(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, task.num_labels)
+        self._loss_arguments: dict[str, Any] = {}
+
+    def set_loss(self, arguments: Mapping[str, Any]) -> None:
+        """Set the arguments of `loss` while training, in place of earlier ones: numbers, or a list per label.
+
+        They are not saved. In evaluation mode the loss is the plain one.
+        """
+        self._loss_arguments = dict(arguments)
+        for name, value in arguments.items():
+            if isinstance(value, list):
+                # A buffer, so that it moves with the head and no step waits for a copy.
+                weights = torch.tensor(value, dtype=torch.float32, device=self.linear.weight.device)
+                self.register_buffer(f"loss_{name}", weights, persistent=False)
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """Return what `set_loss` has set while training, nothing in evaluation mode."""
+        given = self._loss_arguments if self.training else {}
+        return {name: getattr(self, f"loss_{name}") if isinstance(x, list) else x for name, x in given.items()}
 
     def forward(self, ragged: Ragged) -> Tensor:
         """Return the logits of the examples, ``[B, C]``, from the first segment of each."""
@@ -71,8 +91,8 @@ class Head(nn.Module):
         return self.linear(self.dropout(pool(ragged, self.pooling)[first]))
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        """Return the supervised loss of each example, ``[B]``."""
-        return self.row_loss(logits, labels)
+        """Return the supervised loss of each example, ``[B]``, with `loss_arguments`."""
+        return self.row_loss(logits, labels, **self.loss_arguments())
 
     def distillation_loss(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
@@ -114,7 +134,7 @@ class RegressionHead(Head):
         return super().forward(ragged).squeeze(-1).float() * self.std + self.mean
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return squared_error(logits, labels, self.std)
+        return squared_error(logits, labels, self.std, **self.loss_arguments())
 
     def distillation_loss(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float
@@ -152,7 +172,8 @@ class TokenClassificationHead(_TokenHead):
     """
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return ragged_mean(cross_entropy(logits, labels), layout.example_tokens, labels != IGNORE)
+        losses = cross_entropy(logits, labels, **self.loss_arguments())
+        return ragged_mean(losses, layout.example_tokens, labels != IGNORE)
 
     def distillation_loss(
         self, logits: Tensor, teacher: Tensor, labels: Tensor, layout: Layout, temperature: float

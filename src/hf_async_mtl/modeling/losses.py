@@ -40,23 +40,36 @@ def ragged_mean(values: Tensor, offsets: Tensor, mask: Tensor | None = None) -> 
     return total / zeros.index_add(0, index, weight).clamp(min=1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of class indices ``[U]``: ``[U]``, in nats, 0 for -100. Logits are ``[U, C]``."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy of class indices ``[U]``: ``[U]``, in nats, 0 for -100. Logits are ``[U, C]``.
+
+    The options are torch's: ``weight`` ``[C]`` multiplies the terms of its classes.
+    """
+    weight = None if weight is None else weight.float()
+    return F.cross_entropy(
+        logits.float(), labels, weight, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing
+    )
 
 
-def multilabel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the binary cross-entropy of labels 0 or 1, ``[B, C]``, averaged over the labels: ``[B]``, in nats."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").mean(-1)
+def multilabel_cross_entropy(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None) -> Tensor:
+    """Return the binary cross-entropy of labels 0 or 1, ``[B, C]``, averaged over the labels: ``[B]``, in nats.
+
+    ``pos_weight`` ``[C]`` multiplies the losses of labels of 1.
+    """
+    weight = None if pos_weight is None else pos_weight.float()
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), pos_weight=weight, reduction="none")
+    return losses.mean(-1)
 
 
-def squared_error(predictions: Tensor, targets: Tensor, std: float) -> Tensor:
+def squared_error(predictions: Tensor, targets: Tensor, std: float, huber: float | None = None) -> Tensor:
     """Return the squared error in units of the standard deviation of the training targets: ``[B]``, dimensionless.
 
     Predictions and targets (labels, or a teacher's predictions) are in the units of the data. The loss explodes if the
-    standard deviation is tiny.
+    standard deviation is tiny. With ``huber`` > 0 it is torch's Huber loss with that delta: half the square up to an
+    error of delta, linear above.
     """
-    return ((predictions.float() - targets.float()) / std).square()
+    error = (predictions.float() - targets.float()) / std
+    return error.square() if huber is None else F.huber_loss(error, torch.zeros_like(error), "none", huber)
 
 
 def categorical_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
@@ -19,6 +20,8 @@ from .pretruncation import shorten
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
+
+    from .loss import LossConfig
 
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> the values of some rows."""
@@ -61,6 +64,8 @@ class TaskType(ABC):
     """Whether the label of a row is a list of class labels."""
     truncated_texts: ClassVar[str] = "texts of more than"
     """What a truncated row has, for the message "... have texts of more than 128 tokens"."""
+    loss_options: ClassVar[tuple[str, ...]] = ()
+    """The fields of `LossConfig` that the type has."""
     card_note: ClassVar[str | None] = None
     """A sentence about the type for the model card."""
 
@@ -139,6 +144,10 @@ class TaskType(ABC):
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
         """Raise a `ConfigurationError` if the labels of a raw training split leave nothing to learn."""
         return
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        """Return what the loss of the head takes while training; ``rows`` are the encoded training rows."""
+        return {}
 
     def check_unlabeled(self, task: TaskConfig) -> None:
         """Raise a `ConfigurationError` if a task without labeled rows lacks what `resolve` would find in them."""
@@ -250,6 +259,12 @@ def group_segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, l
     result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
     result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
     return result
+
+
+def label_values(rows: Dataset) -> np.ndarray:
+    """Return the labels of encoded rows in one dimension: those of tokens or of multilabel one row after another."""
+    column = rows.select_columns("labels").with_format("arrow")[:].column(0).combine_chunks()
+    return (column.flatten() if isinstance(column, pa.ListArray) else column).to_numpy(zero_copy_only=False)
 
 
 def is_names(columns: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
 from ..modeling.configuration_multitask import TaskConfig, check_max_length
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
+from .loss import LossConfig
 from .registry import TASK_TYPES
 
 
@@ -27,6 +29,25 @@ def check_task(task: TaskConfig) -> None:
             f"`target_std` must be greater than 0; found {task.target_std!r}. Leave it out: "
             "`task.resolve(train_dataset)` finds it."
         )
+
+
+def check_loss(loss: LossConfig, name: str, task: TaskConfig) -> None:
+    """Check that the options of a task's loss are its type's, with a weight for each label that is known."""
+    kind = TASK_TYPES[task.type]
+    for item in dataclasses.fields(loss):
+        key, value = f"tasks.{name}.loss.{item.name}", getattr(loss, item.name)
+        if value == item.default:
+            continue
+        if item.name not in kind.loss_options:
+            fitting = [other for other, its in TASK_TYPES.items() if item.name in its.loss_options]
+            own = f"Its options are: {', '.join(kind.loss_options) or 'none'}."
+            raise ConfigurationError(
+                f"`{key}` needs a task of type {' or '.join(fitting)}; found type {task.type}. {own}"
+            )
+        if isinstance(value, list) and task.label_names is not None and len(value) != len(task.label_names):
+            raise ConfigurationError(
+                f"`{key}` must have a number for each of the labels {', '.join(task.label_names)}; found {value!r}."
+            )
 
 
 def _check_metrics(task: TaskConfig) -> None:

@@ -10,11 +10,14 @@ import torch
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
-from .base import Target, TaskType
+from .base import Target, TaskType, label_values
 from .labels import label_encoder, unique_values
+from .loss import BALANCED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .loss import LossConfig
 
 CARD_LABELS = 'labels = model.config.tasks["{name}"]["label_names"]'
 """The line of a card example that reads the class names."""
@@ -32,6 +35,7 @@ class Classification(TaskType):
     )
     default_metric = "accuracy"
     prediction_fields = ("label", "score")
+    loss_options = ("class_weights", "label_smoothing")
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
         (column,), encode = task.target_columns, label_encoder(task, dataset)
@@ -45,6 +49,9 @@ class Classification(TaskType):
                 f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
                 f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
             )
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        return class_loss_arguments(task, loss, rows)
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         assert task.label_names is not None
@@ -62,3 +69,14 @@ class Classification(TaskType):
 
     def card_lines(self, task: TaskConfig) -> list[str]:
         return [CARD_LABELS, "[labels[row.argmax()] for row in logits]"]
+
+
+def class_loss_arguments(task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+    """Return the arguments of `cross_entropy` for a task with one class per row or per word."""
+    weights = loss.class_weights
+    if weights == BALANCED:
+        labels = label_values(rows)
+        counts = np.bincount(labels[labels >= 0], minlength=task.num_labels)
+        present = np.count_nonzero(counts)
+        weights = np.where(counts > 0, counts.sum() / (present * np.maximum(counts, 1)), 1.0).tolist()
+    return {"weight": weights, "label_smoothing": loss.label_smoothing}

@@ -11,12 +11,15 @@ import torch
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
-from .base import Target, TaskType
+from .base import Target, TaskType, label_values
 from .classification import CARD_LABELS
 from .labels import LabelError, label_encoder
+from .loss import BALANCED
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .loss import LossConfig
 
 
 class Multilabel(TaskType):
@@ -34,6 +37,7 @@ class Multilabel(TaskType):
     min_labels = 1
     takes_label_columns = True
     prediction_fields = ("labels", "scores")
+    loss_options = ("pos_weight",)
     has_label_lists = True
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
@@ -62,6 +66,14 @@ class Multilabel(TaskType):
         if task.label_names is None and isinstance(task.label_column, list):
             return dataclasses.replace(task, label_names=list(task.label_column))
         return super().resolve(task, dataset)
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        weights = loss.pos_weight
+        if weights == BALANCED:
+            labels = label_values(rows).reshape(-1, task.num_labels)
+            without, having = (labels == 0).sum(0), (labels == 1).sum(0)
+            weights = np.where(without * having > 0, without / np.maximum(having, 1), 1.0).tolist()
+        return {"pos_weight": weights}
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         assert task.label_names is not None

@@ -18,6 +18,8 @@ from .pretruncation import shorten
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .loss import LossConfig
+
 
 class MultipleChoice(TaskType):
     """One of n choices, each a segment with the prompt. Logits ``[N, n]``; predictions are indices of choices."""
@@ -26,6 +28,7 @@ class MultipleChoice(TaskType):
     metrics = ("accuracy", "log_loss")
     default_metric = "accuracy"
     prediction_fields = ("choice", "score")
+    loss_options = ("label_smoothing",)
 
     def check_text_columns(self, task: TaskConfig) -> None:
         sides: dict[str, Any] = dict(task.text_columns) if isinstance(task.text_columns, Mapping) else {}
@@ -55,6 +58,9 @@ class MultipleChoice(TaskType):
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
         (label,), (_, choice_columns) = task.target_columns, _columns(task)
         return lambda row, _: _choice(row[label], choice_columns)
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        return {"label_smoothing": loss.label_smoothing}
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         return 0

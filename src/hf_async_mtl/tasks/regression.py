@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
+    from .loss import LossConfig
+
 
 class Regression(TaskType):
     """A number in the units of its data. Logits ``[N]`` are the predictions."""
@@ -29,6 +31,7 @@ class Regression(TaskType):
     metrics = ("pearson", "spearman", "mse", "mae")
     default_metric = "pearson"
     prediction_fields = ("value",)
+    loss_options = ("huber",)
     card_note = "Regression heads answer in the units of their training data."
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
@@ -54,6 +57,9 @@ class Regression(TaskType):
         mean = statistics.fmean(targets) if task.target_mean is None else task.target_mean
         std = statistics.pstdev(targets) if task.target_std is None else task.target_std
         return dataclasses.replace(task, target_mean=mean, target_std=std)
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        return {"huber": loss.huber}
 
     def check_unlabeled(self, task: TaskConfig) -> None:
         if task.target_mean is None or task.target_std is None:

@@ -13,12 +13,14 @@ from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, group_segments, tokenizer_call
-from .classification import CARD_LABELS
+from .classification import CARD_LABELS, class_loss_arguments
 from .labels import LabelError, label_encoder
 from .pretruncation import shorten_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .loss import LossConfig
 
 
 class TokenClassification(TaskType):
@@ -31,6 +33,7 @@ class TokenClassification(TaskType):
     text_counts = (1,)
     metric_aliases = {"accuracy": "seqeval_accuracy"}
     prediction_fields = ("labels",)
+    loss_options = ("class_weights", "label_smoothing")
     reads_words = True
     has_label_lists = True
 
@@ -62,6 +65,9 @@ class TokenClassification(TaskType):
     def unlabeled_targets(self, encoded: Columns) -> list[Any]:
         """Return the index of the word that each token begins, or -100."""
         return [[IGNORE if word is None else word for word in first_subwords(words)] for words in encoded["words"]]
+
+    def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
+        return class_loss_arguments(task, loss, rows)
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         assert task.label_names is not None

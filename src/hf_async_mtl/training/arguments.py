@@ -21,7 +21,7 @@ from .sections import SECTIONS, parse_sections
 logger = logging.get_logger(__name__)
 
 REFUSED = {
-    "label_smoothing_factor": "each head has a loss of its own",
+    "label_smoothing_factor": "each task has its own, `loss: {label_smoothing: ...}`",
     "remove_unused_columns": "the trainer tokenizes the columns that the tasks name",
     "train_sampling_strategy": "the order of the examples is `mixing`'s",
     "length_column_name": "packing makes grouping by length needless",
@@ -61,6 +61,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         mixing: The fields of `MixingConfig`.
         balancing: The fields of `BalancingConfig`.
         schedule: The fields of `ScheduleConfig`.
+        losses: Task -> the fields of its `LossConfig`; in the configuration file ``tasks.<name>.loss``.
 
     Raises:
         ConfigurationError: A key is not known, a value is out of range, or a field has no effect here.
@@ -87,6 +88,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     mixing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How often a task is drawn."})
     balancing: dict[str, Any] | str | None = field(default=None, metadata={"help": "How losses become an update."})
     schedule: dict[str, Any] | str | None = field(default=None, metadata={"help": "When the tasks join."})
+    losses: dict[str, Any] | str | None = field(default=None, metadata={"help": "Options of the tasks' losses."})
 
     # Upstream reads the names of the fields that may come as JSON on the command line from here.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, *SECTIONS]
@@ -130,7 +132,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     def _parse_sections(self) -> None:
         sections = parse_sections({name: getattr(self, name) for name in SECTIONS})
         self.convergence_config, self.distillation_config, self.mixing_config = sections[:3]
-        self.balancing_config, self.schedule_config = sections[3:]
+        self.balancing_config, self.schedule_config, self.loss_configs = sections[3:]
         check_parameters(self.balancing_config)
         self._refuse_what_balancing_cannot()
 

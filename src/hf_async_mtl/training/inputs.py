@@ -23,6 +23,8 @@ from ..distillation.teachers import Teachers
 from ..metrics import METRICS, check_metric
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..tasks.checks import check_loss
+from ..tasks.loss import LossConfig
 from ..tasks.names import check_task_names
 from ..tasks.registry import TASK_TYPES
 from ..validation import ConfigurationError
@@ -93,6 +95,7 @@ def prepare_inputs(
     if validation:
         sets = {name: dataset.task for name, dataset in validation.items()}
         check_best_metric(sets, args, own_metrics)
+    set_losses(model, args, encoded)
     model.probe_packing()
     external_rows = {name: own for name, own in rows.items() if name in config.teachers}
     return TrainerInputs(model, args, task_sets, own_metrics, encoded, validation, external_rows)
@@ -187,12 +190,14 @@ def check_training(
 
 def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments) -> None:
     """Check that settings of single tasks name tasks of the model."""
-    for section, key in (("convergence", "tasks"), ("balancing", "weights"), ("distillation", "teachers")):
-        for name in args.section(section).get(key) or {}:
+    named = {
+        f"{section}.{key}": args.section(section).get(key) or {}
+        for section, key in (("convergence", "tasks"), ("balancing", "weights"), ("distillation", "teachers"))
+    }
+    for path, names in {**named, "losses": args.loss_configs}.items():
+        for name in names:
             if name not in tasks:
-                raise ConfigurationError(
-                    f"`{section}.{key}` must name tasks of the model ({', '.join(tasks)}); found {name!r}."
-                )
+                raise ConfigurationError(f"`{path}` must name tasks of the model ({', '.join(tasks)}); found {name!r}.")
     for name in tasks:
         action = args.convergence_of(name).on_convergence
         if ACTIONS[action].rolls_back and args.sharded_by == "DeepSpeed":
@@ -215,6 +220,15 @@ def with_labels(
     for name in names:
         TASK_TYPES[tasks[name].type].check_unlabeled(tasks[name])
     return {**train, **{name: with_placeholders(train[name], tasks[name]) for name in names}}
+
+
+def set_losses(model: MultiTaskModel, args: AsyncMTLTrainingArguments, train: Mapping[str, TaskDataset]) -> None:
+    """Check the options of the tasks' losses, and give them to the heads if there are rows to train on."""
+    for name, task in model.config.task_configs.items():
+        loss = args.loss_configs.get(name, LossConfig())
+        check_loss(loss, name, task)
+        head: Any = model.heads[name]
+        head.set_loss(TASK_TYPES[task.type].loss_arguments(task, loss, train[name].rows) if name in train else {})
 
 
 def check_sharding(accelerator: Accelerator) -> None:

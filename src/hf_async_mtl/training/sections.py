@@ -9,6 +9,7 @@ from ..balancing.config import BalancingConfig
 from ..convergence.config import ConvergenceSettings, ScheduleConfig
 from ..data.config import MixingConfig
 from ..distillation.config import DistillationConfig
+from ..tasks.loss import LossConfig
 from ..validation import parse_section
 
 
@@ -20,6 +21,7 @@ class Sections(NamedTuple):
     mixing: MixingConfig
     balancing: BalancingConfig
     schedule: ScheduleConfig
+    losses: Mapping[str, LossConfig]
 
 
 SECTIONS = Sections._fields
@@ -39,4 +41,5 @@ def parse_sections(given: Mapping[str, Any]) -> Sections:
         parse_section("mixing", MixingConfig, given.get("mixing")),
         parse_section("balancing", BalancingConfig, given.get("balancing")),
         parse_section("schedule", ScheduleConfig, given.get("schedule")),
+        LossConfig.of_tasks(given.get("losses")),
     )
