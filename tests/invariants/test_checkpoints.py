@@ -16,6 +16,7 @@ from hf_async_mtl.training.checkpoint_files import (
     read_state,
 )
 from hf_async_mtl.training.distributed import newest_checkpoint
+from hf_async_mtl.validation import ConfigurationError
 
 
 def write_checkpoint(output_dir, step, best=None, value=None):
@@ -78,6 +79,15 @@ def test_no_checkpoint_is_none(tmp_path):
     """`--resume` in a new folder starts afresh."""
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_run_of_version_1_is_refused(tmp_path):
+    """From Python, a run of 0.1 began again at step 0 in the folder of the old one, and replaced what was there."""
+    old = write_checkpoint(tmp_path, 100)
+    (old / STATE_FILE).unlink()
+    (old / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"ConvergenceCallback": {}}}))
+    with pytest.raises(ConfigurationError, match=r"checkpoint-100 was written by version 0\.1"):
+        newest_checkpoint(tmp_path)
 
 
 # -- the best weights -------------------------------------------------------------------------------------------------
