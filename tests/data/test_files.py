@@ -1,6 +1,7 @@
 """Files and folders as users have them: shards, separators, types of columns, and the forms of JSON."""
 
 import csv
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_a_folder_has_the_splits_that_its_files_name(names: tuple[str, ...], tmp
     assert loaded["train"].to_list() == ROWS[:last]
     assert loaded["validation"].to_list() == ROWS[last : last + 3]
     assert "has the splits train, validation, and no test" in refused(tmp_path, "data", test="data")
+
+
+@pytest.mark.parametrize(
+    "name", ["TRAIN.CSV", "rows.ndjson", "rows.csv.gz", "rows.tsv.gz", "rows.jsonl.gz", "rows.json.gz"]
+)
+def test_other_names_of_the_same_types(name: str, tmp_path: Path) -> None:
+    """Bug: a file of Windows, or a compressed shard, is of an unknown type; or a tab is a comma in a compressed one."""
+    kind = {"TRAIN.CSV": "csv", "rows.ndjson": "jsonl", "rows.json.gz": "jsonl"}.get(name, name.split(".")[1])
+    content = write(tmp_path / f"plain.{kind}", ROWS).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert train_rows(tmp_path, name) == ROWS
 
 
 def test_a_file_whose_name_has_brackets_is_no_pattern(tmp_path: Path) -> None:
@@ -244,6 +256,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "data": lambda path: path.write_text(json.dumps({"version": 2, "data": ROWS})),
     "list": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
     "lines": lambda path: write_rows(path, ROWS),
+    "lists": lambda path: path.write_text(json.dumps(Dataset.from_list(ROWS).to_dict())),
     "a mark of the byte order": lambda path: path.write_text(pd.DataFrame(ROWS).to_json(), encoding="utf-8-sig"),
 }
 
@@ -252,6 +265,8 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 def test_forms_of_json(form: str, tmp_path: Path) -> None:
     """Bug: `DataFrame.to_json` writes columns by default, and the file is one row of dictionaries."""
     FORMS[form](tmp_path / "x.json")
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress((tmp_path / "x.json").read_bytes()))
+    assert train_rows(tmp_path, "x.json.gz") == train_rows(tmp_path, "x.json")
     found = [{key: row[key] for key in ROWS[0]} for row in train_rows(tmp_path, "x.json")]
     assert found == ROWS
 

@@ -25,8 +25,11 @@ from ..validation import (
 )
 
 SPLITS = ("train", "validation", "test")
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-"""Suffix of a file -> the reader of `datasets` for it."""
+READERS = {
+    **{".jsonl": "json", ".json": "json", ".ndjson": "json"},
+    **{".csv": "csv", ".tsv": "csv", ".parquet": "parquet"},
+}
+"""Suffix of a file, without ``.gz`` -> the reader of `datasets` for it."""
 _TAGS = 'Write each sentence as a line {"tokens": [...], "tags": [...]} of a .jsonl file, as docs/data.md shows.'
 _SHEET = "Save the sheet as CSV in UTF-8."
 _REMEDIES = dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), _TAGS) | dict.fromkeys(
@@ -181,8 +184,17 @@ def _locate(key: str, value: Any, on_hub: bool, folder: Path) -> Any:
     return paths[0] if len(paths) == 1 else paths
 
 
+def data_suffix(path: Path) -> str:
+    """Return the suffix of a file's name in lower case, without that of a compressed file.
+
+    >>> data_suffix(Path("data/TRAIN.CSV")), data_suffix(Path("part-0.jsonl.gz"))
+    ('.csv', '.jsonl')
+    """
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def _may_be_csv(path: Path) -> bool:
-    return path.is_dir() or READERS[path.suffix] == "csv"
+    return path.is_dir() or READERS[data_suffix(path)] == "csv"
 
 
 def _find(key: str, name: str, folder: Path) -> list[Path]:
@@ -200,13 +212,13 @@ def _find(key: str, name: str, folder: Path) -> list[Path]:
 def check_one_type(paths: Sequence[Path], what: str) -> None:
     """Raise a `ConfigurationError` unless paths are files that one reader can read; ``what`` they are to the user."""
     for path in paths:
-        if path.suffix not in READERS or not path.is_file():
+        if data_suffix(path) not in READERS or not path.is_file():
             remedy = _REMEDIES.get(path.suffix.lower())
             raise ConfigurationError(
                 f"{what} must be a file of type {', '.join(READERS)}, several of one type, or one folder; found "
                 f"{path.name}.{f' {remedy}' if remedy else ''}"
             )
-        if READERS[path.suffix] != READERS[paths[0].suffix]:
+        if READERS[data_suffix(path)] != READERS[data_suffix(paths[0])]:
             raise ConfigurationError(f"{what} must be files of one type; found {paths[0].name} and {path.name}.")
 
 

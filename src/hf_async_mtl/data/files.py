@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils import logging
 
 from ..validation import ConfigurationError
-from .config import READERS, check_one_type
+from .config import READERS, check_one_type, data_suffix
 from .json_documents import read_document, read_objects
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def read_files(
     filled = [path for path in paths if path.stat().st_size > 0]
     if not filled:
         raise ConfigurationError(f"{what} must have rows; {named} is empty.")
-    reader = READERS[paths[0].suffix]
+    reader = READERS[data_suffix(paths[0])]
     try:
         with _without_log(), warnings.catch_warnings():
             # Pandas drops cells beyond the header of a CSV file, and goes on.
@@ -109,7 +109,7 @@ def _concatenate(parts: Sequence[Dataset]) -> Dataset:
 
 def _read_csv(paths: Sequence[Path], separator: str | None) -> Dataset:
     """Read CSV files with all cells as strings: the text "1984" is no number, and the class "001" is not 1."""
-    settings = {**_CSV_SETTINGS, "sep": separator or ("\t" if paths[0].suffix == ".tsv" else ",")}
+    settings = {**_CSV_SETTINGS, "sep": separator or ("\t" if data_suffix(paths[0]) == ".tsv" else ",")}
     header = [str(column) for column in pd.read_csv(paths[0], nrows=0, **settings).columns]
     if separator is None and len(header) == 1 and (other := re.search(r"[;|,\t]", header[0])):
         raise ValueError(f"its only column is {header[0]!r}. If that is several, set `separator: {other[0]!r}`")
@@ -181,7 +181,7 @@ def _files_of_splits(path: Path, what: str) -> dict[str, list[Path]]:
     """Return the data files of a folder by the split that their names tell, as for a dataset on the Hub."""
 
     def has_rows(file: Path) -> bool:
-        return file.suffix in READERS and file.name not in _SAVED
+        return data_suffix(file) in READERS and file.name not in _SAVED
 
     def find(patterns: dict[str, list[str]]) -> dict[str, list[Path]]:
         found = DataFilesDict.from_patterns(patterns, base_path=str(path))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from .config import data_suffix
 
 Row = dict[str, Any]
 
@@ -14,24 +17,32 @@ def read_document(path: Path) -> list[Row] | None:
     """Return the rows of a file that holds one JSON object in a known form; None for every other file.
 
     The forms are those of ``DataFrame.to_json`` with ``orient`` ``columns`` (its default), ``index``, ``split`` or
-    ``table``, rows in a list ``data``, and SQuAD.
+    ``table``, lists as columns (in a ``.json`` file, for a line of a ``.jsonl`` file with lists is a row), rows in a
+    list ``data``, and SQuAD.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with _open(path) as file:
             first = next((line for line in file if line.strip()), "")
             if not first.startswith("{") or (_is_json(first) and any(line.strip() for line in file)):
                 return None
-        return _rows(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (ValueError, LookupError, TypeError):  # The reader of `datasets` says what is wrong with the file.
+            file.seek(0)
+            return _rows(json.load(file), lists_are_columns=data_suffix(path) == ".json")
+    except (ValueError, LookupError, TypeError, OSError, EOFError):  # The reader of `datasets` says what is wrong with the file.
         return None
 
 
 def read_objects(path: Path) -> Iterator[Row]:
     """Yield the rows of a file with an object per line, or with a list of objects."""
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         first = file.read(1)
         file.seek(0)
         yield from json.load(file) if first == "[" else (json.loads(line) for line in file if line.strip())
+
+
+def _open(path: Path) -> TextIO:
+    """Open a file, compressed or not, whose first character may be a mark of the byte order."""
+    open_file: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
+    return open_file(path, "rt", encoding="utf-8-sig")
 
 
 def _is_json(line: str) -> bool:
@@ -42,12 +53,14 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _rows(found: Mapping[str, Any]) -> list[Row] | None:
+def _rows(found: Mapping[str, Any], *, lists_are_columns: bool) -> list[Row] | None:
     if found.keys() == {"columns", "index", "data"}:
         return [dict(zip(found["columns"], values, strict=True)) for values in found["data"]]
     rows = found.get("data")
     if isinstance(rows, list) and rows and found.keys() <= {"data", "version", "schema"}:
         return list(_squad_rows(rows)) if "paragraphs" in rows[0] else rows
+    if lists_are_columns and found and all(isinstance(column, list) for column in found.values()):
+        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
     if not found or not all(isinstance(column, dict) for column in found.values()):
         return None
     # The keys of the rows are numbers, unless the user has named them.

@@ -131,7 +131,7 @@ def check_sets(
                 )
             raise ConfigurationError(
                 f"`{split}` must be a dictionary: task -> datasets.Dataset; found {_kinds(sets)}. Load one split of "
-                "each task."
+                "each task; name a table of several tasks for each of them."
             )
         missing = [name for name in tasks if name not in sets]
         if missing:
