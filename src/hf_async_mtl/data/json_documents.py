@@ -27,8 +27,8 @@ def read_document(path: Path) -> list[Row] | None:
                 return None
             file.seek(0)
             return _rows(json.load(file), lists_are_columns=data_suffix(path) == ".json")
-    except (ValueError, LookupError, TypeError, OSError, EOFError):  # The reader of `datasets` says what is wrong with the file.
-        return None
+    except (ValueError, LookupError, TypeError, OSError, EOFError):
+        return None  # The reader of `datasets` says what is wrong with the file.
 
 
 def read_objects(path: Path) -> Iterator[Row]:
