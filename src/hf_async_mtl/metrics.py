@@ -92,6 +92,8 @@ def log_loss(probabilities: Any, references: Any) -> float:
     """
     given, true = np.clip(np.asarray(probabilities, np.float64), _SMALLEST, 1 - _SMALLEST), np.asarray(references)
     if true.ndim == 2:
+        # Labels that training lacks have no probability.
+        given = np.pad(given, ((0, 0), (0, true.shape[1] - given.shape[1])), constant_values=_SMALLEST)
         return float(-np.log(np.where(true == 1, given, 1 - given)).mean())
     of_true = np.where(true[:, None] == np.arange(given.shape[1]), given, 0).sum(1)
     return float(-np.log(np.maximum(of_true, _SMALLEST)).mean())

@@ -20,13 +20,14 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from .building.build import inherit_from_trained, shared_tasks
 from .cli.config_file import RunConfig, load_config
-from .data.loading import is_unlabeled, load_splits
+from .data.loading import divide_splits, is_unlabeled, read_splits
 from .data.tokenization import not_utf8
 from .distillation.external import UNLOADABLE
 from .metrics import check_metric
 from .modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from .modeling.modeling_multitask import MultiTaskModel
 from .tasks.registry import TASK_TYPES
+from .tasks.rows import labeled_sets
 from .training.arguments import AsyncMTLTrainingArguments
 from .training.trainer import AsyncMTLTrainer
 from .validation import ConfigurationError
@@ -137,22 +138,35 @@ def load_tasks(config: RunConfig) -> tuple[dict[str, dict[str, Dataset]], dict[s
     splits, tasks = {}, {}
     for name, task in config.tasks.items():
         has_teacher = (config.training["distillation"].get("teachers") or {}).get(name) is not None
-        splits[name] = load_splits(name, task, config.sources[name], config.data_seed, has_teacher=has_teacher)
+        read = read_splits(name, task, config.sources[name], has_teacher=has_teacher)
+        # Before rows are held out: a class of theirs alone is a class of the task too.
+        known = _resolved(name, task, read["train"]) if task.has_label_names else task
+        splits[name] = divide_splits(name, known, read, config.sources[name], config.data_seed)
         train = splits[name]["train"]
+        tasks[name] = _resolved(name, known, train)
         try:
             if is_unlabeled(train, task):
                 TASK_TYPES[task.type].check_unlabeled(task)
-                tasks[name] = task
             else:
-                tasks[name] = task.resolve(train)
                 TASK_TYPES[task.type].check_training_labels(tasks[name], train)
             for metric in tasks[name].metrics or ():
                 check_metric(metric, tasks[name])
         except ConfigurationError as error:
             raise ConfigurationError(f"Task {name!r}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise not_utf8(name, error) from None
     return splits, tasks
+
+
+def _resolved(name: str, task: TaskConfig, train: Dataset) -> TaskConfig:
+    """Return a task with what the labels of its training rows tell, if they have labels."""
+    if is_unlabeled(train, task):
+        return task
+    labeled, _ = labeled_sets(name, task, {"train": train})
+    try:
+        return task.resolve(labeled["train"])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"Task {name!r}, train split: {error}") from None
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, error) from None
 
 
 def evaluation_sets(splits: dict[str, dict[str, Dataset]]) -> dict[str, Dataset]:

@@ -92,8 +92,8 @@ def test_words_to_predict_are_marked_without_labels():
     """`predict` has no tags column, and must still know where each word begins."""
     rows = raw_sets(10)["colors"].remove_columns("tags")
     encoded = encode(rows, "t", task_configs()["colors"], TOKENIZER, 64, with_labels=False)
-    for raw, labels in zip(rows, encoded["labels"], strict=True):
-        assert [label for label in labels if label != IGNORE] == list(range(len(raw["tokens"])))
+    for raw, words in zip(rows, encoded["words"], strict=True):
+        assert [word for word in words if word != IGNORE] == list(range(len(raw["tokens"])))
 
 
 def test_rows_to_predict_need_no_label():
@@ -101,8 +101,7 @@ def test_rows_to_predict_need_no_label():
     for name, task in task_configs().items():
         rows = raw_sets(2)[name].remove_columns(task.target_columns)
         encoded = encode(rows, name, task, TOKENIZER, 32, with_labels=False)
-        assert ("labels" in encoded.column_names) == (name == "colors")
-        assert "answers" not in encoded.column_names
+        assert not {"labels", "answers", "tags"} & set(encoded.column_names)
 
 
 @pytest.mark.parametrize("make", [byte_level_tokenizer, lambda: byte_level_tokenizer(add_prefix_space=True)])
@@ -447,24 +446,28 @@ ONE_OF = "A label must be one of [neg, pos] or its index; found "
         ("overlap", {"score": float("nan")}, "A regression label must be a finite number; found nan."),
         ("colors", {"tags": ["O"]}, "A row needs one label for each of its 2 words; found 1."),
         ("colors", {"tags": None}, "A row needs one label for each of its 2 words; found None."),
-        ("colors", {"tags": ["O", "B-x"]}, "A label must be one of [O, B-color] or its index; found 'B-x'."),
+        (
+            "colors",
+            {"tags": ["O", "B-x"]},
+            "A label must be one of [O, B-color] or its index; found 'B-x'. The labels of the column are [O, B-x].",
+        ),
         (
             "choice",
             {"label": 2},
-            "The label of a multiple_choice task must be 0..1 or one of first, second; found 2.",
+            "A label must be one of [first, second] or its index; found 2.",
         ),
         (
             "choice",
             {"label": -1},
-            "The label of a multiple_choice task must be 0..1 or one of first, second; found -1.",
+            "A label must be one of [first, second] or its index; found -1.",
         ),
         ("topics", {"topics": "cat"}, "A multilabel label must be a list of labels; found 'cat'."),
         ("topics", {"topics": ["cow"]}, "A label must be one of [cat, dog, hat] or its index; found 'cow'."),
         (
             "topics",
-            {"topics": [0, 1, 0]},
-            "A multilabel label must list each label that applies once; found [0, 1, 0]. Give vectors of 0 and 1 as "
-            "several columns.",
+            {"topics": [0, 1, 0, 1]},
+            "A multilabel label must list each label that applies once; found [0, 1, 0, 1]. Vectors of 0 and 1 must "
+            "all have the length of the label names, 3.",
         ),
         (
             "answer",

@@ -5,9 +5,18 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
-from hf_async_mtl.tasks.labels import LabelEncoder, LabelError, check_number, find_label_names, is_missing
+from hf_async_mtl.tasks.labels import (
+    LabelEncoder,
+    LabelError,
+    check_number,
+    find_label_names,
+    is_missing,
+    label_text,
+)
+from hf_async_mtl.tasks.special_labels import known_positive, outside_tag
 
 
 @pytest.mark.parametrize(
@@ -19,7 +28,7 @@ from hf_async_mtl.tasks.labels import LabelEncoder, LabelError, check_number, fi
         ([5, 1, 3, 2, 4], ["1", "2", "3", "4", "5"]),
         ([0, 2], ["0", "2"]),
         (list(range(12)), [str(i) for i in range(12)]),
-        ([True, False], ["0", "1"]),
+        ([True, False], ["false", "true"]),
         # A CSV column of integers with a gap is read as floats.
         ([1.0, 0.0], ["0", "1"]),
         (["I-x", "O", "B-x"], ["O", "B-x", "I-x"]),
@@ -71,14 +80,87 @@ def test_what_is_mixed_is_shown() -> None:
         # The schema's names count, in whatever order the task has them.
         (["b", "a"], ["a", "b"], [(0, 1), (1, 0), ("a", 1)]),
         (["1", "0"], ["0", "1"], [(0, 1), (1, 0)]),
-        # The user renamed the classes: the schema speaks in indices.
-        (["no", "yes"], ["not_entailment", "entailment"], [(0, 0), (1, 1), ("yes", 1)]),
+        # A schema of numbers says no more than the indices.
+        (["no", "yes"], ["0", "1"], [(0, 0), (1, 1), ("yes", 1)]),
+        # Names that are floats are those of the numbers.
+        (["1.0", "2.0"], None, [(1, 0), (1.0, 0), (2, 1), ("2.0", 1)]),
+        (["0.5", "1.5"], None, [(0.5, 0), (1.5, 1)]),
+        # Booleans are named by their names, by their numbers, or by names that say which is positive.
+        (["false", "true"], None, [(True, 1), (False, 0), ("true", 1), (np.bool_(True), 1)]),
+        (["yes", "no"], None, [(True, 0), (False, 1)]),
+        (["neg", "pos"], None, [(np.int64(1), 1), (np.float32(1.0), 1)]),
     ],
 )
 def test_labels_find_their_index(labels: list[str], source: list[str] | None, pairs: list[tuple[Any, int]]) -> None:
     """A label was read by its place where it stands by its name, and all classes were off by one."""
     encode = LabelEncoder(labels, source)
     assert [encode(value) for value, _ in pairs] == [index for _, index in pairs]
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [
+        (["a", "b", "c"], [1, 2, 3]),  # the data count from 1
+        (["a", "b", "c"], [-1, 0, 1]),
+        (["a", "b"], [0.0, 1.0, 2.0]),
+        (["001", "002"], [1, 2]),  # codes and numbers
+        (["1", "2"], ["1.0", "2.0"]),
+        (["neg", "pos"], ["NEG", "POS"]),
+        (["a", "b", "c"], [True, False]),
+    ],
+)
+def test_a_column_in_another_scheme_is_refused_with_both_lists(labels: list[str], values: list[Any]) -> None:
+    """Labels from 1 were read as indices, and every class was its neighbor."""
+    encode = LabelEncoder(labels, None, values)
+    with pytest.raises(LabelError) as caught:
+        list(map(encode, values))
+    assert f"[{', '.join(labels)}]" in str(caught.value)
+    shown = [label_text(value) for value in sorted(values) if value != -1]
+    assert f"The labels of the column are [{', '.join(shown)}]." in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [["anger", "fear", "joy"], ["mixed", "anger", "joy", "sadness"]])
+def test_a_schema_with_other_names_is_refused_with_both_lists(source: list[str]) -> None:
+    """The indices of another schema were read as those of the task: half of the rows had a wrong label."""
+    with pytest.raises(LabelError) as caught:
+        LabelEncoder(["anger", "joy", "sadness"], source)
+    assert "[anger, joy, sadness]" in str(caught.value)
+    assert f"[{', '.join(source)}]" in str(caught.value)
+
+
+def test_labels_that_the_task_lacks_have_indices_behind_its_classes() -> None:
+    """A class in a test file that training lacks ended the run, or was read as a class that training has."""
+    names = LabelEncoder(["a", "b"], None, ["b", "d", "c"])
+    assert [names(value) for value in ("b", "c", "d")] == [1, 2, 3]
+    numbers = LabelEncoder(["0", "1"], None, [0, 1, 7])
+    assert [numbers(value) for value in (1, 7)] == [1, 2]
+    with pytest.raises(LabelError, match="found None"):
+        numbers(None)
+
+
+def test_ignored_labels_have_no_class() -> None:
+    """-100, which stands for "no label" in Transformers, was a class that was trained and predicted."""
+    assert find_label_names([0, 1, -100, -1], ignored=(-100, -1)) == ["0", "1"]
+    encode = LabelEncoder(["a", "b"], None, [0, 1, -100], ignored=(-100,))
+    assert [encode(value) for value in (-100, -100.0, 1)] == [-100, -100, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "positive"),
+    [("no yes", 1), ("1 0", 0), ("True False", 0), ("Positive Negative", 0), ("spam not_spam", 0), ("a b", None)],
+)
+def test_names_that_say_which_class_is_positive(names: str, positive: int | None) -> None:
+    """F1 was that of the second class in the order of the alphabet: of "no" in a list from another library."""
+    assert known_positive(names.split()) == positive
+
+
+@pytest.mark.parametrize(
+    ("names", "tag"),
+    [("B-x O", "O"), ("b-x o", "o"), ("B-x OTHER", "OTHER"), ("other O B-x", "O"), ("NOUN VERB", None)],
+)
+def test_the_outside_tag_is_known_in_any_case(names: str, tag: str | None) -> None:
+    """An outside tag in lower case was a chunk."""
+    assert outside_tag(names.split()) == tag
 
 
 @pytest.mark.parametrize(
@@ -108,7 +190,9 @@ def test_a_long_list_of_labels_is_cut_in_the_message() -> None:
         LabelEncoder([f"class {i}" for i in range(150)])("x")
 
 
-@pytest.mark.parametrize(("value", "missing"), [(None, True), (-1, True), (math.nan, True), (0, False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "missing"), [(None, True), (-1, True), (-100, True), (math.nan, True), (0, False), ("", False)]
+)
 def test_missing_labels(value: Any, missing: bool) -> None:
     """The test split of GLUE was scored against -1."""
     assert is_missing(value) is missing

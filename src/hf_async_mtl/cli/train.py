@@ -34,7 +34,8 @@ def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> Non
     tasks, model, test = ready.tasks, ready.model, ready.test_dataset
     for name, rows in test.items():
         # Errors in the test rows must come before training; the result is cached.
-        encode(rows, name, tasks[name], ready.tokenizer, tasks[name].max_length or model.config.max_length)
+        length = tasks[name].max_length or model.config.max_length
+        encode(rows, name, tasks[name], ready.tokenizer, length, split="test")
     interruption = CheckpointOnSignal()
     with remove_empty_on_error(output_dir):
         trainer = ready.trainer(callbacks=[interruption])

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..tasks.registry import TASK_TYPES
 
 # Examples that `TaskDataset.read` holds in memory at a time.
 _READ = 32
@@ -38,6 +39,8 @@ class TaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return several examples with one read of the table, as a `DataLoader` asks for them."""
         columns = self._inputs[list(indices)]
+        if "labels" in columns:
+            columns["labels"] = TASK_TYPES[self.task.type].known_targets(self.task, columns["labels"])
         return [
             {"task_id": self.task_id, "example_id": index, **{name: values[i] for name, values in columns.items()}}
             for i, index in enumerate(indices)

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.labels import is_missing
-from ..tasks.rows import labeled_sets, plain_rows
+from ..tasks.rows import labeled_sets, plain_rows, select_rows
 from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .config import SPLITS, DataSource
@@ -37,29 +37,41 @@ def load_splits(
     Raises:
         ConfigurationError: A split or a column is missing, a split is empty, or a file cannot be read.
     """
-    loaded = {
-        split: _read(name, task, split, source)
-        for split, value in source.splits.items()
-        if not isinstance(value, Mapping)
-    }
+    loaded = read_splits(name, task, source, has_teacher=has_teacher)
+    return divide_splits(name, task, loaded, source, seed)
+
+
+def read_splits(name: str, task: TaskConfig, source: DataSource, *, has_teacher: bool = False) -> dict[str, Dataset]:
+    """Read the rows of the splits that have a file, a folder or a split of the Hub; see `load_splits`."""
+    loaded = {}
+    for split, value in source.splits.items():
+        if isinstance(value, Mapping):
+            continue
+        rows = plain_rows(_read(name, task, split, source))
+        needs_labels = not (has_teacher and split == "train" and is_unlabeled(rows, task))
+        _check_split(name, split, rows, [*task.input_columns, *(task.target_columns if needs_labels else ())])
+        loaded[split] = rows
+    return loaded
+
+
+def divide_splits(
+    name: str, task: TaskConfig, read: Mapping[str, Dataset], source: DataSource, seed: int
+) -> dict[str, Dataset]:
+    """Split rows off the training rows, leave out rows without a label, and take samples; see `load_splits`."""
+    loaded = dict(read)
     for split, value in source.splits.items():
         if isinstance(value, Mapping):
             # Before sampling: which rows are held out does not depend on `max_samples`.
             loaded["train"], loaded[split] = _split_off(name, loaded["train"], value["from_train"], seed, split)
-    result = {}
-    for split in sorted(loaded, key=lambda split: (SPLITS.index(split.split("_")[0]), split)):
-        rows = plain_rows(loaded[split])
-        needs_labels = not (has_teacher and split == "train" and is_unlabeled(rows, task))
-        _check_split(name, split, rows, [*task.input_columns, *(task.target_columns if needs_labels else ())])
-        if split == "test" and _has_no_labels(rows, task):
-            continue
-        result[split] = rows
+    if "test" in loaded and _has_no_labels(loaded["test"], task):
+        del loaded["test"]
+    order = sorted(loaded, key=lambda split: (SPLITS.index(split.split("_")[0]), split))
     # After the split: what is held out of a table is held out of all its tasks.
-    result, message = labeled_sets(name, task, result)
+    labeled, message = labeled_sets(name, task, {split: loaded[split] for split in order})
     if message is not None and os.environ.get("RANK", "0") == "0":
         logger.warning(message)
     limits = source.max_samples
-    return {split: sample(rows, limits.get(split, len(rows)), seed, split) for split, rows in result.items()}
+    return {split: sample(rows, limits.get(split, len(rows)), seed, split) for split, rows in labeled.items()}
 
 
 def is_unlabeled(rows: Dataset, task: TaskConfig) -> bool:
@@ -71,7 +83,8 @@ def sample(rows: Dataset, count: int, seed: int, split: str) -> Dataset:
     """Return at most ``count`` rows in their order: the same rows for the same seed, split and number of rows."""
     if len(rows) <= count:
         return rows
-    return rows.select(sorted(random.Random(f"{seed}-{split}").sample(range(len(rows)), count)))
+    drawn = sorted(random.Random(f"{seed}-{split}").sample(range(len(rows)), count))
+    return select_rows(rows, np.array(drawn))
 
 
 def _read(name: str, task: TaskConfig, split: str, source: DataSource) -> Dataset:
@@ -94,7 +107,7 @@ def _split_off(name: str, train: Dataset, share: float, seed: int, split: str) -
         )
     held_out = sorted(random.Random(f"{seed}-carve-{split}").sample(range(len(train)), count))
     # As an array: a list of millions of indices would be the largest object in memory.
-    return train.select(np.delete(np.arange(len(train)), held_out)), train.select(held_out)
+    return select_rows(train, np.delete(np.arange(len(train)), held_out)), select_rows(train, np.array(held_out))
 
 
 def _check_split(name: str, split: str, rows: Dataset, columns: list[str]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from datasets.fingerprint import Hasher
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
-from ..tasks.labels import HINT, LabelError
+from ..tasks.labels import HINT, LabelError, file_row
 from ..tasks.registry import TASK_TYPES
 from ..tasks.rows import plain_rows
 from ..validation import ConfigurationError
@@ -28,11 +29,26 @@ _TOKENIZED, _WRITTEN = 500, 2000
 
 
 def encode(
-    dataset: Dataset, name: str, task: TaskConfig, tokenizer: Any, max_length: int, *, with_labels: bool = True
+    dataset: Dataset,
+    name: str,
+    task: TaskConfig,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    with_labels: bool = True,
+    split: str | None = None,
 ) -> Dataset:
     """Tokenize one split of one task, to segments of at most ``max_length`` tokens.
 
-    Without labels, for rows to predict, a token task gets each word's index as its target.
+    Args:
+        dataset: Raw rows.
+        name: Name of the task or of its evaluation set, for messages.
+        task: The task, resolved.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum length of a segment, in tokens.
+        with_labels: Whether the rows have labels; rows to predict need none.
+        split: Name of the split, for messages. In ``train`` (the default) a label that is no class of the task is
+            refused; in any other it is an error of the model, see `LabelEncoder`.
 
     Returns:
         Columns ``input_ids`` (one list per segment), ``token_type_ids`` if the tokenizer returns them, ``truncated``
@@ -41,18 +57,19 @@ def encode(
 
     Raises:
         ConfigurationError: There are no rows, a column is missing, or a text or a label cannot be used; the message
-            names its row.
+            names its row in the file that it comes from.
     """
     dataset = plain_rows(dataset, f"The rows of task {name!r}")
     columns = [*task.input_columns, *(task.target_columns if with_labels else ())]
     _check_input(dataset, name, columns, tokenizer)
     kind = TASK_TYPES[task.type]
     features = _features(kind.features(with_labels), tokenizer)
-    make_target = kind.target_function(task, dataset) if with_labels else None
     schema = features.arrow_schema.remove_metadata()
+    what = f"Task {name!r}" if split is None else f"Task {name!r}, {split} split"
     try:
+        make_target = _target_function(dataset, task, what, split in (None, "train")) if with_labels else None
         return dataset.map(
-            _Encoder(name, task, tokenizer, max_length, columns, make_target, schema),
+            _Encoder(what, task, tokenizer, max_length, columns, make_target, schema, partial(file_row, dataset)),
             batched=True,
             batch_size=_WRITTEN,
             writer_batch_size=_WRITTEN,
@@ -60,23 +77,41 @@ def encode(
             remove_columns=dataset.column_names,
             desc=f"Tokenizing {name}",
             features=features,
-            new_fingerprint=_fingerprint(dataset, task, tokenizer, max_length, with_labels),
+            new_fingerprint=_fingerprint(dataset, task, tokenizer, max_length, features),
         )
     except UnicodeDecodeError as error:
         raise not_utf8(name, error) from None
+
+
+def _target_function(dataset: Dataset, task: TaskConfig, what: str, is_strict: bool) -> Target:
+    """Return the function that makes targets; if it is strict, refuse labels that are no classes of the task."""
+    kind = TASK_TYPES[task.type]
+    try:
+        make_target = kind.target_function(task, dataset)
+        if is_strict:
+            kind.check_known(task, dataset)
+    except LabelError as error:
+        raise _label_error(what, task, error, error.row) from None
+    return make_target
+
+
+def _label_error(what: str, task: TaskConfig, error: LabelError, row: int | None) -> ConfigurationError:
+    where = f"{what}, column {', '.join(map(repr, task.target_columns))}"
+    return ConfigurationError(f"{where}: {error}" if row is None else f"{where}, row {row}: {error} {HINT}")
 
 
 @dataclass(frozen=True)
 class _Encoder:
     """Encodes batches of raw rows; see `encode`."""
 
-    name: str
+    what: str
     task: TaskConfig
     tokenizer: Any
     max_length: int
     columns: Sequence[str]
     make_target: Target | None
     schema: pa.Schema
+    file_row: Callable[[int], int]
 
     def __call__(self, rows: Columns, indices: Sequence[int]) -> pa.Table:
         pieces = []
@@ -92,10 +127,8 @@ class _Encoder:
         self._check_texts(rows, indices)
         encoded = kind.tokenize(rows, self.task, self.tokenizer, self.max_length)
         if self.make_target is None:
-            word_indices = kind.unlabeled_targets(encoded)
-            return encoded if word_indices is None else {**encoded, "labels": word_indices}
-        targets = self._targets(rows, indices, encoded, self.make_target)
-        return {**encoded, "labels": targets, **kind.reference_columns(rows, self.task)}
+            return encoded
+        return {**encoded, **self._targets(rows, indices, encoded, self.make_target)}
 
     def _check_texts(self, rows: Columns, indices: Sequence[int]) -> None:
         kind = TASK_TYPES[self.task.type]
@@ -103,17 +136,18 @@ class _Encoder:
             for index, text in zip(indices, rows[column], strict=True):
                 error = kind.text_error(self.task, column, text, self.tokenizer, self.max_length)
                 if error is not None:
-                    raise ConfigurationError(f"Task {self.name!r}, column {column!r}, row {index}: {error}")
+                    raise ConfigurationError(f"{self.what}, column {column!r}, row {self.file_row(index)}: {error}")
 
-    def _targets(self, rows: Columns, indices: Sequence[int], encoded: Columns, make_target: Target) -> list[Any]:
-        targets = []
+    def _targets(self, rows: Columns, indices: Sequence[int], encoded: Columns, make_target: Target) -> Columns:
+        targets: dict[str, list[Any]] = {}
         for i, index in enumerate(indices):
             row = {column: rows[column][i] for column in self.columns}
             try:
-                targets.append(make_target(row, {key: values[i] for key, values in encoded.items()}))
+                found = make_target(row, {key: values[i] for key, values in encoded.items()})
             except LabelError as error:
-                where = ", ".join(map(repr, self.task.target_columns))
-                raise ConfigurationError(f"Task {self.name!r}, column {where}, row {index}: {error} {HINT}") from None
+                raise _label_error(self.what, self.task, error, self.file_row(index)) from None
+            for column, value in (found if isinstance(found, dict) else {"labels": found}).items():
+                targets.setdefault(column, []).append(value)
         return targets
 
 
@@ -143,7 +177,7 @@ def _feature(kind: Any) -> Any:
     return List(_feature(kind[0])) if isinstance(kind, list) else Value(kind)
 
 
-def _fingerprint(dataset: Dataset, task: TaskConfig, tokenizer: Any, max_length: int, with_labels: bool) -> str:
+def _fingerprint(dataset: Dataset, task: TaskConfig, tokenizer: Any, max_length: int, features: Features) -> str:
     try:
         # Rows that an earlier release has cached may differ from what this one computes.
         version = importlib.metadata.version("hf_async_mtl")
@@ -154,7 +188,7 @@ def _fingerprint(dataset: Dataset, task: TaskConfig, tokenizer: Any, max_length:
     backend.update(truncation=None, padding=None)
     settings = [tokenizer.truncation_side, tokenizer.split_special_tokens, tokenizer.model_input_names]
     identity = json.dumps([backend, settings], sort_keys=True)
-    return Hasher.hash([dataset._fingerprint, task.to_dict(), max_length, with_labels, identity, version])
+    return Hasher.hash([dataset._fingerprint, task.to_dict(), max_length, str(features), identity, version])
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> ConfigurationError:

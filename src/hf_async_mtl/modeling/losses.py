@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = -100
-"""Target of a sub-word that has no loss: all but the first of a word."""
+"""Target without a loss: of an example or a word without a label, and of all but the first sub-word of a word."""
 
 
 def segment_index(offsets: Tensor, units: int) -> Tensor:
@@ -54,11 +54,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, 
 def multilabel_cross_entropy(logits: Tensor, labels: Tensor, pos_weight: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy of labels 0 or 1, ``[B, C]``, averaged over the labels: ``[B]``, in nats.
 
-    ``pos_weight`` ``[C]`` multiplies the losses of labels of 1.
+    Labels of -100 are left out. ``pos_weight`` ``[C]`` multiplies the losses of labels of 1.
     """
-    weight = None if pos_weight is None else pos_weight.float()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), pos_weight=weight, reduction="none")
-    return losses.mean(-1)
+    weight, known = None if pos_weight is None else pos_weight.float(), labels != IGNORE
+    targets = labels.float().where(known, 0.0)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=weight, reduction="none")
+    return losses.where(known, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
 
 
 def squared_error(predictions: Tensor, targets: Tensor, std: float, huber: float | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
-from .labels import HINT, find_column_labels
+from .labels import HINT, check_form, count_classes, find_column_labels, ignored_labels, refuse_unknown
 from .pretruncation import shorten
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 Columns = Mapping[str, Sequence[Any]]
 """Column name -> the values of some rows."""
 Target = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-"""(raw row, tokenized row) -> the row's target. Raises a `LabelError` if the label cannot be used."""
+"""(raw row, tokenized row) -> the row's target, or a dictionary of ``labels`` and the columns that the metrics read.
+
+Raises a `LabelError` if the label cannot be used.
+"""
 
 
 class TaskType(ABC):
@@ -62,6 +67,8 @@ class TaskType(ABC):
     """Whether a text is a list of words."""
     has_label_lists: ClassVar[bool] = False
     """Whether the label of a row is a list of class labels."""
+    ignored: ClassVar[tuple[int, ...]] = (IGNORE,)
+    """Labels that say "no label": no loss and no metric. A row without any other label is left out."""
     truncated_texts: ClassVar[str] = "texts of more than"
     """What a truncated row has, for the message "... have texts of more than 128 tokens"."""
     loss_options: ClassVar[tuple[str, ...]] = ()
@@ -103,8 +110,7 @@ class TaskType(ABC):
 
         Returns:
             ``input_ids`` and, if the tokenizer returns them, ``token_type_ids``: one list per segment for each row;
-            ``truncated``: whether a segment lost tokens; and the columns that `features`, `target_function` or
-            `unlabeled_targets` need.
+            ``truncated``: whether a segment lost tokens; and the columns that `features` or `target_function` need.
         """
         texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.input_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
@@ -123,14 +129,6 @@ class TaskType(ABC):
             dataset: Raw rows, whose schema may name integer labels.
         """
 
-    def reference_columns(self, rows: Columns, task: TaskConfig) -> dict[str, list[Any]]:
-        """Return the columns of `features` that only the metrics read, from raw rows with labels."""
-        return {}
-
-    def unlabeled_targets(self, encoded: Columns) -> list[Any] | None:
-        """Return targets for rows without labels, for a type whose `predictions` read them; otherwise None."""
-        return None
-
     # Labels
 
     def resolve(self, task: TaskConfig, dataset: Dataset) -> TaskConfig:
@@ -138,7 +136,8 @@ class TaskType(ABC):
         if not task.has_label_names or task.label_names is not None:
             return task
         (column,) = task.target_columns
-        names = find_column_labels(dataset, column, task.type, self.has_label_lists)
+        check_form(dataset, column, task.type, self.has_label_lists)
+        names = find_column_labels(dataset, column, ignored_labels(task, self.ignored))
         return dataclasses.replace(task, label_names=names)
 
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
@@ -148,6 +147,17 @@ class TaskType(ABC):
     def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
         """Return what the loss of the head takes while training; ``rows`` are the encoded training rows."""
         return {}
+
+    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[int], dict[Any, int]]:
+        """Return `count_classes` of raw rows; nothing for a type, or a form of labels, without class labels."""
+        if not task.has_label_names or not isinstance(task.label_column, str):
+            return Counter(), {}
+        return count_classes(task, dataset, self.ignored)
+
+    def check_known(self, task: TaskConfig, dataset: Dataset) -> None:
+        """Raise a `LabelError` if a raw training split has a label that is no class of the task."""
+        if task.has_label_names and isinstance(task.label_column, str):
+            refuse_unknown(task, dataset, self.ignored)
 
     def check_unlabeled(self, task: TaskConfig) -> None:
         """Raise a `ConfigurationError` if a task without labeled rows lacks what `resolve` would find in them."""
@@ -190,6 +200,10 @@ class TaskType(ABC):
         """
         return np.asarray(logits).argmax(-1).tolist()
 
+    def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        """Return the `predictions` of an encoded split with labels, each in the form of its reference."""
+        return self.predictions(task, logits, rows)
+
     def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
         """Return the probabilities as the metrics that read them take them, by default ``[N, C]`` of the classes."""
         shifted = np.asarray(logits, np.float64)
@@ -197,8 +211,20 @@ class TaskType(ABC):
         return (powers / powers.sum(-1, keepdims=True)).tolist()
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
-        """Return the true values of an encoded split, in the format of `predictions`."""
-        return list(rows["labels"])
+        """Return the true values of an encoded split, in the format of `predictions`; None for a row without label."""
+        return [None if self.ignored and target == IGNORE else target for target in rows["labels"]]
+
+    def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
+        """Return encoded targets for the loss: -100 for labels that the head cannot predict; see `LabelEncoder`."""
+        if not task.has_label_names:
+            return list(targets)
+        return [target if target < task.num_labels else IGNORE for target in targets]
+
+    def has_loss(self, task: TaskConfig, rows: Dataset) -> np.ndarray:
+        """Return which examples of an encoded split have a label that the head can predict, ``[N]``."""
+        if self.target_type != "int64":
+            return np.ones(len(rows), dtype=bool)
+        return np.asarray(self.known_targets(task, rows["labels"])) != IGNORE
 
     def label_array(self, task: TaskConfig, rows: Dataset, units: int) -> Any:
         """Return the targets of an encoded split as ``label_ids`` of an `EvalPrediction`, by default an array ``[N]``.
@@ -208,7 +234,7 @@ class TaskType(ABC):
             rows: The encoded split.
             units: Number of tokens of the longest example, to which targets of tokens are padded with -100.
         """
-        return np.asarray(rows["labels"])
+        return np.asarray(self.known_targets(task, rows["labels"]))
 
     def is_constant(self, predictions: Sequence[Any]) -> bool:
         """Return whether all predictions are the same."""

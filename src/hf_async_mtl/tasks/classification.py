@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .base import Target, TaskType, label_values
-from .labels import label_encoder, unique_values
+from .labels import ignored_labels, label_counts, label_encoder
 from .loss import BALANCED
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ class Classification(TaskType):
 
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
         (column,) = task.target_columns
-        found = set(map(repr, unique_values(dataset, column)))
+        found = label_counts(dataset, column).keys() - ignored_labels(task, self.ignored)
         if len(found) < 2:
             raise ConfigurationError(
                 f"A classification task needs two classes or more in its training rows; column {column!r} has none but "
-                f"{found.pop()}. Remove the task, or give it data in which it can be wrong."
+                f"{truncated_repr(found.pop()) if found else 'labels that are ignored'}. Remove the task, or give it "
+                "data in which it can be wrong."
             )
 
     def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from .base import Target, TaskType, label_values
 from .classification import CARD_LABELS
-from .labels import LabelError, label_encoder
+from .labels import LabelError, label_counts, label_encoder
 from .loss import BALANCED
 
 if TYPE_CHECKING:
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Multilabel(TaskType):
-    """Any of C labels, from a list column or from C columns of 0 and 1. Logits and predictions (0 or 1) ``[N, C]``."""
+    """Any of C labels, from lists of labels, vectors of 0 and 1, or C columns of 0 and 1.
+
+    Logits and predictions (0 or 1) are ``[N, C]``.
+    """
 
     hub_name = "text-classification"
     problem_type = "multi_label_classification"
@@ -44,20 +50,22 @@ class Multilabel(TaskType):
         if isinstance(task.label_column, list):
             columns = task.label_column
             return lambda row, _: [_zero_or_one(row[column]) for column in columns]
-        column, encode, count = task.label_column, label_encoder(task, dataset), task.num_labels
+        column, count = task.label_column, task.num_labels
+        if vector_length(dataset, column, count) is not None:
+            return lambda row, _: [_zero_or_one(value) for value in _checked_list(row[column])]
+        encode = label_encoder(task, dataset, self.ignored)
+        size = count + len(encode.unknown)
 
         def target(row: Mapping[str, Any], _: Any) -> np.ndarray:
-            labels = row[column]
-            if not isinstance(labels, list):
-                raise LabelError(f"A multilabel label must be a list of labels; found {truncated_repr(labels)}.")
-            chosen = {encode(value) for value in labels}
-            if len(chosen) < len(labels):
+            labels = _checked_list(row[column])
+            found = [index for index in map(encode, labels) if index != IGNORE]
+            if len(set(found)) < len(found):
                 raise LabelError(
-                    f"A multilabel label must list each label that applies once; found {truncated_repr(labels)}. Give "
-                    "vectors of 0 and 1 as several columns."
+                    f"A multilabel label must list each label that applies once; found {truncated_repr(labels)}. "
+                    f"Vectors of 0 and 1 must all have the length of the label names, {count}."
                 )
-            vector = np.zeros(count, np.float32)
-            vector[list(chosen)] = 1
+            vector = np.full(size, IGNORE if labels and not found else 0, np.float32)
+            vector[found] = 1
             return vector
 
         return target
@@ -65,6 +73,10 @@ class Multilabel(TaskType):
     def resolve(self, task: TaskConfig, dataset: Dataset) -> TaskConfig:
         if task.label_names is None and isinstance(task.label_column, list):
             return dataclasses.replace(task, label_names=list(task.label_column))
+        if task.label_names is None and isinstance(task.label_column, str):
+            length = vector_length(dataset, task.label_column)
+            if length is not None:
+                return dataclasses.replace(task, label_names=list(map(str, range(length))))
         return super().resolve(task, dataset)
 
     def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
@@ -74,6 +86,14 @@ class Multilabel(TaskType):
             without, having = (labels == 0).sum(0), (labels == 1).sum(0)
             weights = np.where(without * having > 0, without / np.maximum(having, 1), 1.0).tolist()
         return {"pos_weight": weights}
+
+    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[int], dict[Any, int]]:
+        has_vectors = isinstance(task.label_column, str) and vector_length(dataset, task.label_column, task.num_labels)
+        return (Counter(), {}) if has_vectors else super().class_counts(task, dataset)
+
+    def check_known(self, task: TaskConfig, dataset: Dataset) -> None:
+        if isinstance(task.label_column, str) and not vector_length(dataset, task.label_column, task.num_labels):
+            super().check_known(task, dataset)
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         assert task.label_names is not None
@@ -86,11 +106,23 @@ class Multilabel(TaskType):
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         return (np.asarray(logits) > 0).astype(int).tolist()
 
+    def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        """Return 0 or 1 for each label; 0 for a label that is ignored, and for one that the head cannot predict."""
+        chosen, labels = np.asarray(logits) > 0, np.asarray(rows["labels"])
+        chosen = np.pad(chosen, ((0, 0), (0, labels.shape[1] - chosen.shape[1])))
+        return (chosen & (labels != IGNORE)).astype(int).tolist()
+
     def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
         return torch.as_tensor(np.asarray(logits)).double().sigmoid().tolist()
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
-        return [[int(label) for label in labels] for labels in rows["labels"]]
+        return [
+            None if all(label == IGNORE for label in labels) else [int(label == 1) for label in labels]
+            for labels in rows["labels"]
+        ]
+
+    def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
+        return [target[: task.num_labels] for target in targets]
 
     def format_prediction(
         self, task: TaskConfig, prediction: Any, logits: np.ndarray, encoded: Mapping[str, Any], row: Mapping[str, Any]
@@ -109,7 +141,33 @@ class Multilabel(TaskType):
         return [CARD_LABELS, chosen]
 
 
+def vector_length(dataset: Dataset, column: str, count: int | None = None) -> int | None:
+    """Return the length of the vectors of 0 and 1 in a column; None if its rows are lists of labels.
+
+    Vectors have one length, that of the ``count`` label names if these are known. -100 in a vector is ignored.
+    """
+    lengths, feature = set(), dataset.features[column]
+    if type(getattr(feature, "feature", None)).__name__ != "Value":
+        return None
+    for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        lengths |= set(pc.unique(pc.list_value_length(piece.column(0))).to_pylist())
+        if len(lengths - {None}) > 1:
+            return None
+    length = next(iter(lengths - {None}), 0)
+    values = label_counts(dataset, column)
+    is_vector = not any(isinstance(value, str) for value in values) and values.keys() <= {0, 1, IGNORE}
+    # A list of one label is a vector only where there is one label.
+    fits = length >= 2 if count is None else length == count and (count > 1 or 1 in values)
+    return length if is_vector and fits else None
+
+
+def _checked_list(labels: Any) -> list[Any]:
+    if not isinstance(labels, list):
+        raise LabelError(f"A multilabel label must be a list of labels; found {truncated_repr(labels)}.")
+    return labels
+
+
 def _zero_or_one(value: Any) -> float:
-    if value not in (0, 1):
+    if value not in (0, 1, IGNORE):
         raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {truncated_repr(value)}.")
     return float(value)

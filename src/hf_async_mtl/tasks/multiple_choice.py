@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..modeling.configuration_multitask import TaskConfig
-from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, example_text, group_segments, is_names, tokenizer_call
-from .labels import LabelError, is_missing
+from .labels import label_encoder
 from .pretruncation import shorten
 
 if TYPE_CHECKING:
@@ -56,8 +55,11 @@ class MultipleChoice(TaskType):
         return group_segments(encoded, [range(i * count, (i + 1) * count) for i in range(len(prompts))])
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
+        """Return the index of a choice, given as index or as name of its column."""
         (label,), (_, choice_columns) = task.target_columns, _columns(task)
-        return lambda row, _: _choice(row[label], choice_columns)
+        encode = label_encoder(task, dataset, self.ignored, choice_columns)
+        encode.unknown.clear()  # a choice that does not exist is a mistake, not a class that training lacks
+        return lambda row, _: encode(row[label])
 
     def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
         return {"label_smoothing": loss.label_smoothing}
@@ -92,15 +94,3 @@ def _columns(task: TaskConfig) -> tuple[list[str], list[str]]:
     """Return the columns of the prompt and those of the choices."""
     assert isinstance(task.text_columns, Mapping)
     return task.text_columns["prompt"], task.text_columns["choices"]
-
-
-def _choice(value: Any, names: Sequence[str]) -> int:
-    """Return the index of a choice, given as index or as name of its column."""
-    if value in names:
-        return names.index(value)
-    if is_missing(value) or isinstance(value, str) or value not in range(len(names)):
-        raise LabelError(
-            f"The label of a multiple_choice task must be 0..{len(names) - 1} or one of {', '.join(names)}; found "
-            f"{truncated_repr(value)}."
-        )
-    return int(value)

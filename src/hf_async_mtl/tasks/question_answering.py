@@ -31,6 +31,7 @@ class QuestionAnswering(TaskType):
 
     hub_name = "question-answering"
     target_type = [["int64"]]
+    ignored = ()
     metrics = ("exact_match", "squad_f1")
     default_metric = "squad_f1"
     text_counts = (2,)
@@ -88,11 +89,10 @@ class QuestionAnswering(TaskType):
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
         (label,), (_, context) = task.target_columns, task.input_columns
-        return lambda row, tokens: _answer_positions(row[label], row[context], tokens)
-
-    def reference_columns(self, rows: Columns, task: TaskConfig) -> dict[str, list[Any]]:
-        (label,) = task.target_columns
-        return {"answers": [list(answers["text"]) for answers in rows[label]]}
+        return lambda row, tokens: {
+            "labels": _answer_positions(row[label], row[context], tokens),
+            "answers": list(row[label]["text"]),
+        }
 
     def placeholder(self, task: TaskConfig, row: Mapping[str, Any]) -> Any:
         """Return the first character of the context as an answer, since an answer must be a part of it."""

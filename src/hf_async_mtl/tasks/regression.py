@@ -13,7 +13,7 @@ import numpy as np
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
 from .base import Target, TaskType
-from .labels import HINT, LabelError, check_number
+from .labels import HINT, LabelError, check_number, file_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +28,7 @@ class Regression(TaskType):
     hub_name = "text-classification"  # the Hub has no task for a regression on text; this pipeline runs it
     problem_type = "regression"
     target_type = "float64"
+    ignored = ()
     metrics = ("pearson", "spearman", "mse", "mae")
     default_metric = "pearson"
     prediction_fields = ("value",)
@@ -48,7 +49,8 @@ class Regression(TaskType):
         try:
             targets.extend(check_number(value) for value in dataset[column])
         except LabelError as error:
-            raise ConfigurationError(f"Column {column!r}, row {len(targets)}: {error} {HINT}") from None
+            row = file_row(dataset, len(targets))
+            raise ConfigurationError(f"Column {column!r}, row {row}: {error} {HINT}") from None
         if not targets or min(targets) == max(targets):
             raise ConfigurationError(
                 f"A regression task needs targets that differ; column {column!r} has {len(targets)} rows "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..modeling.losses import IGNORE
 from ..validation import ConfigurationError
+from .labels import ignored_labels, label_text, listed
+from .registry import TASK_TYPES
 
 
 def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
@@ -37,26 +41,67 @@ def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
     return rows.with_format(None)
 
 
+def select_rows(rows: Dataset, indices: np.ndarray) -> Dataset:
+    """Return some rows of a set, for `file_row`: `Dataset.select` forgets where a range of rows begins."""
+    return rows._select_with_indices_mapping(indices)
+
+
 def labeled_rows(rows: Dataset, task: TaskConfig, what: str = "The rows of a task") -> Dataset:
-    """Return the plain rows that have a label of a task: one that is not null, or one of several label columns.
+    """Return the plain rows that have a label of a task, in one of its label columns: not null, and not ignored.
 
     Rows without the columns of the labels are returned as they are.
     """
     rows = plain_rows(rows, what)
+    found = _have_labels(rows, task, _ignored(task))
+    return rows if found.all() else select_rows(rows, np.flatnonzero(found))
+
+
+def is_scored(rows: Dataset, task: TaskConfig) -> bool:
+    """Return whether rows to predict can be scored: none has a null for its label, and some have a label."""
+    rows = plain_rows(rows)
+    return bool(_have_labels(rows, task, ()).all() and _have_labels(rows, task, _ignored(task)).any())
+
+
+def _ignored(task: TaskConfig) -> set[int | str]:
+    return ignored_labels(task, TASK_TYPES[task.type].ignored)
+
+
+def _have_labels(rows: Dataset, task: TaskConfig, ignored: Collection[int | str]) -> np.ndarray:
     columns = [column for column in task.target_columns if column in rows.column_names]
     if not columns or len(rows) == 0:
-        return rows
+        return np.ones(len(rows), dtype=bool)
     pieces = rows.select_columns(columns).with_format("arrow").iter(batch_size=10_000)
-    labeled = np.concatenate([~np.all([_is_null(column) for column in piece.columns], axis=0) for piece in pieces])
-    return rows if labeled.all() else rows.select(np.flatnonzero(labeled))
+    return np.concatenate(
+        [
+            ~np.all([_is_missing(column.combine_chunks(), ignored) for column in piece.columns], axis=0)
+            for piece in pieces
+        ]
+    )
 
 
-def _is_null(column: pa.ChunkedArray) -> np.ndarray:
-    """Return which values of a column are null, ``[N]``; a dictionary is null if all its values are."""
-    found = pc.is_null(column).to_numpy()
+def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
+    """Return which values of a column say "no label", ``[N]``; a dictionary does if all its values do.
+
+    A list does if all its labels are ignored; a null in a list is a mistake.
+    """
+    found = pc.is_null(column).to_numpy(zero_copy_only=False)
     if pa.types.is_struct(column.type):
-        found = found | np.all([_is_null(pc.struct_field(column, i)) for i in range(column.type.num_fields)], axis=0)
-    return found
+        fields = [pc.struct_field(column, index) for index in range(column.type.num_fields)]
+        return found | np.all([_is_missing(field, ignored) for field in fields], axis=0)
+    if not pa.types.is_nested(column.type):
+        return found | _is_ignored(column, ignored)
+    lists, labels = pc.list_parent_indices(column).to_numpy(), _is_ignored(column.flatten(), ignored)
+    counts = np.bincount(lists, minlength=len(column))
+    return found | (counts > 0) & (counts == np.bincount(lists[labels], minlength=len(column)))
+
+
+def _is_ignored(labels: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
+    is_number = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type)
+    if not is_number and not pa.types.is_string(labels.type) and not pa.types.is_large_string(labels.type):
+        return np.zeros(len(labels), dtype=bool)
+    kind = int if is_number else str
+    values = pa.array([value for value in ignored if isinstance(value, kind)], labels.type)
+    return pc.is_in(labels, value_set=values).to_numpy(zero_copy_only=False)
 
 
 def labeled_sets(name: str, task: TaskConfig, sets: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], str | None]:
@@ -80,3 +125,40 @@ def labeled_sets(name: str, task: TaskConfig, sets: Mapping[str, Dataset]) -> tu
         return labeled, None
     found = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in counts.items() if count)
     return labeled, f"Task {name!r}: {found} have no label in {columns}, and are left out of the task."
+
+
+# Labels of raw rows
+
+
+def label_messages(name: str, task: TaskConfig, rows: Dataset, split: str) -> list[str]:
+    """Return the messages about labels that are ignored, and about labels that are no classes of the task."""
+    counts, unknown = TASK_TYPES[task.type].class_counts(task, rows)
+    messages = []
+    if counts[IGNORE]:
+        messages.append(
+            f"Task {name!r}: {counts[IGNORE]:,} of {counts.total():,} labels of the {split} split say that there is no "
+            "label (-100, or -1 for a word), and are ignored."
+        )
+    if unknown:
+        number, total = sum(counts[index] for index in unknown.values()), counts.total() - counts[IGNORE]
+        found = [f"{label_text(label)}: {counts[index]:,}" for label, index in unknown.items()]
+        messages.append(
+            f"Task {name!r}: {number:,} of {total:,} labels of the {split} split are none of its classes "
+            f"({listed(found)}). They count as errors of the model."
+        )
+    return messages
+
+
+def untrained_classes(name: str, task: TaskConfig, train: Dataset, evaluation: Sequence[Dataset]) -> str | None:
+    """Return the message about classes without a training row; None if there are none."""
+    counts, _ = TASK_TYPES[task.type].class_counts(task, train)
+    missing = [index for index in range(len(task.label_names or ())) if not counts[index]] if counts else []
+    if not missing:
+        return None
+    held_out = sum((TASK_TYPES[task.type].class_counts(task, rows)[0] for rows in evaluation), Counter[int]())
+    assert task.label_names is not None
+    found = [f"{task.label_names[index]}: {held_out[index]:,}" for index in missing]
+    return (
+        f"Task {name!r}: {len(missing):,} of {task.num_labels:,} classes have no training row, and cannot be learned. "
+        f"They, and their number in the evaluation sets: {listed(found)}."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .base import Columns, Target, TaskType, group_segments, tokenizer_call
 from .classification import CARD_LABELS, class_loss_arguments
-from .labels import LabelError, label_encoder
+from .labels import LabelError, label_encoder, label_text
 from .pretruncation import shorten_words
+from .special_labels import outside_tag
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +35,7 @@ class TokenClassification(TaskType):
     metric_aliases = {"accuracy": "seqeval_accuracy"}
     prediction_fields = ("labels",)
     loss_options = ("class_weights", "label_smoothing")
+    ignored = (IGNORE, -1)
     reads_words = True
     has_label_lists = True
 
@@ -42,29 +44,30 @@ class TokenClassification(TaskType):
         words = [shorten_words(row, tokenizer, max_length) for row in _spaced(list(rows[column]), tokenizer)]
         encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         result = group_segments(encoded, [[i] for i in range(len(words))])
-        result["words"] = [encoded.word_ids(i) for i in range(len(words))]
+        result["words"] = [first_subwords(encoded.word_ids(i)) for i in range(len(words))]
         return result
 
     def features(self, with_labels: bool) -> dict[str, Any]:
-        return {"labels": self.target_type}
+        """Return ``words``: the index of the word that each token begins, or -100; ``tags``: of all words."""
+        return {"words": ["int32"], **({"labels": self.target_type, "tags": ["string"]} if with_labels else {})}
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
         (column,), (label,) = task.input_columns, task.target_columns
-        encode = label_encoder(task, dataset)
+        encode = label_encoder(task, dataset, self.ignored)
+        names = [*encode.names, *map(label_text, encode.unknown)]
 
-        def target(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[int]:
+        def target(row: Mapping[str, Any], tokens: Mapping[str, Any]) -> dict[str, Any]:
             words, labels = row[column], row[label]
             if not isinstance(labels, list) or len(labels) != len(words):
                 found = len(labels) if isinstance(labels, list) else truncated_repr(labels)
                 raise LabelError(f"A row needs one label for each of its {len(words)} words; found {found}.")
             indices = [encode(value) for value in labels]
-            return [IGNORE if word is None else indices[word] for word in first_subwords(tokens["words"])]
+            return {
+                "labels": [IGNORE if word == IGNORE else indices[word] for word in tokens["words"]],
+                "tags": [None if index == IGNORE else names[index] for index in indices],
+            }
 
         return target
-
-    def unlabeled_targets(self, encoded: Columns) -> list[Any]:
-        """Return the index of the word that each token begins, or -100."""
-        return [[IGNORE if word is None else word for word in first_subwords(words)] for words in encoded["words"]]
 
     def loss_arguments(self, task: TaskConfig, loss: LossConfig, rows: Dataset) -> dict[str, Any]:
         return class_loss_arguments(task, loss, rows)
@@ -80,21 +83,30 @@ class TokenClassification(TaskType):
         return logits.softmax(-1)[torch.tensor([target for row in targets for target in row]) != IGNORE]
 
     def predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        """Return the label of each word that is read."""
         assert task.label_names is not None
-        names = task.label_names
+        return [list(labels.values()) for labels in _read_words(task.label_names, logits, rows)]
+
+    def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
+        """Return the label of each word that has a tag; a word that is not read is predicted to be outside."""
+        read = _read_words(_metric_names(task), logits, rows)
         return [
-            [names[c] for c, target in zip(scores.argmax(-1), targets, strict=False) if target != IGNORE]
-            for scores, targets in zip(logits, rows["labels"], strict=True)
+            [labels.get(word, "O") for word, tag in enumerate(tags) if tag is not None]
+            for labels, tags in zip(read, rows["tags"], strict=True)
         ]
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         assert task.label_names is not None
-        names = task.label_names
-        return [[names[target] for target in targets if target != IGNORE] for targets in rows["labels"]]
+        names = dict(zip(task.label_names, _metric_names(task), strict=True))
+        return [[names.get(tag, tag) for tag in tags if tag is not None] for tags in rows["tags"]]
+
+    def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
+        count = task.num_labels
+        return [[label if label < count else IGNORE for label in labels] for labels in targets]
 
     def label_array(self, task: TaskConfig, rows: Dataset, units: int) -> np.ndarray:
         padded = np.full((len(rows), units), IGNORE)
-        for index, targets in enumerate(rows["labels"]):
+        for index, targets in enumerate(self.known_targets(task, rows["labels"])):
             padded[index, : len(targets)] = targets
         return padded
 
@@ -107,7 +119,7 @@ class TokenClassification(TaskType):
     ) -> dict[str, Any]:
         """Return one label per word: None for words behind the maximum length, and for words without a token."""
         (column,) = task.input_columns
-        found = dict(zip((word for word in encoded["labels"] if word != IGNORE), prediction, strict=True))
+        found = dict(zip((word for word in encoded["words"] if word != IGNORE), prediction, strict=True))
         return {"labels": [found.get(word) for word in range(len(row[column]))]}
 
     def sample_predictions(self, task: TaskConfig) -> tuple[list[Any], list[Any]]:
@@ -138,9 +150,22 @@ def _spaced(rows: list[list[str]], tokenizer: Any) -> list[list[str]]:
     )
 
 
-def first_subwords(word_ids: Sequence[int | None]) -> list[int | None]:
-    """Return the index of the word that each token begins; None for special tokens and for later sub-words."""
+def _read_words(names: Sequence[str], logits: Any, rows: Dataset) -> Iterator[dict[int, str]]:
+    """Yield the label of each word that is read, by its index, for each row."""
+    for scores, words in zip(logits, rows["words"], strict=True):
+        yield {word: names[c] for c, word in zip(scores.argmax(-1), words, strict=False) if word != IGNORE}
+
+
+def _metric_names(task: TaskConfig) -> list[str]:
+    """Return the label names as the metrics read them, in which ``O`` is the tag of words outside of all chunks."""
+    assert task.label_names is not None
+    outside = outside_tag(task.label_names)
+    return ["O" if name == outside else name for name in task.label_names]
+
+
+def first_subwords(word_ids: Sequence[int | None]) -> list[int]:
+    """Return the index of the word that each token begins; -100 for special tokens and for later sub-words."""
     return [
-        word if word is not None and (index == 0 or word_ids[index - 1] != word) else None
+        word if word is not None and (index == 0 or word_ids[index - 1] != word) else IGNORE
         for index, word in enumerate(word_ids)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,9 @@ class TaskEvaluator:
         metrics = {name: value for name, value in (output.metrics or {}).items() if name != f"{prefix}_loss"}
         if has_losses:
             losses = np.asarray(output.predictions[1])[order]
-            values = {"loss": float(np.mean(losses, dtype=np.float64)), **self.metrics(dataset, logits)}
+            losses = losses[TASK_TYPES[dataset.task.type].has_loss(dataset.task, dataset.rows)]
+            loss = float(np.mean(losses, dtype=np.float64)) if len(losses) else math.nan
+            values = {"loss": loss, **self.metrics(dataset, logits)}
             metrics |= {f"{prefix}_{name}": value for name, value in values.items()}
         return output._replace(predictions=logits, label_ids=None, metrics=metrics)
 
@@ -118,11 +121,15 @@ class TaskEvaluator:
         """Return the metrics of a set from the logits of its examples, in their order."""
         task, task_type = dataset.task, TASK_TYPES[dataset.task.type]
         assert task.metrics is not None
-        predicted = task_type.predictions(task, logits, dataset.rows)
+        predicted = task_type.metric_predictions(task, logits, dataset.rows)
         references = task_type.references(task, dataset.rows)
         probabilities = task_type.probabilities(task, logits) if any(map(reads_probabilities, task.metrics)) else []
         if dataset is self.validation.get(dataset.name):
             self.predictions[dataset.name] = probabilities if reads_probabilities(task.monitored) else predicted
+        # Of rows that are predicted, some may have no label.
+        scored = [reference is not None for reference in references]
+        kept = (list(compress(values, scored)) for values in (predicted, references, probabilities))
+        predicted, references, probabilities = kept
         found = compute(task.metrics, task.type, predicted, references, task.label_names, probabilities)
         if dataset.name in self.own_metrics:
             labels = self.label_ids(dataset, logits)

@@ -87,7 +87,7 @@ def prepare_inputs(
     task_sets = TaskSets(tasks, tokenizer, model.config.max_length, args)
     labeled, evaluation = task_sets.labeled(train or {}, evaluation or {})
     rows = with_labels(labeled, tasks, config)
-    encoded, validation = task_sets.encode(rows), task_sets.encode(evaluation)
+    encoded, validation = task_sets.encode(rows, split="train"), task_sets.encode(evaluation)
     for task in tasks.values():
         for metric in task.metrics or ():
             check_metric(metric, task)

@@ -13,7 +13,7 @@ from ..data.dataset import TaskDataset
 from ..data.loading import is_unlabeled
 from ..data.tokenization import encode, truncation_warning
 from ..modeling.configuration_multitask import TaskConfig
-from ..tasks.rows import labeled_rows, labeled_sets
+from ..tasks.rows import is_scored, label_messages, labeled_sets, untrained_classes
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 
@@ -77,27 +77,39 @@ class TaskSets:
             found = self._labeled(name, own | {kind: evaluation[key] for key, kind in kinds.items()})
             train |= {name: found["train"]} if own else {}
             evaluation |= {key: found[kind] for key, kind in kinds.items()}
+            if own and not is_unlabeled(train[name], self.tasks[name]):
+                self._warn(untrained_classes(name, self.tasks[name], train[name], [evaluation[key] for key in kinds]))
         return train, evaluation
+
+    def _warn(self, message: str | None) -> None:
+        if message is not None and self.args.should_log:
+            logger.warning(message)
 
     def _labeled(self, task_name: str, sets: Mapping[str, Dataset]) -> dict[str, Dataset]:
         """Return some sets of a task, by their kind, without the rows that have no label."""
         found, message = labeled_sets(task_name, self.tasks[task_name], sets)
-        if message is not None and self.args.should_log:
-            logger.warning(message)
+        self._warn(message)
         return found
 
-    def encode(self, sets: Mapping[str, Dataset | TaskDataset], *, needs_labels: bool = True) -> dict[str, TaskDataset]:
-        """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks."""
+    def encode(
+        self, sets: Mapping[str, Dataset | TaskDataset], *, needs_labels: bool = True, split: str = "validation"
+    ) -> dict[str, TaskDataset]:
+        """Encode sets that are named ``<task>`` or ``<task>_<suffix>``; the result is in the order of the tasks.
+
+        ``split`` names them in messages; ``train`` must have no other labels than the tasks.
+        """
         order = list(self.tasks)
         encoded = {}
         for name in sorted(sets, key=lambda name: order.index(task_of(name, self.tasks))):
             rows = sets[name]
             if not isinstance(rows, TaskDataset):
-                rows = self._encode(rows, name, task_of(name, self.tasks), needs_labels)
+                rows = self._encode(rows, name, task_of(name, self.tasks), needs_labels, split)
             encoded[name] = rows
         return encoded
 
-    def encode_one(self, rows: Dataset | TaskDataset, *, needs_labels: bool = True) -> TaskDataset:
+    def encode_one(
+        self, rows: Dataset | TaskDataset, *, needs_labels: bool = True, split: str = "validation"
+    ) -> TaskDataset:
         """Encode one raw set, whose task is found by its columns; an encoded one is returned as it is."""
         if isinstance(rows, TaskDataset):
             return rows
@@ -106,19 +118,20 @@ class TaskSets:
                 f"A set must be a `datasets.Dataset`, or a dictionary of one per task; found {type(rows).__name__}."
             )
         task = find_task(rows.column_names, self.tasks)
-        return self._encode(rows, task, task, needs_labels)
+        return self._encode(rows, task, task, needs_labels, split)
 
-    def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool) -> TaskDataset:
-        task = self.tasks[task_name]
+    def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool, split: str) -> TaskDataset:
+        task, split = self.tasks[task_name], {"eval": "validation"}.get(split, split)
         if needs_labels:
             rows = self._labeled(task_name, {name: rows})[name]
-        # All rows are predicted: if some have no label, none is scored.
-        with_labels = needs_labels or (not is_unlabeled(rows, task) and len(labeled_rows(rows, task)) == len(rows))
+        # All rows are predicted. If the label of some is null, none is scored.
+        with_labels = needs_labels or (not is_unlabeled(rows, task) and is_scored(rows, task))
+        for message in label_messages(name, task, rows, split) if with_labels else ():
+            self._warn(message)
         with self.args.main_process_first():
-            encoded = encode(rows, name, task, self.tokenizer, self.length_of(task_name), with_labels=with_labels)
-        if not with_labels and "labels" in encoded.column_names:
-            # Token tasks have the places of words there, which are no labels to evaluate against.
-            encoded = encoded.remove_columns("labels")
+            encoded = encode(
+                *(rows, name, task, self.tokenizer, self.length_of(task_name)), with_labels=with_labels, split=split
+            )
         return TaskDataset(task_name, list(self.tasks).index(task_name), task, encoded)
 
     def warn_truncated(self, sets: Mapping[str, Mapping[str, TaskDataset]]) -> None:

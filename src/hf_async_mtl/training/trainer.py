@@ -220,11 +220,12 @@ class AsyncMTLTrainer(Trainer):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             # The parent keeps persistent workers by name, with one name for all sets that it is given.
+            rows = self.task_sets.encode_one(eval_dataset, split=metric_key_prefix)
             with replaced_fields(self.args, dataloader_persistent_workers=False):
-                return super().evaluate(self.task_sets.encode_one(eval_dataset), ignore_keys, metric_key_prefix)
+                return super().evaluate(rows, ignore_keys, metric_key_prefix)
         sets = self.eval_dataset
         if eval_dataset is not None:
-            sets = eval_dataset = self.task_sets.encode(eval_dataset)
+            sets = eval_dataset = self.task_sets.encode(eval_dataset, split=metric_key_prefix)
             self.task_sets.warn_truncated({metric_key_prefix: sets})
         monitored = self.task_sets.monitored(sets)
         # The parent calls it for each set, where early stopping would count a metric twice or miss it.
@@ -280,9 +281,9 @@ class AsyncMTLTrainer(Trainer):
             ``predictions`` are logits ``[N, ...]``; labels and metrics are there if the rows have labels.
         """
         if isinstance(test_dataset, Mapping):
-            sets = self.task_sets.encode(test_dataset, needs_labels=False)
+            sets = self.task_sets.encode(test_dataset, needs_labels=False, split=metric_key_prefix)
             return {name: self.predict(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in sets.items()}
-        rows = self.task_sets.encode_one(test_dataset, needs_labels=False)
+        rows = self.task_sets.encode_one(test_dataset, needs_labels=False, split=metric_key_prefix)
         with replaced_fields(self.args, dataloader_persistent_workers=False):
             output = super().predict(rows, ignore_keys, metric_key_prefix)
         return output._replace(label_ids=self.evaluator.label_ids(rows, output.predictions))

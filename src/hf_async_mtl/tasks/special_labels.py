@@ -1,0 +1,40 @@
+"""Class names with a meaning: the positive one of two classes, and the tag of words outside of all chunks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+OUTSIDE_TAGS = ("o", "_", "-", "out", "outside", "other", "none", "null")
+"""Tags of words outside of all chunks, in lower case; the first one that a task has is its outside tag."""
+_PAIRS = (
+    ("0", "1"),
+    ("-1", "1"),
+    ("no", "yes"),
+    ("n", "y"),
+    ("false", "true"),
+    ("negative", "positive"),
+    ("neg", "pos"),
+)
+
+
+def known_positive(names: Sequence[str]) -> int | None:
+    """Return the index of the positive one of two classes, if their names say which it is.
+
+    >>> known_positive(["yes", "no"]), known_positive(["spam", "not_spam"]), known_positive(["fraud", "legit"])
+    (0, 0, None)
+    """
+    first, second = (name.lower() for name in names)
+    for negative, positive in _PAIRS:
+        if {first, second} == {negative, positive}:
+            return (first, second).index(positive)
+    for index, (name, other) in enumerate([(first, second), (second, first)]):
+        if re.fullmatch(rf"(not|non|no)[ _-]?{re.escape(name)}", other):
+            return index
+    return None
+
+
+def outside_tag(names: Sequence[str]) -> str | None:
+    """Return the tag of words outside of all chunks: the name that is one of `OUTSIDE_TAGS` in any case."""
+    found = {name.lower(): name for name in reversed(names)}
+    return next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
