@@ -325,6 +325,7 @@ def test_words_without_an_answer_are_null(run, tmp_path):
         ("in.csv", 'text\n"1984"\n"2001"\n', ()),
         ("in.tsv", "text\tyear\n1984\t1\n2001\t2\n", ()),
         ("in.csv", "text;year\n1984;1\n2001;2\n", ("--separator", ";")),
+        ("in.csv", "text\tyear\n1984\t1\n2001\t2\n", ("--separator", "\\t")),
         ("in.json", '{"text": {"0": "1984", "1": "2001"}}', ()),
         ("in.jsonl", '{"text": "1984"}\n{"text": "2001"}\n', ()),
     ],
@@ -335,6 +336,13 @@ def test_texts_that_are_numbers_are_texts(run, tmp_path, name, content, options)
     expected = answers(run, write_rows(tmp_path / "rows.jsonl", [{"text": "1984"}, {"text": "2001"}]))
     assert answers(run, tmp_path / name, *options) == expected
     assert "polarity" in expected[0]
+
+
+def test_a_separator_of_no_csv_file_is_refused(run, tmp_path):
+    """Bug: the option is passed over where it has no effect, or pandas reads it as a pattern."""
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "good"}])
+    assert "`--separator` is for CSV files" in refused("predict", run, "--input", path, "--separator", ";")
+    assert "`--separator` must be one character" in refused("predict", run, "--input", path, "--separator", ";;")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "{}\n", "1\n", '{"text": \n', "\xff"])

@@ -183,6 +183,11 @@ def test_another_separator(tmp_path: Path) -> None:
     assert train_rows(tmp_path, "x.csv", separator=";") == expected
     message = refused(tmp_path, "x.csv")
     assert "its only column is 'text;label'. If that is several, set `separator: ';'`" in message
+    (tmp_path / "tab.csv").write_text("text\tlabel\na, b\tpos\nc\tneg\n")
+    # In single quotes, YAML does not read the escape.
+    assert (
+        train_rows(tmp_path, "tab.csv", separator="\\t") == train_rows(tmp_path, "tab.csv", separator="\t") == expected
+    )
     (tmp_path / "x.tsv").write_text("text|label\na, b|pos\nc|neg\n")
     assert train_rows(tmp_path, "x.tsv", separator="|") == expected
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import torch
 from tqdm.auto import tqdm
 
-from ..data.config import check_one_type
+from ..data.config import check_one_type, parse_separator
 from ..data.files import read_files
 from ..inference.predict import predict_rows, readable_tasks
 from ..modeling.configuration_multitask import TaskConfig
@@ -34,10 +34,11 @@ def run(args: argparse.Namespace) -> None:
     if not path.is_file() or path.stat().st_size == 0:
         raise ConfigurationError(f"`--input` must be a file with rows; {path} is missing or empty.")
     check_one_type([path], "`--input`")
+    separator = parse_separator("--separator", args.separator, [path])
     model, tokenizer = load_model(args.model)
     tasks = model.config.task_configs
     texts = {column for task in tasks.values() for column in task.input_columns}
-    rows = read_files([path], "`--input`", texts, separator=args.separator)
+    rows = read_files([path], "`--input`", texts, separator=separator)
     names = readable_tasks(tasks, rows, chosen)
     predictions = predict_rows(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, rows, names)
     # On a terminal only: in a log each step of the bar is a line.

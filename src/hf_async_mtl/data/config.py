@@ -37,7 +37,11 @@ _REMEDIES = dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2"), _TAGS)
 )
 STRATEGIES = ("proportional", "temperature", "uniform")
 _HUB_KEYS = ("hub", "name")
-SEPARATOR = Requirement("one character, such as ';'", lambda value: isinstance(value, str) and len(value) == 1)
+# YAML and the shell may leave the two characters of an escape as they are.
+_TAB = "\\t"
+_SEPARATOR = Requirement(
+    "one character, such as ';'", lambda value: isinstance(value, str) and (len(value) == 1 or value == _TAB)
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,6 @@ class DataSource:
         if not isinstance(section, Mapping):
             raise ConfigurationError(f"`{path}` must name the splits of the task; found {section!r}.")
         hub_keys = {key: section[key] for key in _HUB_KEYS if key in section}
-        separator = section.get("separator")
         others = (*hub_keys, "separator")
         splits = {key: value for key, value in section.items() if key not in others and value is not None}
         further = [split for split in splits if re.fullmatch("validation_[a-z0-9_]+", str(split))]
@@ -136,12 +139,10 @@ class DataSource:
             check(f"{path}.{key}", value, Requirement("a string", lambda value: isinstance(value, str)))
         if hub_keys and "hub" not in hub_keys:
             raise ConfigurationError(f"`{path}` has a `{next(iter(hub_keys))}` and no `hub`. Add the Hub id.")
-        check(f"{path}.separator", separator, optional(SEPARATOR))
         located = {split: _locate(f"{path}.{split}", value, bool(hub_keys), folder) for split, value in splits.items()}
         hub, _, revision = hub_keys.get("hub", "").partition("@")
-        paths = [path for value in located.values() for path in (value if isinstance(value, list) else [value])]
-        if separator is not None and not any(isinstance(path, Path) and _may_be_csv(path) for path in paths):
-            raise ConfigurationError(f"`{path}.separator` is for CSV files; found none. Remove the key.")
+        paths = [own for value in located.values() for own in (value if isinstance(value, list) else [value])]
+        separator = parse_separator(f"{path}.separator", section.get("separator"), paths)
         limits = _check_max_samples(task, max_samples, located)
         return cls(located, hub or None, hub_keys.get("name"), revision or None, limits, separator)
 
@@ -193,8 +194,13 @@ def data_suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _may_be_csv(path: Path) -> bool:
-    return path.is_dir() or READERS[data_suffix(path)] == "csv"
+def parse_separator(key: str, value: Any, sources: Sequence[Any]) -> str | None:
+    """Return the separator of the cells of CSV files, checked; ``key`` is its name, ``sources`` have the paths."""
+    check(key, value, optional(_SEPARATOR))
+    paths = [path for path in sources if isinstance(path, Path)]
+    if value is not None and not any(path.is_dir() or READERS[data_suffix(path)] == "csv" for path in paths):
+        raise ConfigurationError(f"`{key}` is for CSV files; found none. Leave it out.")
+    return "\t" if value == _TAB else value
 
 
 def _find(key: str, name: str, folder: Path) -> list[Path]:
