@@ -1,31 +1,33 @@
-"""Compare methods on task sets: each at its own best learning rate, over several seeds, with test opened last.
+"""Compare methods on task sets: one schedule for all methods, paired over seeds, with test opened last.
 
-    python scripts/benchmarks/quality.py run   scripts/configs/quality_cpu.yaml --jobs 2
-    python scripts/benchmarks/quality.py score scripts/configs/quality_cpu.yaml
-    python scripts/benchmarks/report_quality.py model_cards/quality_cpu --page docs/results.md
+    export DATA=/data ENCODER=/models/all-MiniLM-L6-v2 OMP_NUM_THREADS=1
+    python scripts/benchmarks/quality.py run   scripts/configs/quality.yaml --jobs 2
+    python scripts/benchmarks/quality.py score scripts/configs/quality.yaml
+    python scripts/benchmarks/report_quality.py model_cards/quality --page docs/results.md
 
-*Plan.* The plan is one YAML file: task sets (``bundles``: a configuration of ``hf-async-mtl train`` and its changes),
-methods (further changes), choices (learning rates and their schedules; a task set may have its own) and seeds.
-``data_seed`` fixes the samples and the validation rows for all runs; a seed determines the weights of the heads, the
-order and the dropout.
+``model_cards/quality/PROTOCOL.md`` says what is compared, how often and why. It was written before any test label was
+read.
 
-*Fairness.* Every run of a task set takes the same number of steps (a single task the same number of epochs), and none
-ends early. The choices of a method are made one after the other, with the first seed, by the validation average of its
-best-average checkpoint: first the learning rate, with the first schedule, then the schedule at that rate. The other
-seeds run with these choices. All runs are shown.
+*Plan.* The plan is one YAML file: task sets (a configuration of ``hf-async-mtl train``, and the rows that
+``build_task_set.py`` draws for it), methods (changes of that configuration) and choices (learning rates). A seed
+determines the rows, the split, the label noise, the weights of the heads, the order and the dropout: it is a whole
+replication, and methods are compared in pairs with the same seed.
+
+*Fairness.* All methods of a task set use the same steps, learning rate and schedule. The rate is chosen by plain
+training (``choose_with``) with the first seed, by the validation average of its best-average checkpoint. All runs are
+shown.
 
 *Test rows.* ``run`` uses validation only. It also stores the predictions of each checkpoint on the test rows, without
-their labels. ``score`` reads the labels, and only for a task set whose choices have all been written down.
+their labels. ``score`` reads the labels of a task set, once all its cells have been run.
 
-*Checkpoints.* ``best_average``, the evaluation with the best validation average, is the primary result. ``last`` is the
-end of the budget. ``oracle`` takes each task at its own best evaluation, which is not a single checkpoint. With
-``controls``, a method also has ``average_of_bests`` (the mean of the weights of the tasks' best evaluations),
-``ema_last`` and ``ema_best_average`` (an exponential moving average of the weights), because a gain may be an effect of
-smoothing.
+*Checkpoints.* ``best_average``, the evaluation with the best validation average, is the one that the software saves,
+and the primary result. ``last`` is the end of the budget. A method with ``controls`` has more: ``oracle`` takes each
+task at its own best evaluation, which is not a single checkpoint; ``average_of_bests`` is the mean of the weights of
+these evaluations; ``ema_last`` and ``ema_best_average`` are an exponential moving average of the weights.
 
 *Resuming.* A cell (task set, method, choice, seed) is one process and one small JSON file in ``--cells``, with its
 predictions on test (``.npz``) until they are scored. Existing cells are not run again, and a killed run loses only the
-cells that were in progress. Logs and scratch files are in ``--work``.
+cells that were in progress. Rows, logs and scratch files are in ``--work``.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +51,21 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from build_task_set import build
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
+from hf_async_mtl.convergence.config import ConvergenceSettings
 from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.run import load_tasks, load_tokenizer, prepare_run
-from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import atomic_path, write_atomic
 
-RESAMPLES = 500
 Weights = dict[str, Tensor]
 
 
@@ -71,49 +73,57 @@ Weights = dict[str, Tensor]
 class Cell:
     """One run."""
 
-    bundle: str
+    task_set: str
     method: str
     choice: str
     seed: int
 
     def file(self, folder: Path, ending: str) -> Path:
-        return folder / self.bundle / self.method / f"{self.choice}-seed{self.seed}.{ending}"
+        return folder / self.task_set / self.method / f"{self.choice}-seed{self.seed}.{ending}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The YAML file; see the top of this script, and ``scripts/configs/quality_cpu.yaml``."""
+    """The YAML file; see the top of this script, and ``scripts/configs/quality.yaml``.
+
+    Args:
+        name: The name of the file.
+        folder: The folder of the file, to which the names of configurations are relative.
+        layers: Number of the encoder's first layers; None: all.
+        choose_with: The method that decides on the choice.
+        choices: Choice -> changes of the configuration.
+        task_sets: Name -> ``config``, ``rows`` (the task set that is built), ``noise``, ``seeds``, ``methods``, and
+            ``choice_of``: the task set whose choice is used, if it is another one.
+        methods: Name -> ``set`` (changes of the configuration), ``controls``, ``single_task``.
+    """
 
     name: str
     folder: Path
     layers: int | None
-    data_seed: int
-    seeds: list[int]
-    bundles: dict[str, dict[str, Any]]
-    choices: dict[str, dict[str, dict[str, Any]]]
+    choose_with: str
+    choices: dict[str, dict[str, Any]]
+    task_sets: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, Any]]
 
     @classmethod
     def load(cls, path: Path) -> Plan:
         return cls(name=path.stem, folder=path.parent, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
-    def tasks(self, bundle: str) -> list[str]:
-        """Return the names of the tasks of a task set, from its configuration."""
-        text = (self.folder / self.bundles[bundle]["config"]).read_text(encoding="utf-8")
-        return list(yaml.safe_load(text)["tasks"])
+    def config(self, task_set: str) -> Path:
+        """Return the configuration of a task set."""
+        return self.folder / str(self.task_sets[task_set]["config"])
 
-    def rows(self, bundle: str) -> list[str]:
+    def tasks(self, task_set: str) -> list[str]:
+        """Return the names of the tasks of a task set, from its configuration."""
+        return list(yaml.safe_load(self.config(task_set).read_text(encoding="utf-8"))["tasks"])
+
+    def rows(self, task_set: str) -> list[str]:
         """Return the methods of a task set; a single-task method has one row per task."""
         names = []
-        for name, method in self.methods.items():
-            if bundle in method.get("bundles", self.bundles):
-                names += [f"{name}-{task}" for task in self.tasks(bundle)] if method.get("single_task") else [name]
+        for name in self.task_sets[task_set]["methods"]:
+            one_each = self.methods[name].get("single_task")
+            names += [f"{name}-{task}" for task in self.tasks(task_set)] if one_each else [name]
         return names
-
-    def choices_of(self, bundle: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return axis -> option -> settings: those of the task set, or those of the plan."""
-        own: dict[str, dict[str, dict[str, Any]]] = self.bundles[bundle].get("choices", self.choices)
-        return own
 
     def method(self, row: str) -> tuple[dict[str, Any], str | None]:
         """Return the method of a row, and its task if it has a single one."""
@@ -124,79 +134,37 @@ class Plan:
 
     def settings(self, cell: Cell) -> list[str]:
         """Return the changes of a cell to the configuration of its task set, as arguments of ``--set``."""
-        changes = {**self.bundles[cell.bundle].get("set", {}), **self.method(cell.method)[0].get("set", {})}
-        for options, name in zip(self.choices_of(cell.bundle).values(), cell.choice.split("-"), strict=True):
-            changes.update(options[name])
-        changes |= {"seed": cell.seed, "data_seed": self.data_seed}
+        method = self.method(cell.method)[0].get("set", {})
+        changes = {**self.choices[cell.choice], **method, "seed": cell.seed, "data_seed": cell.seed}
         return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
+    def cells(self, task_set: str, choice: str) -> list[Cell]:
+        """Return all cells of a task set, seed by seed, so that each seed is complete before the next."""
+        rows, seeds = self.rows(task_set), range(self.task_sets[task_set]["seeds"])
+        return [Cell(task_set, row, choice, seed) for seed in seeds for row in rows]
 
-def options_to_try(choices: Mapping[str, Mapping[str, Any]], averages: Mapping[str, float]) -> tuple[list[str], str]:
-    """Return the choices that a method has to try with its first seed, and the best one that it has tried.
+    def trials(self, task_set: str) -> list[Cell]:
+        """Return the cells that decide on the choice of a task set."""
+        decided_by = self.task_sets[task_set].get("choice_of", task_set)
+        return [Cell(decided_by, self.choose_with, choice, 0) for choice in self.choices]
 
-    One axis after the other, so that two axes of two options cost three runs and not four. Ties go to the earlier
-    option.
+    def choice(self, task_set: str, done: Mapping[Cell, float]) -> str | None:
+        """Return the best choice of a task set; None until all have been tried. A tie goes to the first.
 
-    Args:
-        choices: Axis -> option -> settings.
-        averages: Choice (``option-option``) -> validation average, of those that were run.
+        Args:
+            task_set: The task set.
+            done: Cell -> validation average.
+        """
+        trials = self.trials(task_set)
+        return max(trials, key=done.__getitem__).choice if all(cell in done for cell in trials) else None
 
-    Examples:
-        >>> axes = {"rate": {"low": {}, "high": {}}, "schedule": {"linear": {}, "constant": {}}}
-        >>> options_to_try(axes, {})
-        (['low-linear', 'high-linear'], '')
-        >>> options_to_try(axes, {"low-linear": 0.5, "high-linear": 0.6})
-        (['high-constant'], 'high-linear')
-        >>> options_to_try(axes, {"low-linear": 0.5, "high-linear": 0.6, "high-constant": 0.6})
-        ([], 'high-linear')
-    """
-    best = [next(iter(options)) for options in choices.values()]
-    for axis, options in enumerate(choices.values()):
-        tries = ["-".join([*best[:axis], option, *best[axis + 1 :]]) for option in options]
-        missing = [choice for choice in tries if choice not in averages]
-        if missing:
-            known = [choice for choice in tries if choice in averages]
-            return missing, max(known, key=averages.__getitem__) if axis and known else ""
-        best = max(tries, key=averages.__getitem__).split("-")
-    return [], "-".join(best)
-
-
-def cells_to_run(plan: Plan, done: Mapping[Cell, float]) -> list[Cell]:
-    """Return the cells that can be run now, by task set; cells that others depend on come first.
-
-    Args:
-        plan: The plan.
-        done: Cell -> validation average.
-    """
-    ready = []
-    for bundle in plan.bundles:
-        repeats = []
-        for row in plan.rows(bundle):
-            tries, settled = options_to_try(plan.choices_of(bundle), trials(plan, bundle, row, done))
-            ready += [Cell(bundle, row, choice, plan.seeds[0]) for choice in tries]
-            if not tries:
-                repeats += [Cell(bundle, row, settled, seed) for seed in plan.seeds[1:]]
-        ready += repeats
-    return [cell for cell in ready if cell not in done]
-
-
-def trials(plan: Plan, bundle: str, row: str, done: Mapping[Cell, float]) -> dict[str, float]:
-    """Return choice -> validation average of the runs of a row with the first seed."""
-    return {
-        cell.choice: average
-        for cell, average in done.items()
-        if (cell.bundle, cell.method, cell.seed) == (bundle, row, plan.seeds[0])
-    }
-
-
-def chosen(plan: Plan, bundle: str, done: Mapping[Cell, float]) -> dict[str, str]:
-    """Return row -> choice, for the rows with a settled choice."""
-    settled = {}
-    for row in plan.rows(bundle):
-        tries, choice = options_to_try(plan.choices_of(bundle), trials(plan, bundle, row, done))
-        if not tries:
-            settled[row] = choice
-    return settled
+    def ready(self, done: Mapping[Cell, float]) -> list[Cell]:
+        """Return the cells that can be run now, in order."""
+        cells: list[Cell] = []
+        for task_set in self.task_sets:
+            choice = self.choice(task_set, done)
+            cells += self.trials(task_set) if choice is None else self.cells(task_set, choice)
+        return [cell for cell in dict.fromkeys(cells) if cell not in done]
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
@@ -268,11 +236,11 @@ class KeepingTrainer(AsyncMTLTrainer):
         present = copy_of(self.model)
         self.model.load_state_dict(weights)
         sets: Mapping[str, TaskDataset] = self.eval_dataset
-        values = {name: value_of(sets[name], self.answers(sets[name])) for name in self.tasks}
+        values = {name: value_of(sets[name], self.predictions(sets[name])) for name in self.tasks}
         self.model.load_state_dict(present)
         return values
 
-    def answers(self, rows: TaskDataset) -> list[Any]:
+    def predictions(self, rows: TaskDataset) -> list[Any]:
         """Return the predictions on some rows, without their labels."""
 
         def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -291,24 +259,24 @@ class KeepingTrainer(AsyncMTLTrainer):
         return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
 
 
-def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
+def value_of(rows: TaskDataset, predictions: Sequence[Any]) -> float:
     """Return the monitored metric of some predictions."""
     task = rows.task
     assert task.metrics is not None
     metric = task.metrics[0]
     references = TASK_TYPES[task.type].references(task, rows.rows)
-    return compute([metric], task.type, answers, references, task.label_names)[metric]
+    return compute([metric], task.type, predictions, references, task.label_names)[metric]
 
 
-def to_array(task: TaskConfig, answers: Sequence[Any]) -> np.ndarray:
+def to_array(task: TaskConfig, predictions: Sequence[Any]) -> np.ndarray:
     """Return predictions as a flat array; see `from_array`."""
     if task.type == "regression":
-        return np.asarray(answers, dtype=np.float32)
+        return np.asarray(predictions, dtype=np.float32)
     if task.type == "token_classification":
         assert task.label_names is not None
         place = {label: index for index, label in enumerate(task.label_names)}
-        return np.asarray([place[label] for words in answers for label in words], dtype=np.int16)
-    return np.asarray(answers, dtype=np.int16)
+        return np.asarray([place[label] for words in predictions for label in words], dtype=np.int16)
+    return np.asarray(predictions, dtype=np.int16)
 
 
 def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list[Any]:
@@ -320,9 +288,13 @@ def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list
     return [list(itertools.islice(names, len(words))) for words in true]
 
 
-def configuration(plan: Plan, cell: Cell) -> RunConfig:
-    """Return a cell's configuration."""
-    config = load_config(plan.folder / plan.bundles[cell.bundle]["config"], plan.settings(cell))
+def configuration(plan: Plan, cell: Cell, work: Path) -> RunConfig:
+    """Return a cell's configuration; its rows are built if they are not there."""
+    task_set = plan.task_sets[cell.task_set]
+    folder = work / "rows" / f"{task_set['rows']}-noise{task_set['noise']}-seed{cell.seed}"
+    build(task_set["rows"], Path(os.environ["DATA"]), folder, cell.seed, task_set["noise"])
+    os.environ["TASK_SET"] = str(folder.absolute())
+    config = load_config(plan.config(cell.task_set), plan.settings(cell))
     task = plan.method(cell.method)[1]
     if task is not None:
         config.tasks, config.sources = {task: config.tasks[task]}, {task: config.sources[task]}
@@ -334,7 +306,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     begin = time.monotonic()
     method = plan.method(cell.method)[0]
     settings = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
-    run = prepare_run(configuration(plan, cell), cell.file(work, "run"), **settings)
+    run = prepare_run(configuration(plan, cell, work), cell.file(work, "run"), **settings)
     tasks, model, arguments = run.tasks, run.model, run.args
     trainer = KeepingTrainer(
         model=model,
@@ -357,7 +329,6 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     kept: dict[str, dict[str, Weights]] = {
         "last": dict.fromkeys(tasks, present),
         "best_average": dict.fromkeys(tasks, trainer.best_average[2]),
-        "oracle": {name: trainer.best.get(name, present) for name in tasks},
     }
     validation = {
         "last": {
@@ -372,6 +343,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "oracle": {name: task["best_step"] for name, task in report["tasks"].items()},
     }
     if trainer.moving_average is not None:
+        kept["oracle"] = {name: trainer.best.get(name, present) for name in tasks}
         for kind, weights, step in (
             ("average_of_bests", average_weights(list(trainer.best.values())), report["final"]["step"]),
             ("ema_last", trainer.moving_average.weights, report["final"]["step"]),
@@ -380,25 +352,26 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             kept[kind] = dict.fromkeys(tasks, weights)
             validation[kind], steps[kind] = trainer.values_at(weights), step
 
-    answers = {}
+    predicted = {}
     test = trainer.task_sets.encode(run.test_dataset)
     for kind, states in kept.items():
         for name in tasks:
             model.load_state_dict(states[name])
-            answers[f"{kind}.{name}"] = to_array(tasks[name], trainer.answers(test[name]))
+            predicted[f"{kind}.{name}"] = to_array(tasks[name], trainer.predictions(test[name]))
     file = cell.file(cells, "npz")
     save: Any = np.savez_compressed
     with atomic_path(file) as partial, partial.open("wb") as opened:  # an open file, or ".npz" would be appended
-        save(opened, **answers)
+        save(opened, **predicted)
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
-        "version": 1,
-        "bundle": cell.bundle,
+        "version": 2,
+        "task_set": cell.task_set,
         "method": cell.method,
         "choice": cell.choice,
         "seed": cell.seed,
         "settings": plan.settings(cell),
+        "convergence": asdict(ConvergenceSettings.parse(arguments.convergence).default),
         "metrics": {name: task.monitored for name, task in tasks.items()},
         "train_rows": {name: len(rows) for name, rows in run.train_dataset.items()},
         "validation": {kind: {name: defined(x) for name, x in values.items()} for kind, values in validation.items()},
@@ -431,8 +404,10 @@ def average_of(values: Mapping[str, float | None]) -> float | None:
 
 
 def environment() -> dict[str, Any]:
-    """Return what the measured seconds depend on."""
+    """Return the version of the code, and what the measured seconds depend on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True)
     return {
+        "commit": commit.stdout.decode().strip(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -448,7 +423,7 @@ def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*/*/*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        found[Cell(cell["bundle"], cell["method"], cell["choice"], cell["seed"])] = cell
+        found[Cell(cell["task_set"], cell["method"], cell["choice"], cell["seed"])] = cell
     return found
 
 
@@ -470,8 +445,20 @@ def prepare_encoder(plan: Plan, work: Path) -> str:
     return str(folder)
 
 
-def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: float) -> None:
-    """Run the missing cells, ``jobs`` at once, each in its own process."""
+def run(
+    plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: float, only: Collection[str] | None = None
+) -> None:
+    """Run the missing cells, ``jobs`` at once, each in its own process.
+
+    Args:
+        plan: The plan.
+        path: Its file.
+        cells: The folder of the cells.
+        work: The folder of rows, logs and scratch files.
+        jobs: Number of processes.
+        minutes: No cell starts later.
+        only: ``task_set/row`` of the cells that are run; None: all.
+    """
     variables = {**os.environ, "ENCODER": prepare_encoder(plan, work)}
     end = time.monotonic() + 60 * minutes
     running: dict[Cell, subprocess.Popen[bytes]] = {}
@@ -482,26 +469,16 @@ def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: flo
                 del running[cell]
                 status = "done" if process.returncode == 0 else f"FAILED, see {cell.file(work, 'log')}"
                 failed += [cell] if process.returncode else []
-                print(
-                    f"{time.strftime('%H:%M:%S')} {cell.bundle} {cell.method} {cell.choice} {cell.seed}: {status}",
-                    flush=True,
-                )
-        ready = [c for c in cells_to_run(plan, validation_averages(cells)) if c not in running and c not in failed]
+                print(time.strftime("%H:%M:%S"), *vars(cell).values(), status, flush=True)
+        ready = [cell for cell in plan.ready(validation_averages(cells)) if cell not in running and cell not in failed]
+        if only is not None:
+            ready = [cell for cell in ready if f"{cell.task_set}/{cell.method}" in only]
         if time.monotonic() < end:
             for cell in ready[: jobs - len(running)]:
                 log = cell.file(work, "log")
                 log.parent.mkdir(parents=True, exist_ok=True)
-                command = [
-                    sys.executable,
-                    __file__,
-                    "cell",
-                    str(path),
-                    "--cells",
-                    str(cells),
-                    "--work",
-                    str(work),
-                    *(f"--{key}={getattr(cell, key)}" for key in ("bundle", "method", "choice", "seed")),
-                ]
+                options = {"cells": cells, "work": work, **vars(cell)}
+                command = [sys.executable, __file__, "cell", str(path), *(f"--{k}={v}" for k, v in options.items())]
                 with log.open("wb") as out:
                     running[cell] = subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT)
         if not running:
@@ -511,51 +488,40 @@ def run(plan: Plan, path: Path, cells: Path, work: Path, jobs: int, minutes: flo
         raise SystemExit(f"{len(failed)} cells failed: {', '.join(map(str, failed))}")
 
 
-def score(plan: Plan, cells: Path) -> None:
-    """Read the test labels, and write the metrics and their bootstrap into the chosen cells."""
+def score(plan: Plan, cells: Path, work: Path) -> None:
+    """Read the test labels of each task set whose cells are complete, and write the metrics into its cells."""
     done = read_cells(cells)
     averages = validation_averages(cells)
-    for bundle in plan.bundles:
-        choices = chosen(plan, bundle, averages)
-        missing = [row for row in plan.rows(bundle) if row not in choices]
-        if missing:
-            print(f"{bundle}: not scored; no choice has been made yet for {', '.join(missing)}")
+    for task_set in plan.task_sets:
+        choice = plan.choice(task_set, averages)
+        wanted = [] if choice is None else plan.cells(task_set, choice)
+        missing = [cell for cell in wanted if cell not in done]
+        if choice is None or missing:
+            print(f"{task_set}: not scored; {len(missing) if missing else 'all'} of its cells have not been run")
             continue
-        write_atomic(cells / bundle / "choices.json", json.dumps(choices, indent=1) + "\n")
-        for cell, content in done.items():
-            if cell.bundle == bundle and choices.get(cell.method) == cell.choice and content["test"] is None:
-                content["test"], content["replicates"] = score_cell(plan, cell, cells)
-                write_atomic(cell.file(cells, "json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
+        for cell in wanted:
+            if done[cell]["test"] is None:
+                done[cell]["test"] = score_cell(plan, cell, cells, work)
+                write_atomic(cell.file(cells, "json"), json.dumps(done[cell], indent=1, allow_nan=False) + "\n")
                 cell.file(cells, "npz").unlink()
 
 
-def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
-    """Return kind -> task -> metric on test, and kind -> mean over the tasks in each resample of the test rows.
-
-    A resample is the same rows for every method and seed, so that two methods can be compared in pairs.
-    """
-    config = configuration(plan, cell)
+def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dict[str, float | None]]:
+    """Return kind of checkpoint -> task -> metric on test."""
+    config = configuration(plan, cell, work)
     splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
     values: dict[str, dict[str, float | None]] = {}
-    means: dict[str, list[np.ndarray]] = {}
-    with np.load(cell.file(cells, "npz"), allow_pickle=False) as answers:
-        for key in answers.files:
+    with np.load(cell.file(cells, "npz"), allow_pickle=False) as predicted:
+        for key in predicted.files:
             kind, name = key.split(".")
-            task = tasks[name]
+            task, metric = tasks[name], tasks[name].monitored
             length = task.max_length or (config.model["max_length"] or 128)
             true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
-            given = from_array(task, answers[key], true)
-            metric = task.monitored
-            values.setdefault(kind, {})[name] = defined(
-                compute([metric], task.type, given, true, task.label_names)[metric]
-            )
-            # Tasks with equally many rows are not to share their draws.
-            place = plan.tasks(cell.bundle).index(name)
-            resampled = bootstrap_values(metric, task.type, given, true, task.label_names, RESAMPLES, seed=place)
-            means.setdefault(kind, []).append(np.asarray(resampled))
-    drawn = {kind: np.mean(of_tasks, axis=0).round(5).tolist() for kind, of_tasks in means.items()}
-    return values, {kind: list(map(defined, numbers)) for kind, numbers in drawn.items()}
+            given = from_array(task, predicted[key], true)
+            value = compute([metric], task.type, given, true, task.label_names)[metric]
+            values.setdefault(kind, {})[name] = defined(value)
+    return values
 
 
 def main() -> None:
@@ -566,19 +532,20 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, help="default: model_cards/<name of the plan>")
     parser.add_argument("--work", type=Path, help="default: runs/<name of the plan>")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each with OMP_NUM_THREADS threads")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so long")
-    for key, kind in (("bundle", str), ("method", str), ("choice", str), ("seed", int)):
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell later")
+    parser.add_argument("--only", nargs="+", metavar="TASK_SET/METHOD", help="run these cells alone")
+    for key, kind in (("task_set", str), ("method", str), ("choice", str), ("seed", int)):
         parser.add_argument(f"--{key}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     plan = Plan.load(args.plan)
     cells, work = args.cells or Path("model_cards", plan.name), args.work or Path("runs", plan.name)
     if args.command == "run":
-        run(plan, args.plan, cells, work, args.jobs, args.minutes)
+        run(plan, args.plan, cells, work, args.jobs, args.minutes, args.only)
     elif args.command == "cell":
-        run_cell(plan, Cell(args.bundle, args.method, args.choice, args.seed), cells, work)
+        run_cell(plan, Cell(args.task_set, args.method, args.choice, args.seed), cells, work)
     else:
         os.environ["ENCODER"] = prepare_encoder(plan, work)
-        score(plan, cells)
+        score(plan, cells, work)
 
 
 if __name__ == "__main__":
