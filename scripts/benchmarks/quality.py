@@ -205,6 +205,8 @@ class KeepingTrainer(AsyncMTLTrainer):
 
     def keep_from_here(self) -> None:
         self.best: dict[str, Weights] = {}
+        self.validation_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
+        self.validation_predictions: dict[str, list[np.ndarray]] = {name: [] for name in self.tasks}
         self.best_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
         self.best_moving_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
 
@@ -217,6 +219,9 @@ class KeepingTrainer(AsyncMTLTrainer):
     def keep(self, metrics: Mapping[str, float], measured: Weights) -> None:
         report = self.schedule.report()
         for name, task in report["tasks"].items():
+            self.validation_losses[name].append(metrics[f"eval_{name}_loss"])
+            predicted = self.evaluator.predictions[name]
+            self.validation_predictions[name].append(to_array(self.tasks[name], predicted))
             if task["best_step"] == report["step"]:
                 self.best[name] = measured
         # A correlation with a constant is not defined; such an evaluation is the best only while there is no other.
@@ -362,6 +367,9 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     save: Any = np.savez_compressed
     with atomic_path(file) as partial, partial.open("wb") as opened:  # an open file, or ".npz" would be appended
         save(opened, **predicted)
+    if method.get("controls"):
+        curves = {name: np.stack(arrays) for name, arrays in trainer.validation_predictions.items()}
+        np.savez_compressed(cell.file(work, "validation.npz"), **curves)  # for replay_criteria.py
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
@@ -381,6 +389,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             name: [[step, None if x is None else round(x, 4)] for step, x in task["history"]]
             for name, task in report["tasks"].items()
         },
+        "validation_losses": {name: np.round(x, 4).tolist() for name, x in trainer.validation_losses.items()},
         "events": report["events"],
         "seconds": {
             "training": round(result.metrics["train_runtime"] - of_controls, 1),
