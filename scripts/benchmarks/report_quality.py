@@ -279,8 +279,9 @@ def comparison(task_set: TaskSet) -> str:
         f"`{DEFAULT}` minus {base.label}, the best baseline on validation, on {split}: "
         f"**{overall.text(sign=True)} points** ({relative:+.1f} %, {overall.seeds} seeds). By task: {tasks}."
     )
-    if len(found) > 1:
-        needed = seeds_needed(float(np.std(found, ddof=1)), 0.01 * mean(base.means(split).values()))
+    deviation = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+    if deviation > 1e-9:
+        needed = seeds_needed(deviation, 0.01 * mean(base.means(split).values()))
         text += f" To see 1 % with a power of 90 %, {needed} seeds are needed at this spread."
     return text
 
@@ -394,7 +395,7 @@ def plot_curves(task_set: TaskSet, path: Path) -> None:
             for points_of_seed in curves if len(curves) > 1 else []:
                 axes.plot(*zip(*points_of_seed.items(), strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
             steps = sorted(set.intersection(*(set(found) for found in curves)))
-            axes.plot(steps, [np.nanmean([found[step] for found in curves]) for step in steps], **style, linewidth=1.9)
+            axes.plot(steps, [mean(found[step] for found in curves) for step in steps], **style, linewidth=1.9)
         marks = [
             (event["step"], curve(cell, task)[event["step"]])
             for cell in task_set.of(DEFAULT)

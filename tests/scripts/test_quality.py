@@ -19,30 +19,29 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import quality as bq  # noqa: E402
+from build_task_set import TASK_SETS  # noqa: E402
 from quality import Cell, Plan  # noqa: E402
 
-CHOICES: dict[str, dict[str, dict[str, Any]]] = {
-    "rate": {"low": {"training.learning_rate": 1e-4}, "high": {"training.learning_rate": 3e-4}},
-    "schedule": {"linear": {"schedule": "linear"}, "constant": {"schedule": "constant"}},
-}
+CHOICES: dict[str, dict[str, Any]] = {"low": {"training.learning_rate": 1e-4}, "high": {"training.learning_rate": 3e-4}}
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    """Two bundles; a method for one of them alone, and single-task models."""
-    for name, tasks in (("one", ["a", "b"]), ("two", ["b", "c"])):
-        text = yaml.safe_dump({"tasks": {task: {} for task in tasks}}, sort_keys=False)
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    """Two task sets, of which one uses the other's choice, and single-task models."""
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"tasks": {"a": {}, "b": {}}}), encoding="utf-8")
+    common = {"config": "one.yaml", "rows": "noisy5", "noise": 0.3}
     content = {
         "layers": 3,
-        "data_seed": 7,
-        "seeds": [5, 6],
-        "bundles": {"one": {"config": "one.yaml", "set": {"x": 1, "y": [2]}}, "two": {"config": "two.yaml"}},
+        "choose_with": "sum",
         "choices": CHOICES,
+        "task_sets": {
+            "one": {**common, "seeds": 3, "methods": ["sum", "other", "single"]},
+            "two": {**common, "noise": 0.0, "seeds": 2, "methods": ["sum", "other"], "choice_of": "one"},
+        },
         "methods": {
             "sum": {"set": {"y": 3}},
-            "only-two": {"bundles": ["two"]},
-            "single": {"single_task": True, "set": {"z": "s"}},
+            "other": {},
+            "single": {"single_task": True, "set": {"training.learning_rate": 0.1}},
         },
     }
     file = tmp_path / "small.yaml"
@@ -50,18 +49,8 @@ def plan(tmp_path: Path) -> Plan:
     return Plan.load(file)
 
 
-def finish(plan: Plan, done: dict[Cell, float], value: Any) -> list[list[Cell]]:
-    """Run all cells that can be run, until there are none: the rounds."""
-    rounds = []
-    while cells := bq.cells_to_run(plan, done):
-        rounds.append(cells)
-        done |= {cell: value(cell) for cell in cells}
-    return rounds
-
-
 def test_docstrings() -> None:
     """An example in the script does not give what it says."""
-    assert doctest.testmod(bq).attempted > 0
     assert doctest.testmod(bq).failed == 0
 
 
@@ -70,44 +59,24 @@ def test_docstrings() -> None:
 
 def test_plan(plan: Plan, tmp_path: Path) -> None:
     """The file gives the name, its folder the configurations, and these the tasks."""
-    assert (plan.name, plan.folder, plan.seeds, plan.layers) == ("small", tmp_path, [5, 6], 3)
-    assert plan.tasks("two") == ["b", "c"]
-    assert plan.rows("one") == ["sum", "single-a", "single-b"]
-    assert plan.rows("two") == ["sum", "only-two", "single-b", "single-c"]
-    assert plan.method("only-two") == ({"bundles": ["two"]}, None)
-    assert plan.method("single-c") == (plan.methods["single"], "c")
+    assert (plan.name, plan.folder, plan.layers) == ("small", tmp_path, 3)
+    assert plan.tasks("one") == ["a", "b"]
+    assert plan.rows("one") == ["sum", "other", "single-a", "single-b"]
+    assert plan.method("other") == ({}, None)
+    assert plan.method("single-b") == (plan.methods["single"], "b")
 
 
 def test_settings(plan: Plan) -> None:
-    """The method goes before the bundle, and the cell's seed and choice before both; values are JSON."""
-    assert plan.settings(Cell("one", "sum", "high-linear", 6)) == [
-        "x=1",
-        "y=3",
+    """A method did not override the choice, or the seed did not draw the samples; values are JSON."""
+    assert plan.settings(Cell("one", "sum", "high", 2)) == [
         "training.learning_rate=0.0003",
-        'schedule="linear"',
-        "seed=6",
-        "data_seed=7",
+        "y=3",
+        "seed=2",
+        "data_seed=2",
     ]
-    single = plan.settings(Cell("one", "single-a", "low-constant", 5))
-    assert single[:3] == ["x=1", "y=[2]", 'z="s"']
-    assert "training.learning_rate=0.0001" in single
-
-
-def test_choices_of_a_bundle(plan: Plan) -> None:
-    """A bundle whose rate was known already was run at the other's too."""
-    plan.bundles["two"]["choices"] = {"rate": {"high": {"training.learning_rate": 1e-3}}}
-    assert plan.settings(Cell("two", "sum", "high", 5))[1] == "training.learning_rate=0.001"
-    first = finish(plan, {}, lambda cell: 0.5)[0]
-    assert {cell.choice for cell in first if cell.bundle == "one"} == {"low-linear", "high-linear"}
-    assert {cell.choice for cell in first if cell.bundle == "two"} == {"high"}
-
-
-def test_unknown_choice(plan: Plan) -> None:
-    """A choice with an axis too few was run with settings left out."""
-    with pytest.raises(ValueError, match="zip"):
-        plan.settings(Cell("one", "sum", "high", 5))
+    assert plan.settings(Cell("one", "single-a", "low", 0))[0] == "training.learning_rate=0.1"
     with pytest.raises(KeyError):
-        plan.settings(Cell("one", "sum", "high-cosine", 5))
+        plan.settings(Cell("one", "sum", "middle", 0))
 
 
 def test_files_of_cells_differ(tmp_path: Path) -> None:
@@ -117,126 +86,73 @@ def test_files_of_cells_differ(tmp_path: Path) -> None:
     assert cells[0].file(tmp_path, "npz") == tmp_path / "a" / "m" / "x-y-seed0.npz"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "scripts" / "configs").glob("quality_*.yaml")), ids=lambda path: path.stem
-)
-def test_plans_of_the_repository(path: Path) -> None:
-    """A plan names what there is not, or a name that its cells cannot be taken apart by."""
-    plan = Plan.load(path)
-    for bundle in plan.bundles:
-        choices = plan.choices_of(bundle).values()
-        assert all("-" not in option for options in choices for option in options)
-        rows = plan.rows(bundle)
-        assert len(set(rows)) == len(rows)
-        for row in rows:
+def test_plan_of_the_repository() -> None:
+    """The plan names a method, a configuration or rows that do not exist."""
+    plan = Plan.load(ROOT / "scripts" / "configs" / "quality.yaml")
+    for name, task_set in plan.task_sets.items():
+        assert plan.tasks(name) == list(TASK_SETS[task_set["rows"]])
+        assert task_set.get("choice_of", name) in plan.task_sets
+        for row in plan.rows(name):
             task = plan.method(row)[1]
-            assert task is None or task in plan.tasks(bundle)
-            plan.settings(Cell(bundle, row, "-".join(next(iter(options)) for options in choices), 0))
+            assert task is None or task in plan.tasks(name)
 
 
-# -- choices ----------------------------------------------------------------------------------------------------------
+def test_plain_training_decides_for_all(plan: Plan) -> None:
+    """Each method chose its own rate, so that rate and method were confounded; or a repeat was run before the choice."""
+    done: dict[Cell, float] = {}
+    trials = [Cell("one", "sum", "low", 0), Cell("one", "sum", "high", 0)]
+    assert plan.ready(done) == trials
+    done[trials[0]] = 0.5
+    assert plan.choice("one", done) is None
+    assert plan.ready(done) == trials[1:]
+    done[trials[1]] = 0.6
+    assert (plan.choice("one", done), plan.choice("two", done)) == ("high", "high")
+    ready = plan.ready(done)
+    assert {cell.choice for cell in ready} == {"high"}
+    assert len(ready) == len(set(ready)) == 3 * 4 - 1 + 2 * 2
+    # Seed by seed, so that an unfinished comparison has complete pairs.
+    assert [cell.seed for cell in ready if cell.task_set == "one"] == [0] * 3 + [1] * 4 + [2] * 4
+    done |= {Cell("one", "other", "low", 0): 9.0}
+    assert plan.choice("one", done) == "high"
+
+
+def test_a_tie_goes_to_the_first(plan: Plan) -> None:
+    """The choice depended on the order in which the runs ended."""
+    done = {Cell("one", "sum", "high", 0): 0.5, Cell("one", "sum", "low", 0): 0.5}
+    assert plan.choice("one", done) == "low"
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_test_labels_are_read_last(
+    plan: Plan, missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task set was scored while some of its runs, and so some decisions, were still open."""
+    scored: list[Cell] = []
+
+    def score_cell(plan: Plan, cell: Cell, *folders: Path) -> dict[str, Any]:
+        scored.append(cell)
+        return {"last": {}}
+
+    monkeypatch.setattr(bq, "score_cell", score_cell)
+    wanted = [*plan.cells("one", "low"), Cell("one", "sum", "high", 0)][missing:]
+    for cell in wanted:
+        path = cell.file(tmp_path, "json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        best = 0.9 if cell.choice == "low" else 0.1
+        path.write_text(json.dumps({**vars(cell), "averages": {"best_average": best}, "test": None}), encoding="utf-8")
+        cell.file(tmp_path, "npz").touch()
+    bq.score(plan, tmp_path, tmp_path)
+    assert ("one: not scored" in capsys.readouterr().out) is missing
+    assert scored == ([] if missing else plan.cells("one", "low"))
+    bq.score(plan, tmp_path, tmp_path)  # a second call reads no labels
+    assert len(scored) == (0 if missing else len(plan.cells("one", "low")))
+
+
+# -- predictions and weights ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("averages", "expected"),
-    [
-        ({"low-linear": 0.5}, (["high-linear"], "")),
-        ({"low-linear": 0.6, "high-linear": 0.5}, (["low-constant"], "low-linear")),
-        ({"low-linear": 0.6, "high-linear": 0.5, "low-constant": 0.7}, ([], "low-constant")),
-        # A tie is the earlier option's, whichever was run first.
-        ({"high-linear": 0.5, "low-linear": 0.5}, (["low-constant"], "low-linear")),
-        # What was run of another rate does not decide the schedule.
-        ({"low-linear": 0.5, "high-linear": 0.6, "low-constant": 0.9}, (["high-constant"], "high-linear")),
-    ],
-)
-def test_options_to_try(averages: dict[str, float], expected: tuple[list[str], str]) -> None:
-    """One axis after the other: the rate with the first schedule, then the schedule at the best rate."""
-    assert bq.options_to_try(CHOICES, averages) == expected
-
-
-def test_one_axis_and_one_option() -> None:
-    """Plans with nothing to choose still have a first run, and a choice."""
-    axes: dict[str, dict[str, Any]] = {"rate": {"only": {}}}
-    assert bq.options_to_try(axes, {}) == (["only"], "")
-    assert bq.options_to_try(axes, {"only": 0.1}) == ([], "only")
-
-
-def test_three_options_and_axes() -> None:
-    """So many runs as there are options, less what axes have in common, and the best that the search can find."""
-    axes = {axis: {f"{axis}{i}": {} for i in range(3)} for axis in "xyz"}
-    averages: dict[str, float] = {}
-    while (step := bq.options_to_try(axes, averages))[0]:
-        averages |= {choice: float(choice.count("2")) for choice in step[0]}
-    assert step[1] == "x2-y2-z2"
-    assert len(averages) == 7
-
-
-def test_cells_to_run(plan: Plan) -> None:
-    """Trials with the first seed alone, before all repeats; repeats at what was chosen; nothing twice."""
-    done: dict[Cell, float] = {}
-    rounds = finish(plan, done, lambda cell: {"high": 0.6, "low": 0.5}[cell.choice.split("-")[0]])
-    assert len(rounds) == 3
-    rows = {("one", "sum"), ("one", "single-a"), ("one", "single-b")}
-    rows |= {("two", row) for row in ("sum", "only-two", "single-b", "single-c")}
-    expected = [
-        ({"low-linear", "high-linear"}, {5}),
-        ({"high-constant"}, {5}),
-        ({"high-linear"}, {6}),
-    ]
-    for cells, (choices, seeds) in zip(rounds, expected, strict=True):
-        assert len(set(cells)) == len(cells)
-        assert set(cells) == {Cell(*row, choice, seed) for row in rows for choice in choices for seed in seeds}
-    # Bundle by bundle, the methods in their order.
-    assert [(cell.method, cell.bundle) for cell in rounds[1]][:5] == [
-        ("sum", "one"),
-        ("single-a", "one"),
-        ("single-b", "one"),
-        ("sum", "two"),
-        ("only-two", "two"),
-    ]
-
-
-def test_trials_go_before_repeats(plan: Plan) -> None:
-    """A repeat that nothing waits for held up a trial that all repeats of its method wait for."""
-    of_sum = {Cell("one", "sum", choice, 5): 0.5 for choice in ("low-linear", "high-linear", "low-constant")}
-    cells = [cell for cell in bq.cells_to_run(plan, of_sum) if cell.bundle == "one"]
-    assert cells[-1] == Cell("one", "sum", "low-linear", 6)
-    assert {cell.seed for cell in cells[:-1]} == {5}
-
-
-def test_methods_and_bundles_choose_for_themselves(plan: Plan) -> None:
-    """A choice was made by the runs of another method, bundle or seed."""
-    done: dict[Cell, float] = {}
-    best = {("one", "sum"): "low-constant", ("two", "sum"): "high-linear", ("two", "only-two"): "high-constant"}
-
-    def value(cell: Cell) -> float:
-        if cell.seed != 5:
-            return 9.0
-        rate, schedule = best.get((cell.bundle, cell.method), "low-linear").split("-")
-        return (rate in cell.choice) + 0.5 * (schedule in cell.choice)
-
-    finish(plan, done, value)
-    # A run of another seed, at what was not chosen, is no argument.
-    done[Cell("one", "sum", "high-linear", 6)] = 99.0
-    assert bq.chosen(plan, "one", done) == {"sum": "low-constant", "single-a": "low-linear", "single-b": "low-linear"}
-    expected = {"sum": "high-linear", "only-two": "high-constant", "single-b": "low-linear", "single-c": "low-linear"}
-    assert bq.chosen(plan, "two", done) == expected
-    assert bq.cells_to_run(plan, done) == []
-
-
-def test_chosen_has_only_what_is_settled(plan: Plan) -> None:
-    """A method was scored at a choice that a trial could still overturn."""
-    done = {Cell("one", "sum", "low-linear", 5): 0.5, Cell("one", "sum", "high-linear", 5): 0.6}
-    assert bq.chosen(plan, "one", done) == {}
-    done[Cell("one", "sum", "high-constant", 5)] = 0.4
-    assert bq.chosen(plan, "one", done) == {"sum": "high-linear"}
-
-
-# -- answers and weights ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("task", "answers", "true"),
+    ("task", "predictions", "true"),
     [
         (TaskConfig(type="classification", text_columns=["t"], label_names=["x", "y"]), [1, 0, 1], [0, 0, 1]),
         (TaskConfig(type="regression", text_columns=["t"]), [0.5, -1.25, 3.0], [1.0, 2.0, 3.0]),
@@ -249,11 +165,11 @@ def test_chosen_has_only_what_is_settled(plan: Plan) -> None:
     ],
     ids=lambda value: value.type if isinstance(value, TaskConfig) else "",
 )
-def test_answers_survive_the_array(task: TaskConfig, answers: list[Any], true: list[Any], tmp_path: Path) -> None:
-    """Answers that were kept for scoring are not those that were given; or need pickle to be read."""
-    np.savez_compressed(tmp_path / "answers.npz", a=bq.to_array(task, answers))
-    with np.load(tmp_path / "answers.npz", allow_pickle=False) as kept:
-        assert bq.from_array(task, kept["a"], true) == answers
+def test_predictions_survive_the_array(task: TaskConfig, predictions: list[Any], true: list[Any], tmp_path: Path) -> None:
+    """Predictions that were kept for scoring are not those that were made; or need pickle to be read."""
+    np.savez_compressed(tmp_path / "predictions.npz", a=bq.to_array(task, predictions))
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as kept:
+        assert bq.from_array(task, kept["a"], true) == predictions
 
 
 def test_average_weights() -> None:
@@ -276,11 +192,11 @@ def test_an_undefined_metric_is_null_and_the_worst(tmp_path: Path) -> None:
     assert (bq.defined(math.nan), bq.defined(None), bq.defined(0.5)) == (None, None, 0.5)
     assert bq.average_of({"a": 0.5, "b": 0.7}) == pytest.approx(0.6)
     assert bq.average_of({"a": 0.5, "b": None}) is None
-    for choice, average in (("low-linear", None), ("high-linear", 0.1)):
+    for choice, average in (("low", None), ("high", 0.1)):
         cell = bq.Cell("one", "sum", choice, 5)
         path = cell.file(tmp_path, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {**vars(cell), "averages": {"best_average": average}}
         path.write_text(json.dumps(content), encoding="utf-8")
     averages = bq.validation_averages(tmp_path)
-    assert max(averages, key=averages.__getitem__).choice == "high-linear"
+    assert max(averages, key=averages.__getitem__).choice == "high"
