@@ -2,14 +2,18 @@
 
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from schedules import SEEDS, TASKS, as_json, config_of, feed, one_task, random_run
 
+from hf_async_mtl import AsyncMTLTrainingArguments, TaskConfig
 from hf_async_mtl.convergence.criteria import CRITERIA, Criterion
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule
 from hf_async_mtl.convergence.task import Event, TaskSpec
+from hf_async_mtl.training.controller import new_schedule
 
 
 def test_life_of_a_task_that_distills() -> None:
@@ -174,6 +178,18 @@ def test_min_epochs_delays_every_criterion(name: str) -> None:
         for number, score in enumerate([0.9] + [0.5] * 9, start=1):
             schedule.observe(100 * number, {"match": score}, epoch=number / 4)
         assert [event.step for event in schedule.events] == [step]
+
+
+def test_min_epochs_are_passes_over_the_task(tmp_path: Path) -> None:
+    """With uniform mixing, a large task was declared converged before it had seen its rows once."""
+    settings: Any = {"mixing": {"strategy": "uniform"}, "convergence": {"patience": 1, "min_epochs": 1}}
+    args = AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True, **settings)
+    task = TaskConfig(type="classification", text_columns=["text"], label_names=["x", "y"])
+    schedule = new_schedule({"large": task, "small": task}, args, {"large": 90, "small": 10})
+    assert {name: spec.passes_per_epoch for name, spec in schedule.tasks.items()} == {"large": 50 / 90, "small": 5}
+    for step, score in enumerate([0.9, 0.5, 0.5], start=1):
+        schedule.observe(step, {"large": score, "small": score}, epoch=0.8 * step)
+    assert [(event.task, event.step) for event in schedule.events] == [("small", 2), ("large", 3)]
 
 
 def test_a_task_with_an_external_teacher() -> None:

@@ -98,7 +98,7 @@ def test_plan_of_the_repository() -> None:
 
 
 def test_plain_training_decides_for_all(plan: Plan) -> None:
-    """Each method chose its own rate, so that rate and method were confounded; or a repeat was run before the choice."""
+    """Each method chose its own rate, so that rate and method were confounded."""
     done: dict[Cell, float] = {}
     trials = [Cell("one", "sum", "low", 0), Cell("one", "sum", "high", 0)]
     assert plan.ready(done) == trials
@@ -165,7 +165,9 @@ def test_test_labels_are_read_last(
     ],
     ids=lambda value: value.type if isinstance(value, TaskConfig) else "",
 )
-def test_predictions_survive_the_array(task: TaskConfig, predictions: list[Any], true: list[Any], tmp_path: Path) -> None:
+def test_predictions_survive_the_array(
+    task: TaskConfig, predictions: list[Any], true: list[Any], tmp_path: Path
+) -> None:
     """Predictions that were kept for scoring are not those that were made; or need pickle to be read."""
     np.savez_compressed(tmp_path / "predictions.npz", a=bq.to_array(task, predictions))
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as kept:

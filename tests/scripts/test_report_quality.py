@@ -61,7 +61,7 @@ def write(
             "metrics": {name: METRICS[name] for name in tasks},
             "validation": scores["validation"],
             "test": scores.get("test"),
-            "averages": {kind: list(values.values())[0] for kind, values in scores["validation"].items()},
+            "averages": {kind: next(iter(values.values())) for kind, values in scores["validation"].items()},
             "steps": {**dict.fromkeys(kinds, 20), "oracle": dict.fromkeys(tasks, 20)},
             "curves": {name: [[10, 0.3], [20, 0.5], [30, None]] for name in tasks},
             "events": [{"task": "a", "step": 20, "event": "converged"}] if cell.method == "distill" else [],

@@ -42,7 +42,8 @@ class ConvergenceConfig:
             validation sets a value below the metric's granularity (one example right or wrong) is the same as 0.
         min_steps: Number of optimizer steps with the task before which it cannot converge, counted from the step at
             which it joins. Earlier evaluations do count towards ``patience``.
-        min_epochs: The same in epochs; fractions are allowed.
+        min_epochs: The same in passes over the task's own training examples; fractions are allowed. A task that has not
+            seen an example twice has not overfitted.
         on_convergence: ``distill`` trains on from the recorded teacher, ``stop`` takes the task out of the loss,
             ``continue`` records the convergence and trains on with the labels, ``rollback`` stops the task and returns
             all weights to its best, ``stop_and_go`` stops it for three steps of four until it has lost 0.5 % of its

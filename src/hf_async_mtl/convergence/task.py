@@ -32,6 +32,8 @@ class TaskSpec:
             waits, converges or returns to its labels, and its teacher is not renewed.
         greater_is_better: The direction of the metric. The *scores* that decisions are made on are always better when
             greater: they are the values of the metric, negated where it is better when smaller.
+        passes_per_epoch: Number of times that an epoch of the run draws each of the task's training examples; 1 with
+            proportional mixing.
     """
 
     type: str
@@ -39,6 +41,7 @@ class TaskSpec:
     convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
     distilled_from_start: bool = False
     greater_is_better: bool = True
+    passes_per_epoch: float = 1.0
 
     def signed(self, value: float | None) -> float | None:
         """Return the score of a value of the metric, or the value of a score."""
@@ -280,7 +283,8 @@ class TaskTracker:
         config, (first_step, first_epoch) = self.spec.convergence, self._joined
         # Without one finite score there is no teacher, whatever the criterion says.
         has_teacher = self.state.teacher_step is not None
-        return has_teacher and step - first_step >= config.min_steps and epoch - first_epoch >= config.min_epochs
+        passes = (epoch - first_epoch) * self.spec.passes_per_epoch
+        return has_teacher and step - first_step >= config.min_steps and passes >= config.min_epochs
 
     def _note_counted(self, score: float) -> None:
         if _is_better(score, self._counted_best):

@@ -20,6 +20,7 @@ from ..convergence.config import ScheduleConfig
 from ..convergence.schedule import ConvergenceSchedule
 from ..convergence.task import Event, TaskSpec
 from ..data.dataset import TaskDataset
+from ..data.sampler import draws_per_task
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..metrics import greater_is_better
@@ -45,13 +46,15 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def new_schedule(
     tasks: Mapping[str, TaskConfig], args: AsyncMTLTrainingArguments, sizes: Mapping[str, int]
 ) -> ConvergenceSchedule:
-    """Return the schedule that a run begins with."""
+    """Return the schedule that a run begins with. ``sizes``: task -> number of training examples."""
     teachers = args.distillation_config.teachers
+    drawn = dict(zip(sizes, draws_per_task(list(sizes.values()), args.mixing_config), strict=True)) if sizes else {}
     specs = {
         name: TaskSpec(
             task.type,
             task.monitored,
             args.convergence_of(name),
+            passes_per_epoch=drawn[name] / sizes[name] if name in drawn else 1.0,
             distilled_from_start=name in teachers,
             greater_is_better=greater_is_better(task.monitored),
         )
