@@ -68,7 +68,7 @@ class ConvergenceConfig:
     patience: int = setting(3, whole_number(1))
     min_delta: float = setting(0.0, number(0))
     min_steps: int = setting(0, whole_number(0))
-    min_epochs: float = setting(0, number(0))
+    min_epochs: float = setting(1, number(0))
     on_convergence: str = setting("distill", one_of(*ACTIONS))
     watch: str = setting("metric", one_of(*_WATCH))
     z: float = setting(1.0, number(0))
