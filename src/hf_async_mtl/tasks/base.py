@@ -1,4 +1,4 @@
-"""What the library knows about a type of task besides its head: its data, its predictions and its names."""
+"""The base class of the task types: all of a type but its head, such as its data, predictions and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw rows as users have them: without a format of their own, and of a table the rows that belong to a task."""
+"""Prepare raw sets: remove their output format, and leave out the rows without a label of the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw rows to encoded sets of tasks."""
+"""Tokenize the raw sets that the Trainer is given, and find the task of each."""
 
 from __future__ import annotations
 
