@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, Value
 from tiny import raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
@@ -98,6 +98,16 @@ def test_a_row_with_one_of_several_labels_belongs_to_the_task() -> None:
     assert own["text"] == ["a", "c"]
     with pytest.raises(ConfigurationError, match=r"row 0: A column of a multilabel task must hold 0 or 1; found None"):
         encode(own, "topics", task, tiny_tokenizer(), 16)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint64", "int8", "int64", "float16", "float32", "float64", "large_string"])
+def test_labels_of_any_width_have_gaps(kind: str) -> None:
+    """Bug: -100 is no value of the type of the labels, and looking for it among them is a traceback."""
+    labels = Dataset.from_dict({"label": [0, None, 1]}).cast_column("label", Value(kind))
+    rows = labels.add_column("text", ["a", "b", "c"])
+    task = TaskConfig("classification", ["text"])
+    assert labeled_rows(rows, task)["text"] == ["a", "c"]
+    assert task.resolve(rows).label_names == ["0", "1"]
 
 
 def test_rows_without_a_label_are_counted_once() -> None:

@@ -96,9 +96,12 @@ def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
 
 
 def _is_ignored(labels: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
-    is_number = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type)
+    # Unsigned numbers have no values for "no label", which are negative.
+    is_number = pa.types.is_signed_integer(labels.type) or pa.types.is_floating(labels.type)
     if not is_number and not pa.types.is_string(labels.type) and not pa.types.is_large_string(labels.type):
         return np.zeros(len(labels), dtype=bool)
+    if pa.types.is_float16(labels.type):  # in which Arrow looks for nothing
+        labels = labels.cast(pa.float32())
     kind = int if is_number else str
     values = pa.array([value for value in ignored if isinstance(value, kind)], labels.type)
     return pc.is_in(labels, value_set=values).to_numpy(zero_copy_only=False)
