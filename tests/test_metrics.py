@@ -392,7 +392,7 @@ def test_lengths_must_agree(predictions, references):
             "f1",
             task("classification", label_names=["a", "b", "c"]),
             (
-                "The metric 'f1' needs exactly two classes, of which the second is the positive one; found 3: a, b, c. "
+                "The metric 'f1' needs exactly two classes, of which one is the positive one; found 3: a, b, c. "
                 "Use macro_f1."
             ),
         ),
@@ -400,7 +400,7 @@ def test_lengths_must_agree(predictions, references):
             "recall",
             task("classification", label_names=["a", "b", "c"]),
             (
-                "The metric 'recall' needs exactly two classes, of which the second is the positive one; found 3: "
+                "The metric 'recall' needs exactly two classes, of which one is the positive one; found 3: "
                 "a, b, c. Use macro_recall."
             ),
         ),

@@ -232,7 +232,7 @@ def _check_fit(name: str, task_type: str, labels: Sequence[str] | None) -> None:
         )
     if name in _RATIOS and labels is not None and len(labels) != 2:
         raise ConfigurationError(
-            f"The metric {name!r} needs exactly two classes, of which the second is the positive one; found "
+            f"The metric {name!r} needs exactly two classes, of which one is the positive one; found "
             f"{len(labels)}: {', '.join(labels)}. Use macro_{name}."
         )
 

@@ -124,7 +124,13 @@ def inherit_labels(name: str, task: TaskConfig, trained: TaskConfig) -> TaskConf
             f"Task {name!r} of the trained model has the labels {', '.join(known)}, in that order; found "
             f"{', '.join(names)}. {hint}"
         )
-    return dataclasses.replace(task, label_names=known, target_mean=trained.target_mean, target_std=trained.target_std)
+    return dataclasses.replace(
+        task,
+        label_names=known,
+        positive_label=task.positive_label or trained.positive_label,
+        target_mean=trained.target_mean,
+        target_std=trained.target_std,
+    )
 
 
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 # Given at the top of the file, because they also apply outside of the Trainer.
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
-_TASK_FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
+_TASK_FIELDS = (
+    *("type", "text_columns", "label_column", "label_names", "positive_label"),
+    *("metrics", "max_length", "doc_stride"),
+)
 
 
 @dataclass

@@ -84,6 +84,9 @@ class TaskSection:
         label_column: A column of strings or integers; of lists, or several 0/1 columns, for ``multilabel``; ``answers``
             for ``question_answering``. Default: ``label``.
         label_names: Names of the classes, in the order of the logits. Default: found in the training rows.
+        positive_label: Of two classes, the one that ``f1``, ``precision``, ``recall`` and ``average_precision`` are
+            those of. Default: the one that the names say (yes, true, 1, positive, or spam beside not_spam), or the
+            rarer one.
         metrics: Names of metrics; the first is monitored. Default: that of the type. See [data](data.md#metrics).
         max_samples: Largest number of rows of a split, such as ``{train: 2000}``: a seeded sample.
         max_length: Maximum length of a sequence in tokens. Default: that at the top of the file.
@@ -101,6 +104,7 @@ class TaskSection:
     text_columns: Any = None
     label_column: Any = None
     label_names: Any = None
+    positive_label: Any = None
     metrics: Any = None
     max_samples: Any = None
     max_length: int | None = None

@@ -32,6 +32,7 @@ class TaskSpec:
             waits, converges or returns to its labels, and its teacher is not renewed.
         greater_is_better: The direction of the metric. The *scores* that decisions are made on are always better when
             greater: they are the values of the metric, negated where it is better when smaller.
+        positive_label: The class that the metric is that of, for the report; None for a metric of all classes.
     """
 
     type: str
@@ -39,6 +40,7 @@ class TaskSpec:
     convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
     distilled_from_start: bool = False
     greater_is_better: bool = True
+    positive_label: str | None = None
 
     def signed(self, value: float | None) -> float | None:
         """Return the score of a value of the metric, or the value of a score."""

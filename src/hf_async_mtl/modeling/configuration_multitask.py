@@ -53,6 +53,9 @@ class TaskConfig:
         label_column: The column of labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
         label_names: Names of the classes, in the order of the logits. Default: found by `resolve`.
+        positive_label: Of two classes, the one that ``f1``, ``precision``, ``recall`` and ``average_precision`` are
+            those of. Default: the one that the names say (yes, true, 1, positive, or spam beside not_spam); otherwise
+            `resolve` takes the rarer one.
         metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the type.
         max_length: Maximum length of a sequence in tokens. Default: that of the model.
         doc_stride: Number of tokens that two windows of a long question-answering context share.
@@ -76,6 +79,7 @@ class TaskConfig:
     doc_stride: int | None = None
     target_mean: float | None = None
     target_std: float | None = None
+    positive_label: str | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> TaskConfig:
         for key in fields:

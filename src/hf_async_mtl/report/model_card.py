@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
 from ..tasks.registry import TASK_TYPES
+from ..tasks.special_labels import class_of_metric
 from .tables import MISSING, percent_text, step_text, value_text
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class RunCard:
                     best = value_text(self.report["tasks"][name]["best"])
                 shown = _code(name) if metric == task.monitored else ""
                 test = value_text(self.results.get(f"test_{name}_{metric}"))
-                rows.append([shown, _code(metric), value_text(validation), best, retention, test])
+                rows.append([shown, _metric(task, metric), value_text(validation), best, retention, test])
         test = value_text(self.results.get("test_average"))
         rows.append(["**average**", "monitored", value_text(final["average"]), "", "", test])
         header = ["Task", "Metric", "Validation", "Best in the run", "Retention", "Test"]
@@ -259,6 +260,11 @@ def _inputs(task: TaskConfig) -> str:
         prompt, choices = (", ".join(map(_code, task.text_columns[key])) for key in ("prompt", "choices"))
         return f"{prompt} with each of {choices}"
     return ", ".join(map(_code, task.text_columns))
+
+
+def _metric(task: TaskConfig, metric: str) -> str:
+    name = class_of_metric(task, metric)
+    return _code(metric) if name is None else f"{_code(metric)} of {_code(name)}"
 
 
 def _labels(task: TaskConfig) -> str:

@@ -67,6 +67,8 @@ class TaskType(ABC):
     """Whether a text is a list of words."""
     has_label_lists: ClassVar[bool] = False
     """Whether the label of a row is a list of class labels."""
+    has_positive_label: ClassVar[bool] = False
+    """Whether one of two classes may be the positive one."""
     ignored: ClassVar[tuple[int, ...]] = (IGNORE,)
     """Labels that say "no label": no loss and no metric. A row without any other label is left out."""
     truncated_texts: ClassVar[str] = "texts of more than"
@@ -213,6 +215,10 @@ class TaskType(ABC):
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         """Return the true values of an encoded split, in the format of `predictions`; None for a row without label."""
         return [None if self.ignored and target == IGNORE else target for target in rows["labels"]]
+
+    def in_metric_order(self, task: TaskConfig, values: list[Any]) -> list[Any]:
+        """Return predictions, references or probabilities with the classes in the order of the metrics."""
+        return values
 
     def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
         """Return encoded targets for the loss: -100 for labels that the head cannot predict; see `LabelEncoder`."""

@@ -9,6 +9,7 @@ from typing import Any
 from ..modeling.configuration_multitask import TaskConfig, check_max_length
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
+from .labels import label_text
 from .loss import LossConfig
 from .registry import TASK_TYPES
 
@@ -20,6 +21,8 @@ def check_task(task: TaskConfig) -> None:
     _check_label_column(task)
     if task.label_names is not None:
         _check_label_names(task)
+    if task.positive_label is not None:
+        _check_positive_label(task)
     if task.max_length is not None:
         check_max_length(task.max_length)
     if task.doc_stride is not None:
@@ -74,7 +77,7 @@ def _check_label_column(task: TaskConfig) -> None:
 def _check_label_names(task: TaskConfig) -> None:
     if not isinstance(task.label_names, list | tuple):
         raise ConfigurationError(f"`label_names` must be a list of names; found {task.label_names!r}.")
-    task.label_names = [str(label) for label in task.label_names]
+    task.label_names = [label_text(label) for label in task.label_names]
     if not task.has_label_names:
         raise ConfigurationError(
             f"A {task.type} task has no `label_names`; found {task.label_names!r}. Remove the key."
@@ -93,6 +96,21 @@ def _check_label_names(task: TaskConfig) -> None:
         raise ConfigurationError(
             f"`label_names` must name each of the columns {task.label_column!r}; found {task.label_names!r}. "
             "Without the key, the labels have the names of their columns."
+        )
+
+
+def _check_positive_label(task: TaskConfig) -> None:
+    task.positive_label = label_text(task.positive_label)
+    if not TASK_TYPES[task.type].has_positive_label:
+        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.has_positive_label)
+        raise ConfigurationError(
+            f"`positive_label` is for type {fitting}; found {task.positive_label!r} in a {task.type} task. Remove it."
+        )
+    names = task.label_names
+    if names is not None and (len(names) != 2 or task.positive_label not in names):
+        raise ConfigurationError(
+            f"`positive_label` must be one of two classes; found {task.positive_label!r}, and the classes "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}. Correct it, or remove the key."
         )
 
 

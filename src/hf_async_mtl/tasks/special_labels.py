@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..modeling.configuration_multitask import TaskConfig
+
 OUTSIDE_TAGS = ("o", "_", "-", "out", "outside", "other", "none", "null")
 """Tags of words outside of all chunks, in lower case; the first one that a task has is its outside tag."""
 _PAIRS = (
@@ -16,6 +18,10 @@ _PAIRS = (
     ("negative", "positive"),
     ("neg", "pos"),
 )
+
+
+METRICS_OF_ONE_CLASS = ("f1", "precision", "recall", "average_precision")
+"""Metrics of two classes that are those of the positive one."""
 
 
 def known_positive(names: Sequence[str]) -> int | None:
@@ -38,3 +44,22 @@ def outside_tag(names: Sequence[str]) -> str | None:
     """Return the tag of words outside of all chunks: the name that is one of `OUTSIDE_TAGS` in any case."""
     found = {name.lower(): name for name in reversed(names)}
     return next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
+
+
+def positive_index(task: TaskConfig) -> int:
+    """Return the index of the positive one of two classes: `positive_label`, or what the names say, or the second."""
+    names = task.label_names
+    if names is None or len(names) != 2:
+        return 1
+    if task.positive_label is not None:
+        return names.index(task.positive_label)
+    known = known_positive(names)
+    return 1 if known is None else known
+
+
+def class_of_metric(task: TaskConfig, metric: str) -> str | None:
+    """Return the name of the class that a metric is that of; None if it is one of all classes."""
+    names = task.label_names
+    if metric not in METRICS_OF_ONE_CLASS or names is None or len(names) != 2:
+        return None
+    return names[positive_index(task)]

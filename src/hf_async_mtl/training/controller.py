@@ -27,6 +27,7 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
+from ..tasks.special_labels import class_of_metric
 from ..utils import write_atomic
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
@@ -54,6 +55,7 @@ def new_schedule(
             args.convergence_of(name),
             distilled_from_start=name in teachers,
             greater_is_better=greater_is_better(task.monitored),
+            positive_label=class_of_metric(task, task.monitored),
         )
         for name, task in tasks.items()
     }
@@ -166,7 +168,8 @@ class ConvergenceController:
             dataset = self.evaluator.validation[name]
             task, now = dataset.task, self.evaluator.predictions[name]
             before = self.teachers.store.load_predictions(name, reference_step)
-            references = TASK_TYPES[task.type].references(task, dataset.rows)
+            kind = TASK_TYPES[task.type]
+            references = kind.in_metric_order(task, kind.references(task, dataset.rows))
             found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
         return found
 
