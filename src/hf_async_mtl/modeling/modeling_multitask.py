@@ -305,8 +305,13 @@ class MultiTaskModel(PreTrainedModel):
         choices = ids.shape[1] if ids.dim() == 3 else 1
         shape = (-1, ids.shape[-1])
         mask = (torch.ones_like(ids) if attention_mask is None else attention_mask).reshape(shape)
-        flat = {name: None if x is None else x.reshape(shape) for name, x in inputs.items()}
-        ragged = ragged_from_mask(encode(self.encoder, attention_mask=mask, **flat), mask, choices)
+        # Padding goes to the right: encoders with absolute positions count them from the first column.
+        order = (mask == 0).long().argsort(dim=1, stable=True)
+        sorted_mask = mask.gather(1, order)
+        flat = {
+            name: None if x is None else x.reshape(shape).expand_as(mask).gather(1, order) for name, x in inputs.items()
+        }
+        ragged = ragged_from_mask(encode(self.encoder, attention_mask=sorted_mask, **flat), sorted_mask, choices)
         logits, losses = {}, {}
         for name in self.config.task_order if tasks is None else tasks:
             head = self._head(name)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from ..building.build import check_encoder
 from ..building.freezing import check_trainable
 from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
@@ -82,6 +83,7 @@ def prepare_inputs(
         if model.config.lora is not None:
             freeze_base_weights(model.encoder)
         check_trainable(model.encoder, model.heads)
+        check_encoder(model)
     check_task_settings(tasks, args)
     config = args.distillation_config
     task_sets = TaskSets(tasks, tokenizer, model.config.max_length, args)
