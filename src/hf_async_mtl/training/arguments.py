@@ -100,9 +100,6 @@ class AsyncMTLTrainingArguments(TrainingArguments):
             # In a log file each step of a bar is a line.
             self.disable_tqdm = True
         super().__post_init__()
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs: Any = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, which scatters packed rows.
             logger.warning(
