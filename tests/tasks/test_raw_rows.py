@@ -59,6 +59,18 @@ def test_rows_of_another_library_are_refused_in_words(rows: Any) -> None:
         TaskConfig("classification", ["text"]).resolve(rows)
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("choice", "answer")])
+def test_a_set_without_the_labels_is_refused_in_words(name: str) -> None:
+    """Bug: a label column of another name is a KeyError; or rows without labels are refused where none are needed."""
+    rows, task = raw_sets(4)[name], unresolved(name)
+    bare = rows.rename_columns({column: f"{column}s" for column in task.target_columns})
+    (column,) = task.target_columns
+    with pytest.raises(ConfigurationError, match=rf"column of labels '{column}'; they have .*nearest is '{column}s'"):
+        task.resolve(bare)
+    known = task.resolve(rows)
+    assert known.resolve(bare) == known
+
+
 def upper(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**batch, "text": [text.upper() for text in batch["text"]]}
 

@@ -29,7 +29,8 @@ def load_splits(
     """Load the raw splits of a task, with a seed for the rows that are split off and for samples (``data_seed``).
 
     Rows whose label is null do not belong to the task; a warning has their number. The training rows of a task with an
-    external teacher need no labels. A test split whose labels are all missing, or -1 as on the Hub, is left out.
+    external teacher need no labels. A test split or a further validation set whose labels are all missing, or -1 as on
+    the Hub, is left out.
 
     Returns:
         Split -> rows, in the order train, validation, further validation sets, test.
@@ -63,15 +64,23 @@ def divide_splits(
         if isinstance(value, Mapping):
             # Before sampling: which rows are held out does not depend on `max_samples`.
             loaded["train"], loaded[split] = _split_off(name, loaded["train"], value["from_train"], seed, split)
-    if "test" in loaded and _has_no_labels(loaded["test"], task):
-        del loaded["test"]
+    for split in sorted(loaded.keys() - {"train", "validation"}):
+        if _has_no_labels(loaded[split], task):
+            del loaded[split]
+            if split != "test":
+                _warn(f"Task {name!r}: the {split} split has no labels of the task, and is left out of it.")
     order = sorted(loaded, key=lambda split: (SPLITS.index(split.split("_")[0]), split))
     # After the split: what is held out of a table is held out of all its tasks.
     labeled, message = labeled_sets(name, task, {split: loaded[split] for split in order})
-    if message is not None and os.environ.get("RANK", "0") == "0":
-        logger.warning(message)
+    if message is not None:
+        _warn(message)
     limits = source.max_samples
     return {split: sample(rows, limits.get(split, len(rows)), seed, split) for split, rows in labeled.items()}
+
+
+def _warn(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
 
 
 def is_unlabeled(rows: Dataset, task: TaskConfig) -> bool:

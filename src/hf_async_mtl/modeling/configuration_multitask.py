@@ -158,10 +158,10 @@ class TaskConfig:
                 split ``train``. Rows whose label is null do not belong to the task. Fields that are set are kept.
 
         Raises:
-            ConfigurationError: A label is not a number, all targets are equal, or there is only one class.
+            ConfigurationError: The labels have no column, a label is not a number, all targets are equal, or there is
+                only one class.
         """
-        is_dict = isinstance(dataset, Mapping) and "train" in dataset
-        rows = from_package("tasks.rows").labeled_rows(dataset["train"] if is_dict else dataset, self)
+        rows = from_package("tasks.rows").training_rows(dataset, self)
         resolved: TaskConfig = from_package("tasks.registry").TASK_TYPES[self.type].resolve(self, rows)
         return resolved
 

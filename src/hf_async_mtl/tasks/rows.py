@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
+from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .labels import ignored_labels, label_text, listed
 from .registry import TASK_TYPES
@@ -55,6 +56,25 @@ def labeled_rows(rows: Dataset, task: TaskConfig, what: str = "The rows of a tas
     rows = plain_rows(rows, what)
     found = _have_labels(rows, task, _ignored(task))
     return rows if found.all() else select_rows(rows, np.flatnonzero(found))
+
+
+def training_rows(rows: Any, task: TaskConfig) -> Dataset:
+    """Return the `labeled_rows` of a raw training set, or of the split ``train`` of a dictionary of splits.
+
+    Raises:
+        ConfigurationError: They are no plain set, or lack the labels that `TaskConfig.resolve` needs.
+    """
+    rows = labeled_rows(rows["train"] if isinstance(rows, Mapping) and "train" in rows else rows, task)
+    missing = [column for column in task.target_columns if column not in rows.column_names]
+    try:
+        TASK_TYPES[task.type].check_unlabeled(task)
+    except ConfigurationError:
+        if missing:
+            raise ConfigurationError(
+                f"The training rows must have the column of labels {missing[0]!r}; they have "
+                f"{', '.join(rows.column_names)}.{nearest_hint(missing[0], rows.column_names)}"
+            ) from None
+    return rows
 
 
 def is_scored(rows: Dataset, task: TaskConfig) -> bool:
