@@ -1,5 +1,6 @@
 """Metrics: values against the reference libraries and by hand, offline, silent, and fitting the task."""
 
+import dataclasses
 import math
 import socket
 import subprocess
@@ -300,6 +301,27 @@ def test_seqeval_without_chunks_is_silent():
     """A head that predicts `O` everywhere makes seqeval warn."""
     assert value("seqeval_f1", "token_classification", [["O", "O"]], [["O", "B-A"]]) == 0.0
     assert value("seqeval_f1", "token_classification", [["O"]], [["O"]]) == 0.0
+
+
+def test_tags_in_any_case_are_chunks() -> None:
+    """Tags in lower case were chunks of their own: a head that predicts `o` everywhere had an F1 of 0.21."""
+    gold = [["o", "b-a", "i-a", "o", "u-b", "u-b"]]
+    assert value("seqeval_f1", "token_classification", [["o"] * 6], gold) == 0.0
+    assert value("seqeval_f1", "token_classification", gold, [["O", "B-a", "I-a", "O", "S-b", "S-b"]]) == 1.0
+    # Two chunks of one word each, not one of two words.
+    half = value("seqeval_f1", "token_classification", [["o", "b-a", "i-a", "o", "u-b", "o"]], gold)
+    assert half == pytest.approx(2 * 2 / 5)
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["NOUN", "VERB"], ["B-x", "I-x", "a", "b"]])
+def test_tags_without_an_outside_tag_are_refused(names: list[str]) -> None:
+    """Numbers as tags were all chunks, and F1 that of every word."""
+    task = TaskConfig("token_classification", ["tokens"], label_names=names, metrics=["seqeval_f1"])
+    with pytest.raises(ConfigurationError, match=rf"; found the tags {', '.join(names)}\. Use accuracy"):
+        check_metric("seqeval_f1", task)
+    check_metric("accuracy", task)
+    check_metric("seqeval_f1", dataclasses.replace(task, label_names=[*names, "Outside"]))
+    check_metric("seqeval_f1", dataclasses.replace(task, label_names=["B-x", "I-x", "PAD"]))
 
 
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag:UserWarning")

@@ -22,6 +22,7 @@ import numpy as np
 from .modeling.configuration_multitask import TaskConfig
 from .span_metrics import chunk_score, exact_match, squad_f1, token_accuracy
 from .tasks.registry import TASK_TYPES
+from .tasks.special_labels import OUTSIDE_TAGS, has_chunks
 from .validation import ConfigurationError
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -251,6 +252,17 @@ def check_metric(name: str, task: TaskConfig) -> None:
         _try_loaded(name, task)
         return
     _check_fit(name, task.type, task.label_names)
+    if isinstance(METRICS[name].function, partial) and METRICS[name].function.func is chunk_score:
+        _check_chunks(name, task.label_names)
+
+
+def _check_chunks(name: str, labels: Sequence[str] | None) -> None:
+    if labels is not None and not has_chunks(labels):
+        raise ConfigurationError(
+            f"The metric {name!r} counts chunks of words, and needs a tag of the words outside of them, in any case "
+            f"{', '.join(OUTSIDE_TAGS[:-1])} or {OUTSIDE_TAGS[-1]}; found the tags {', '.join(labels[:10])}"
+            f"{', ...' if len(labels) > 10 else ''}. Use accuracy, or name the tags with `label_names`."
+        )
 
 
 def _try_loaded(name: str, task: TaskConfig) -> None:

@@ -175,6 +175,21 @@ def test_tags_that_training_lacks_are_chunks_that_are_missed() -> None:
     assert evaluator.metrics(dataset, logits) == {"seqeval_f1": 0.5}
 
 
+@pytest.mark.parametrize("outside", ["O", "o", "OTHER"])
+def test_metrics_of_tags_are_over_all_words(outside: str) -> None:
+    """Bug: F1 is over the words that are read: 1 where half of the chunks are behind the maximum length."""
+    words = ["red", "cat", "dog", "hat"] * 4
+    tags = ["b-x" if word == "red" else outside for word in words]
+    rows = Dataset.from_dict({"tokens": [words], "tags": [tags]})
+    task = TaskConfig("token_classification", ["tokens"], "tags", metrics=["seqeval_f1", "accuracy"]).resolve(rows)
+    assert task.label_names is not None
+    dataset = TaskDataset("t", 0, task, encode(rows, "t", task, tiny_tokenizer(), 10))
+    read = [task.label_names.index(tag) for tag in tags[:8]]  # beside [CLS] and [SEP]
+    logits = np.eye(2)[[0, *read, 0]][None]
+    metrics = TaskEvaluator(tiny_model(["polarity"]), {}, {}).metrics(dataset, logits)
+    assert metrics == {"seqeval_f1": pytest.approx(2 * 2 / (2 + 4)), "accuracy": 14 / 16}
+
+
 def test_labels_of_several_per_row_that_training_lacks_are_missed() -> None:
     """Bug: a topic in a validation file that training lacks refuses the run."""
     train = Dataset.from_dict({"text": ["cat", "dog"], "topics": [["a"], ["b"]]})

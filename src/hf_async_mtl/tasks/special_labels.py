@@ -9,6 +9,7 @@ from ..modeling.configuration_multitask import TaskConfig
 
 OUTSIDE_TAGS = ("o", "_", "-", "out", "outside", "other", "none", "null")
 """Tags of words outside of all chunks, in lower case; the first one that a task has is its outside tag."""
+_PREFIX = re.compile("[BIESLU]-.", re.IGNORECASE)
 _PAIRS = (
     ("0", "1"),
     ("-1", "1"),
@@ -41,9 +42,22 @@ def known_positive(names: Sequence[str]) -> int | None:
 
 
 def outside_tag(names: Sequence[str]) -> str | None:
-    """Return the tag of words outside of all chunks: the name that is one of `OUTSIDE_TAGS` in any case."""
+    """Return the tag of words outside of all chunks; None if there is none.
+
+    It is the name that is one of `OUTSIDE_TAGS` in any case, or the only one without a prefix (``B-``, ``I-``, ...).
+
+    >>> outside_tag(["B-x", "I-x", "o"]), outside_tag(["B-x", "PAD"]), outside_tag(["NOUN", "VERB"])
+    ('o', 'PAD', None)
+    """
     found = {name.lower(): name for name in reversed(names)}
-    return next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
+    known = next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
+    plain = [name for name in names if not _PREFIX.match(name)]
+    return plain[0] if known is None and len(plain) == 1 < len(names) else known
+
+
+def has_chunks(names: Sequence[str]) -> bool:
+    """Return whether tags say where chunks are: one is that of words outside, or all have a prefix."""
+    return outside_tag(names) is not None or all(map(_PREFIX.match, names))
 
 
 def positive_index(task: TaskConfig) -> int:
