@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
 _TASK_FIELDS = (
     *("type", "text_columns", "label_column", "label_names", "positive_label"),
-    *("metrics", "max_length", "doc_stride"),
+    *("metrics", "max_length", "doc_stride", "doc_pooling"),
 )
 
 

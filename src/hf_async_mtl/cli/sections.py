@@ -90,7 +90,9 @@ class TaskSection:
         metrics: Names of metrics; the first is monitored. Default: that of the type. See [data](data.md#metrics).
         max_samples: Largest number of rows of a split, such as ``{train: 2000}``: a seeded sample.
         max_length: Maximum length of a sequence in tokens. Default: that at the top of the file.
-        doc_stride: Number of tokens that two windows of a long question-answering context share.
+        doc_stride: Number of tokens that two windows of a long text share (see [long texts](data.md#long-texts)).
+            Default: 32 for ``question_answering``; other texts are cut at ``max_length``.
+        doc_pooling: How the windows' logits become those of a text: ``mean`` (the default) or ``max``.
         weight: Weight of the task's examples in the loss, above 0. Default: 1.
         loss: Options of the loss on the labels, such as ``{class_weights: balanced}``; see below.
         convergence: Overrides of the section ``convergence``.
@@ -109,6 +111,7 @@ class TaskSection:
     max_samples: Any = None
     max_length: int | None = None
     doc_stride: int | None = None
+    doc_pooling: str | None = None
     weight: float | None = None
     loss: Any = None
     convergence: Any = None

@@ -217,7 +217,7 @@ def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mappi
     if not any(counts.values()):
         return None
     found = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in counts.items())
-    texts = TASK_TYPES[task.type].truncated_texts
+    texts = TASK_TYPES[task.type].truncated_texts(task)
     return f"Task {name!r}: {found} have {texts} {max_length} tokens, and are read up to there."
 
 

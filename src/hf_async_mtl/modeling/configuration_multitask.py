@@ -58,7 +58,9 @@ class TaskConfig:
             `resolve` takes the rarer one.
         metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the type.
         max_length: Maximum length of a sequence in tokens. Default: that of the model.
-        doc_stride: Number of tokens that two windows of a long question-answering context share.
+        doc_stride: Number of tokens that two windows of a long text share. Without it a long text is cut to its first
+            ``max_length`` tokens; a question-answering context is always read in windows.
+        doc_pooling: How the windows' logits become those of a text: ``mean`` (the default) or ``max``.
         target_mean: Mean of the training targets of a regression task; found by `resolve`.
         target_std: Their standard deviation; found by `resolve`. Losses are those of standardized targets.
 
@@ -77,6 +79,7 @@ class TaskConfig:
     metrics: list[str] | None = None
     max_length: int | None = None
     doc_stride: int | None = None
+    doc_pooling: str | None = None
     target_mean: float | None = None
     target_std: float | None = None
     positive_label: str | None = None

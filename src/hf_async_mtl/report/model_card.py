@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..tasks.registry import TASK_TYPES
 from ..tasks.special_labels import class_of_metric
+from ..tasks.windows import CARD_NOTE as WINDOW_NOTE
 from .tables import MISSING, percent_text, step_text, value_text
 
 if TYPE_CHECKING:
@@ -95,13 +96,19 @@ class RunCard:
             final_step=self.report["final"]["step"] if "final" in self.report else None,
             last_step=self.report["step"],
             has_test=any(_is_number(self.results.get(f"test_{key}")) for key in self._metric_keys()),
-            notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
+            notes=self._notes(),
             # The final model is merged; a checkpoint is not.
             has_lora="lora" in self.training and "final" not in self.report,
             example_task=plain,
             example_inputs=TASK_TYPES[self.tasks[plain].type].tokenizer_call(self.tasks[plain]) if plain else "",
         )
         return card
+
+    def _notes(self) -> list[str]:
+        kinds = [(TASK_TYPES[task.type], task) for task in self.tasks.values()]
+        notes = [kind.card_note for kind, _ in kinds]
+        notes += [WINDOW_NOTE if kind.reads_windows(task) else None for kind, task in kinds]
+        return [note for note in dict.fromkeys(notes) if note is not None]
 
     def metadata(self) -> ModelCardData:
         """Return the YAML block; its model index has the test results, or the validation results if there are none."""

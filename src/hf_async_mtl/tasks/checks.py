@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from ..modeling.configuration_multitask import TaskConfig, check_max_length
+from ..modeling.heads import HEADS
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .labels import label_text
@@ -25,8 +26,7 @@ def check_task(task: TaskConfig) -> None:
         _check_positive_label(task)
     if task.max_length is not None:
         check_max_length(task.max_length)
-    if task.doc_stride is not None:
-        _check_doc_stride(task)
+    _check_windows(task)
     if task.target_std is not None and not task.target_std > 0:
         raise ConfigurationError(
             f"`target_std` must be greater than 0; found {task.target_std!r}. Leave it out: "
@@ -114,10 +114,20 @@ def _check_positive_label(task: TaskConfig) -> None:
         )
 
 
-def _check_doc_stride(task: TaskConfig) -> None:
-    if not TASK_TYPES[task.type].has_windows or not isinstance(task.doc_stride, int) or task.doc_stride < 0:
-        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.has_windows)
+def _check_windows(task: TaskConfig) -> None:
+    kind, stride, pooling = TASK_TYPES[task.type], task.doc_stride, task.doc_pooling
+    if stride is not None and not (kind.has_windows and isinstance(stride, int) and stride >= 0):
+        fitting = " or ".join(name for name, other in TASK_TYPES.items() if other.has_windows)
         raise ConfigurationError(
-            f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
-            f"{task.doc_stride!r} in a {task.type} task."
+            f"`doc_stride` must be a whole number of at least 0, in a task of type {fitting}; found {stride!r} in a "
+            f"{task.type} task."
+        )
+    if pooling is None:
+        return
+    pooled = [name for name, other in TASK_TYPES.items() if other.has_windows and HEADS[name].unit == "example"]
+    if pooling not in ("mean", "max") or stride is None or task.type not in pooled:
+        raise ConfigurationError(
+            "`doc_pooling` must be mean or max, and stands beside a `doc_stride` in a task of type "
+            f"{' or '.join(pooled)}; found {pooling!r} in a {task.type} task with{'out' if stride is None else ''} a "
+            "stride."
         )

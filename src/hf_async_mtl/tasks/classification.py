@@ -30,6 +30,7 @@ class Classification(TaskType):
     """One class out of C. Logits ``[N, C]``; predictions are class indices."""
 
     hub_name = "text-classification"
+    has_windows = True
     problem_type = "single_label_classification"
     metrics = (
         *("accuracy", "f1", "macro_f1", "micro_f1", "weighted_f1", "matthews_correlation", "balanced_accuracy"),

@@ -32,6 +32,7 @@ class Multilabel(TaskType):
     """
 
     hub_name = "text-classification"
+    has_windows = True
     problem_type = "multi_label_classification"
     target_type = ["float32"]
     metrics = (

@@ -26,6 +26,7 @@ class Regression(TaskType):
     """A number in the units of its data. Logits ``[N]`` are the predictions."""
 
     hub_name = "text-classification"  # the Hub has no task for a regression on text; this pipeline runs it
+    has_windows = True
     problem_type = "regression"
     target_type = "float64"
     ignored = ()
