@@ -608,7 +608,7 @@ def rows(**columns: Any) -> Dataset:
         ),
         (
             {"train_dataset": {**some_rows(PAIR), "polarity": rows(text=["a"], label=["so-so"])}},
-            "Task 'polarity', column 'label', row 0",
+            "Task 'polarity', train split, column 'label', row 0",
         ),
     ],
 )
