@@ -252,7 +252,8 @@ def check_metric(name: str, task: TaskConfig) -> None:
         _try_loaded(name, task)
         return
     _check_fit(name, task.type, task.label_names)
-    if isinstance(METRICS[name].function, partial) and METRICS[name].function.func is chunk_score:
+    function = METRICS[name].function
+    if isinstance(function, partial) and function.func is chunk_score:
         _check_chunks(name, task.label_names)
 
 
