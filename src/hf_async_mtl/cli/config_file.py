@@ -17,7 +17,7 @@ from ..tasks.loss import LossConfig
 from ..tasks.presets import PRESETS
 from ..training.sections import SECTIONS, parse_sections
 from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of
-from .sections import TaskSection, TopLevel
+from .file_keys import TaskSection, TopLevel
 from .yaml_file import read_yaml
 
 if TYPE_CHECKING:
