@@ -20,8 +20,9 @@ class TopLevel:
     """The keys at the top of the configuration file.
 
     Args:
-        encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``, or of a trained
-            multi-task model, whose heads are kept (see [growing](growing.md)).
+        encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state`` (see
+            [encoders](encoders.md)), or of a trained multi-task model, whose heads are kept (see
+            [growing](growing.md)).
         tasks: Name -> task; see below.
         data: Where the splits of the tasks are that have no ``data`` of their own or of their preset, as for one table
             with a column of labels per task (see [data](data.md#one-table-for-several-tasks)).
