@@ -288,7 +288,7 @@ class KeepingTrainer(AsyncMTLTrainer):
             for example in split_by_example(ids, logits[rows.name], units)
         )
         logits: Any = [found[index] for index in range(len(rows))]
-        return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
+        return TASK_TYPES[rows.task.type].metric_predictions(rows.task, logits, rows.rows)
 
 
 def value_of(rows: TaskDataset, answers: Sequence[Any]) -> float:
@@ -544,7 +544,8 @@ def score_cell(plan: Plan, cell: Cell, cells: Path) -> tuple[dict[str, Any], dic
             kind, name = key.split(".")
             task = tasks[name]
             length = task.max_length or (config.model["max_length"] or 128)
-            true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
+            rows = encode(splits[name]["test"], name, task, tokenizer, length, split="test")
+            true = TASK_TYPES[task.type].references(task, rows)
             given = from_array(task, answers[key], true)
             metric = task.monitored
             values.setdefault(kind, {})[name] = defined(

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..tasks.labels import is_missing
-from ..tasks.rows import labeled_sets, plain_rows, select_rows
+from ..tasks.rows import labeled_rows, labeled_sets, plain_rows, select_rows
 from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .config import SPLITS, DataSource
@@ -131,7 +131,8 @@ def _check_split(name: str, split: str, rows: Dataset, columns: list[str]) -> No
 
 
 def _has_no_labels(rows: Dataset, task: TaskConfig) -> bool:
-    return all(all(is_missing(value) for value in rows[column]) for column in task.target_columns)
+    hidden = all(all(is_missing(value) for value in rows[column]) for column in task.target_columns)
+    return hidden or (len(rows) > 0 and len(labeled_rows(rows, task)) == 0)
 
 
 def read_hub_split(source: DataSource, name: str, split: str) -> Dataset:

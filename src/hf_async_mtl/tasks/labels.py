@@ -279,6 +279,8 @@ class LabelEncoder:
 
     def __call__(self, value: Any) -> int:
         """Return the index, -100 for "no label"; raise a `LabelError` if the label is not known."""
+        if isinstance(value, str) and value in self._index:
+            return self._index[value]
         value = _plain(_hashable(value))
         if value in self._ignored:
             return IGNORE
