@@ -18,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import check_metric, compute
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+from hf_async_mtl.modeling.losses import IGNORE
 from hf_async_mtl.span_metrics import normalize_answer
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.validation import ConfigurationError
@@ -163,6 +164,23 @@ def test_metrics_of_probabilities_at_their_edges():
     assert math.isnan(value("roc_auc", "classification", three, [0, 1, 0]))
     expected = sklearn_metrics.log_loss([0, 1, 0], three, labels=[0, 1, 2])
     assert value("log_loss", "classification", three, [0, 1, 0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "log_loss"])
+def test_labels_that_are_ignored_do_not_count(name):
+    """A label of -100 counts as one that does not apply, and a good ranking as a bad one."""
+    _, given, references = probabilities_of("multilabel", 30, 3, 0, ties=False)
+    given, references = np.array(given), np.array(references)
+    references[::4, 1] = IGNORE
+    found = compute([name], "multilabel", references, references, None, given)[name]
+    columns = [(given[references[:, c] != IGNORE, c], references[references[:, c] != IGNORE, c]) for c in range(3)]
+    if name == "log_loss":
+        known = references != IGNORE
+        losses = -np.log(np.where(references == 1, given, 1 - given)) * known
+        assert found == pytest.approx((losses.sum(1) / known.sum(1)).mean())
+    else:
+        reference = getattr(sklearn_metrics, f"{name}_score")
+        assert found == pytest.approx(np.mean([reference(true, scores) for scores, true in columns]))
 
 
 def test_probabilities_of_large_logits_are_finite():

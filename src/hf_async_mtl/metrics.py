@@ -1,6 +1,6 @@
 """Metrics: functions of predictions and references, in one table. Other names go to ``evaluate.load``.
 
-There is one prediction and one reference per example, in the format of `TaskType.predictions` and
+There is one prediction and one reference per example, in the format of `TaskType.metric_predictions` and
 `TaskType.references`. A metric that `reads_probabilities` takes `TaskType.probabilities` in place of predictions.
 
 The values of classes and numbers are scikit-learn's, computed here: the bootstrap asks for hundreds of them, and a call
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .modeling.configuration_multitask import TaskConfig
+from .modeling.losses import IGNORE
 from .span_metrics import chunk_score, exact_match, squad_f1, token_accuracy
 from .tasks.registry import TASK_TYPES
 from .tasks.special_labels import OUTSIDE_TAGS, has_chunks
@@ -95,7 +96,8 @@ def log_loss(probabilities: Any, references: Any) -> float:
     if true.ndim == 2:
         # Labels that training lacks have no probability.
         given = np.pad(given, ((0, 0), (0, true.shape[1] - given.shape[1])), constant_values=_SMALLEST)
-        return float(-np.log(np.where(true == 1, given, 1 - given)).mean())
+        losses, known = -np.log(np.where(true == 1, given, 1 - given)), true != IGNORE
+        return float((np.where(known, losses, 0).sum(1) / known.sum(1)).mean())
     of_true = np.where(true[:, None] == np.arange(given.shape[1]), given, 0).sum(1)
     return float(-np.log(np.maximum(of_true, _SMALLEST)).mean())
 
@@ -109,8 +111,10 @@ def one_vs_rest(score: Callable[[np.ndarray, np.ndarray], float], probabilities:
     if not np.isfinite(given).all():
         return math.nan
     is_class = true == 1 if true.ndim == 2 else true[:, None] == np.arange(given.shape[1])
+    known = true != IGNORE if true.ndim == 2 else np.ones_like(is_class)
     first = 1 if true.ndim == 1 and given.shape[1] == 2 else 0
-    return float(np.mean([score(given[:, c], is_class[:, c]) for c in range(first, given.shape[1])]))
+    columns = [(given[:, c], is_class[:, c], known[:, c]) for c in range(first, given.shape[1])]
+    return float(np.mean([score(scores[rows], positive[rows]) for scores, positive, rows in columns]))
 
 
 def roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:

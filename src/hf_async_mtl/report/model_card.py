@@ -17,7 +17,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
 from ..tasks.registry import TASK_TYPES
-from ..tasks.special_labels import class_of_metric
 from ..tasks.windows import CARD_NOTE as WINDOW_NOTE
 from .tables import MISSING, percent_text, step_text, value_text
 
@@ -270,7 +269,7 @@ def _inputs(task: TaskConfig) -> str:
 
 
 def _metric(task: TaskConfig, metric: str) -> str:
-    name = class_of_metric(task, metric)
+    name = TASK_TYPES[task.type].class_of_metric(task, metric)
     return _code(metric) if name is None else f"{_code(metric)} of {_code(name)}"
 
 

@@ -214,6 +214,10 @@ class TaskType(ABC):
         """
         return np.asarray(logits).argmax(-1).tolist()
 
+    def class_of_metric(self, task: TaskConfig, metric: str) -> str | None:
+        """Return the name of the class that a metric is that of; None if it is one of all classes."""
+        return None
+
     def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         """Return the `predictions` of an encoded split with labels, each in the form of its reference."""
         return self.predictions(task, logits, rows)

@@ -15,7 +15,7 @@ from ..validation import ConfigurationError
 from .base import Target, TaskType, label_values
 from .labels import ignored_labels, label_counts, label_encoder
 from .loss import BALANCED
-from .special_labels import class_of_metric, known_positive, positive_index
+from .special_labels import METRICS_OF_ONE_CLASS, known_positive, positive_index
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,13 +50,19 @@ class Classification(TaskType):
         """Return the task with its class names and, if a metric is that of one class, the positive one."""
         task = super().resolve(task, dataset)
         names = task.label_names
-        is_read = any(class_of_metric(task, metric) is not None for metric in task.metrics or ())
+        is_read = any(self.class_of_metric(task, metric) is not None for metric in task.metrics or ())
         if names is None or not is_read or task.positive_label is not None:
             return task
         counts, _ = self.class_counts(task, dataset)
         known = known_positive(names)
         rarer = 0 if counts[0] < counts[1] else 1
         return dataclasses.replace(task, positive_label=names[rarer if known is None else known])
+
+    def class_of_metric(self, task: TaskConfig, metric: str) -> str | None:
+        names = task.label_names
+        if metric not in METRICS_OF_ONE_CLASS or names is None or len(names) != 2:
+            return None
+        return names[positive_index(task)]
 
     def in_metric_order(self, task: TaskConfig, values: list[Any]) -> list[Any]:
         """Return the values with the positive one of two classes as the second."""

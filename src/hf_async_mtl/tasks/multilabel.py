@@ -108,17 +108,17 @@ class Multilabel(TaskType):
         return (np.asarray(logits) > 0).astype(int).tolist()
 
     def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
-        """Return 0 or 1 for each label; 0 for a label that is ignored, and for one that the head cannot predict."""
+        """Return 0 or 1 for each label; -100 for a label that is ignored, 0 for one that the head cannot predict."""
         chosen, labels = np.asarray(logits) > 0, np.asarray(rows["labels"])
         chosen = np.pad(chosen, ((0, 0), (0, labels.shape[1] - chosen.shape[1])))
-        return (chosen & (labels != IGNORE)).astype(int).tolist()
+        return np.where(labels == IGNORE, IGNORE, chosen).tolist()
 
     def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
         return torch.as_tensor(np.asarray(logits)).double().sigmoid().tolist()
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         return [
-            None if all(label == IGNORE for label in labels) else [int(label == 1) for label in labels]
+            None if all(label == IGNORE for label in labels) else [int(label) for label in labels]
             for labels in rows["labels"]
         ]
 

@@ -17,7 +17,7 @@ from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .labels import ignored_labels, label_text, listed
 from .registry import TASK_TYPES
-from .special_labels import class_of_metric, known_positive, positive_index
+from .special_labels import known_positive, positive_index
 
 
 def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
@@ -175,7 +175,8 @@ def label_messages(name: str, task: TaskConfig, rows: Dataset, split: str) -> li
 
 def positive_class(name: str, task: TaskConfig) -> str | None:
     """Return the message about the class that metrics are those of; None if there are none, or the names say it."""
-    metrics = [metric for metric in task.metrics or () if class_of_metric(task, metric) is not None]
+    kind = TASK_TYPES[task.type]
+    metrics = [metric for metric in task.metrics or () if kind.class_of_metric(task, metric) is not None]
     if not metrics or known_positive(task.label_names or ()) == positive_index(task):
         return None
     reason = (
@@ -184,7 +185,8 @@ def positive_class(name: str, task: TaskConfig) -> str | None:
         else "that of `positive_label` (default: the rarer one)"
     )
     is_or_are = "is that" if len(metrics) == 1 else "are those"
-    return f"Task {name!r}: {', '.join(metrics)} {is_or_are} of class {class_of_metric(task, metrics[0])!r}, {reason}."
+    positive = kind.class_of_metric(task, metrics[0])
+    return f"Task {name!r}: {', '.join(metrics)} {is_or_are} of class {positive!r}, {reason}."
 
 
 def untrained_classes(name: str, task: TaskConfig, train: Dataset, evaluation: Sequence[Dataset]) -> str | None:

@@ -69,11 +69,3 @@ def positive_index(task: TaskConfig) -> int:
         return names.index(task.positive_label)
     known = known_positive(names)
     return 1 if known is None else known
-
-
-def class_of_metric(task: TaskConfig, metric: str) -> str | None:
-    """Return the name of the class that a metric is that of; None if it is one of all classes."""
-    names = task.label_names
-    if metric not in METRICS_OF_ONE_CLASS or names is None or len(names) != 2:
-        return None
-    return names[positive_index(task)]

@@ -27,7 +27,6 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..significance import paired_standard_error
 from ..tasks.registry import TASK_TYPES
-from ..tasks.special_labels import class_of_metric
 from ..utils import write_atomic
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
@@ -55,7 +54,7 @@ def new_schedule(
             args.convergence_of(name),
             distilled_from_start=name in teachers,
             greater_is_better=greater_is_better(task.monitored),
-            positive_label=class_of_metric(task, task.monitored),
+            positive_label=TASK_TYPES[task.type].class_of_metric(task, task.monitored),
         )
         for name, task in tasks.items()
     }
