@@ -78,6 +78,7 @@ When it is loaded, it runs on a few tokens:
 * An encoder that needs other inputs is refused with one sentence.
 * `pooling: cls` is refused if the first token does not see the others, as in GPT-2 or Llama. `mean` and `max` work.
 * Packed and padded tokens must get the same states. If they do not, batches are length groups, which cost more padding.
+* If the states depend on padding, as through a convolution, a group has texts of one length, which costs more forwards.
 
 The side on which a tokenizer pads makes no difference. A tokenizer needs a pad token.
 
@@ -105,7 +106,7 @@ Types that are not listed do not read text alone (images, sound, a decoder's inp
 
 
 class Outcome(NamedTuple):
-    """What became of a type: it trains ``packed`` or in ``length groups``, is ``refused``, or ``not built``."""
+    """What became of a type: it trains ``packed``, in ``length groups`` or groups of ``equal lengths``, or not."""
 
     kind: str
     detail: str
@@ -189,7 +190,8 @@ def try_type(model_type: str) -> Outcome | None:
                 outcome = Outcome("refused", str(error).replace(folder, model_type))
                 continue
             train(model)
-            return Outcome("packed" if model.packs else "length groups", pooling)
+            unpacked = "length groups" if model._length_groups else "equal lengths"
+            return Outcome("packed" if model.packs else unpacked, pooling)
     return outcome
 
 
@@ -202,7 +204,7 @@ def first_line(error: Exception) -> str:
 def page(found: Mapping[str, Outcome]) -> str:
     """Return the page."""
     rows = []
-    for kind in ("packed", "length groups"):
+    for kind in ("packed", "length groups", "equal lengths"):
         for pooling, settings in (("cls", "`cls`, `mean`, `max`"), ("mean", "`mean`, `max`")):
             names = [f"`{name}`" for name, outcome in found.items() if outcome == (kind, pooling)]
             if names:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     BertConfig,
     BrosConfig,
+    FNetConfig,
     FunnelBaseModel,
     FunnelConfig,
     FunnelModel,
@@ -96,6 +97,15 @@ def test_packed_is_padded(name: str) -> None:
     for task in TASKS:
         ordered = sorted(examples, key=lambda example: example["task_id"])
         torch.testing.assert_close(logits[task], padded_logits(model, ordered, task), atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_has_the_same_logits_in_every_batch() -> None:
+    """Bug: an encoder that reads its padding (FNet has no mask) scores a text by the length of its neighbors."""
+    model, examples = tiny_model(FNetConfig(**SIZES)), random_examples(["topic"], per_task=4)
+    together = model(**packed(model, examples)).logits["topic"]
+    for index, example in enumerate(examples):
+        alone = model(**packed(model, [example])).logits["topic"]
+        torch.testing.assert_close(together[index : index + 1], alone)
 
 
 def test_an_encoder_with_two_classes(tmp_path: Path) -> None:

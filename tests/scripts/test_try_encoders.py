@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "encoders.md").read_text(encoding="utf-8")
     [
         ("electra", "packed", "cls"),
         ("gpt_neo", "packed", "mean"),
-        ("funnel", "length groups", "cls"),
+        ("funnel", "equal lengths", "cls"),
         ("xlnet", "length groups", "cls"),  # which has no limit of positions
         ("flaubert", "length groups", "cls"),  # which asserts
         ("codegen", "length groups", "mean"),  # whose configuration has no pad token

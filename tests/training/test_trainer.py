@@ -755,8 +755,10 @@ def test_defaults_follow_what_is_given(given: dict[str, Any], expected: tuple[An
 
 def test_what_is_given_is_kept() -> None:
     """Bug: a default takes the place of a setting, and two settings that exclude each other pass."""
-    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):
+    with pytest.raises(ConfigurationError, match=r"found epoch \(5\) and steps \(5\)\. Change them, or set `load_best"):
         AsyncMTLTrainingArguments("out", use_cpu=True, eval_steps=5, save_strategy="epoch")
+    with pytest.raises(ConfigurationError, match=r"found steps \(7\) and steps \(5\)"):
+        AsyncMTLTrainingArguments("out", use_cpu=True, eval_steps=5, save_steps=7)
     args = AsyncMTLTrainingArguments(
         "out", use_cpu=True, eval_steps=5, save_strategy="epoch", load_best_model_at_end=False
     )

@@ -153,13 +153,18 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int = 4) -> Ragged:
-    """Encode the segments of packed rows in at most ``groups`` padded forwards; see `encode_rows`."""
+def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int | None = 4) -> Ragged:
+    """Encode the segments of packed rows in at most ``groups`` padded forwards.
+
+    None: one forward per length, so that a segment's padding does not depend on the batch. Those of less than 8 tokens
+    are padded to 8: Funnel cannot pool two.
+    """
     starts, lengths, types = rows.segment_starts, rows.segment_lengths, rows.token_type_ids
     sizes, pad, device = lengths.tolist(), padding_id(encoder), starts.device
     padded, padded_starts, end = [], torch.empty_like(starts), 0
-    for group in length_groups(sizes, groups):
-        longest, members = max(sizes[i] for i in group), torch.tensor(group, device=device)
+    widths = sizes if groups is not None else [max(size, 8) for size in sizes]
+    for group in length_groups(widths, groups or len(widths)):
+        longest, members = max(widths[i] for i in group), torch.tensor(group, device=device)
         column = torch.arange(longest, device=device)
         mask = column < lengths[members, None]
         tokens = torch.where(mask, starts[members, None] + column, 0)
@@ -239,10 +244,22 @@ def _packed_equals_padded(encoder: Any, position_offset: int) -> bool:
         packed = encode_rows(encoder, rows, counts, position_offset).states
     except _UNPACKABLE:
         return False
-    padded = encode_length_groups(encoder, rows, counts, groups=1).states
+    return _are_close(packed, encode_length_groups(encoder, rows, counts, groups=1).states)
+
+
+def padding_changes_states(encoder: Any) -> bool:
+    """Return whether the states of a segment depend on padding, as with convolutions (ConvBERT) or no mask (FNet)."""
+    with trial(encoder):
+        rows = random_row(encoder)
+        counts = torch.ones_like(rows.segment_lengths)
+        padded, alone = (encode_length_groups(encoder, rows, counts, groups).states for groups in (1, 3))
+    return not _are_close(padded, alone)
+
+
+def _are_close(states: Tensor, expected: Tensor) -> bool:
     # Far above the rounding errors of the dtype, far below the effect of a neighbor or of a wrong position.
-    tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
-    return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
+    tolerance = 1e-4 if states.dtype == torch.float32 else 2e-2
+    return bool((states - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def random_row(encoder: Any) -> PackedRows:
