@@ -13,8 +13,9 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers.utils import logging
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..tasks.columns import select_rows
 from ..tasks.labels import is_missing
-from ..tasks.rows import labeled_rows, labeled_sets, plain_rows, select_rows
+from ..tasks.rows import labeled_rows, labeled_sets, plain_rows
 from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .config import SPLITS, DataSource

@@ -18,7 +18,8 @@ from datasets.fingerprint import Hasher
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
-from ..tasks.labels import HINT, LabelError, file_row
+from ..tasks.columns import file_row
+from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES
 from ..tasks.rows import plain_rows
 from ..validation import ConfigurationError

@@ -16,6 +16,7 @@ from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from .base import Target, TaskType, label_values
 from .classification import CARD_LABELS
+from .columns import column_pieces
 from .labels import LabelError, label_counts, label_encoder
 from .loss import BALANCED
 
@@ -150,8 +151,8 @@ def vector_length(dataset: Dataset, column: str, count: int | None = None) -> in
     lengths, feature = set(), dataset.features[column]
     if type(getattr(feature, "feature", None)).__name__ != "Value":
         return None
-    for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
-        lengths |= set(pc.unique(pc.list_value_length(piece.column(0))).to_pylist())
+    for _, labels in column_pieces(dataset, column):
+        lengths |= set(pc.unique(pc.list_value_length(labels)).to_pylist())
         if len(lengths - {None}) > 1:
             return None
     length = next(iter(lengths - {None}), 0)

@@ -13,7 +13,8 @@ import numpy as np
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
 from .base import Target, TaskType
-from .labels import HINT, LabelError, check_number, file_row
+from .columns import file_row
+from .labels import HINT, LabelError, check_number
 
 if TYPE_CHECKING:
     from datasets import Dataset

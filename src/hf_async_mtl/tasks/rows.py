@@ -15,6 +15,7 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
 from ..utils import nearest_hint
 from ..validation import ConfigurationError
+from .columns import column_pieces, select_rows
 from .labels import ignored_labels, label_text, listed
 from .registry import TASK_TYPES
 from .special_labels import known_positive, positive_index
@@ -41,11 +42,6 @@ def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
             "with `rows.with_format(None)`."
         )
     return rows.with_format(None)
-
-
-def select_rows(rows: Dataset, indices: np.ndarray) -> Dataset:
-    """Return some rows of a set, for `file_row`: `Dataset.select` forgets where a range of rows begins."""
-    return rows._select_with_indices_mapping(indices)
 
 
 def labeled_rows(rows: Dataset, task: TaskConfig, what: str = "The rows of a task") -> Dataset:
@@ -91,13 +87,11 @@ def _have_labels(rows: Dataset, task: TaskConfig, ignored: Collection[int | str]
     columns = [column for column in task.target_columns if column in rows.column_names]
     if not columns or len(rows) == 0:
         return np.ones(len(rows), dtype=bool)
-    pieces = rows.select_columns(columns).with_format("arrow").iter(batch_size=10_000)
-    return np.concatenate(
-        [
-            ~np.all([_is_missing(column.combine_chunks(), ignored) for column in piece.columns], axis=0)
-            for piece in pieces
-        ]
-    )
+    found = np.zeros(len(rows), dtype=bool)
+    for column in columns:
+        for places, values in column_pieces(rows, column):
+            found[places] |= ~_is_missing(values, ignored)
+    return found
 
 
 def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
@@ -109,6 +103,8 @@ def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
     if pa.types.is_struct(column.type):
         fields = [pc.struct_field(column, index) for index in range(column.type.num_fields)]
         return found | np.all([_is_missing(field, ignored) for field in fields], axis=0)
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_nested(column.type):
         return found | _is_ignored(column, ignored)
     lists, labels = pc.list_parent_indices(column).to_numpy(), _is_ignored(column.flatten(), ignored)
