@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_async_mtl.balancing.config import BalancingConfig
-from hf_async_mtl.cli.sections import TaskSection, TopLevel
+from hf_async_mtl.cli.file_keys import TaskSection, TopLevel
 from hf_async_mtl.convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from hf_async_mtl.data.config import DataSection, MixingConfig
 from hf_async_mtl.distillation.config import DistillationConfig

@@ -1,5 +1,6 @@
 """Metrics: values against the reference libraries and by hand, offline, silent, and fitting the task."""
 
+import dataclasses
 import math
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from sklearn import metrics as sklearn_metrics
 from hf_async_mtl import metrics
 from hf_async_mtl.metrics import check_metric, compute
 from hf_async_mtl.modeling.configuration_multitask import TaskConfig
+from hf_async_mtl.modeling.losses import IGNORE
 from hf_async_mtl.span_metrics import normalize_answer
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.validation import ConfigurationError
@@ -164,6 +166,23 @@ def test_metrics_of_probabilities_at_their_edges():
     assert value("log_loss", "classification", three, [0, 1, 0]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "log_loss"])
+def test_labels_that_are_ignored_do_not_count(name):
+    """A label of -100 counts as one that does not apply, and a good ranking as a bad one."""
+    _, given, references = probabilities_of("multilabel", 30, 3, 0, ties=False)
+    given, references = np.array(given), np.array(references)
+    references[::4, 1] = IGNORE
+    found = compute([name], "multilabel", references, references, None, given)[name]
+    columns = [(given[references[:, c] != IGNORE, c], references[references[:, c] != IGNORE, c]) for c in range(3)]
+    if name == "log_loss":
+        known = references != IGNORE
+        losses = -np.log(np.where(references == 1, given, 1 - given)) * known
+        assert found == pytest.approx((losses.sum(1) / known.sum(1)).mean())
+    else:
+        reference = getattr(sklearn_metrics, f"{name}_score")
+        assert found == pytest.approx(np.mean([reference(true, scores) for scores, true in columns]))
+
+
 def test_probabilities_of_large_logits_are_finite():
     """exp of a large logit overflows, and the whole evaluation is NaN."""
     given = TASK_TYPES["classification"].probabilities(None, np.array([[1000.0, 0.0], [0.0, 1000.0]]))
@@ -302,6 +321,27 @@ def test_seqeval_without_chunks_is_silent():
     assert value("seqeval_f1", "token_classification", [["O"]], [["O"]]) == 0.0
 
 
+def test_tags_in_any_case_are_chunks() -> None:
+    """Tags in lower case were chunks of their own: a head that predicts `o` everywhere had an F1 of 0.21."""
+    gold = [["o", "b-a", "i-a", "o", "u-b", "u-b"]]
+    assert value("seqeval_f1", "token_classification", [["o"] * 6], gold) == 0.0
+    assert value("seqeval_f1", "token_classification", gold, [["O", "B-a", "I-a", "O", "S-b", "S-b"]]) == 1.0
+    # Two chunks of one word each, not one of two words.
+    half = value("seqeval_f1", "token_classification", [["o", "b-a", "i-a", "o", "u-b", "o"]], gold)
+    assert half == pytest.approx(2 * 2 / 5)
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["NOUN", "VERB"], ["B-x", "I-x", "a", "b"]])
+def test_tags_without_an_outside_tag_are_refused(names: list[str]) -> None:
+    """Numbers as tags were all chunks, and F1 that of every word."""
+    task = TaskConfig("token_classification", ["tokens"], label_names=names, metrics=["seqeval_f1"])
+    with pytest.raises(ConfigurationError, match=rf"; found the tags {', '.join(names)}\. Use accuracy"):
+        check_metric("seqeval_f1", task)
+    check_metric("accuracy", task)
+    check_metric("seqeval_f1", dataclasses.replace(task, label_names=[*names, "Outside"]))
+    check_metric("seqeval_f1", dataclasses.replace(task, label_names=["B-x", "I-x", "PAD"]))
+
+
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag:UserWarning")
 def test_other_prefixes_score_as_in_seqeval_but_silently():
     """Tags such as `T-POS` make seqeval warn at every evaluation, or are refused though it can score them."""
@@ -392,7 +432,7 @@ def test_lengths_must_agree(predictions, references):
             "f1",
             task("classification", label_names=["a", "b", "c"]),
             (
-                "The metric 'f1' needs exactly two classes, of which the second is the positive one; found 3: a, b, c. "
+                "The metric 'f1' needs exactly two classes, of which one is the positive one; found 3: a, b, c. "
                 "Use macro_f1."
             ),
         ),
@@ -400,7 +440,7 @@ def test_lengths_must_agree(predictions, references):
             "recall",
             task("classification", label_names=["a", "b", "c"]),
             (
-                "The metric 'recall' needs exactly two classes, of which the second is the positive one; found 3: "
+                "The metric 'recall' needs exactly two classes, of which one is the positive one; found 3: "
                 "a, b, c. Use macro_recall."
             ),
         ),

@@ -261,7 +261,7 @@ class KeepingTrainer(AsyncMTLTrainer):
             for example in split_by_example(ids, logits[rows.name], units)
         )
         logits: Any = [found[index] for index in range(len(rows))]
-        return TASK_TYPES[rows.task.type].predictions(rows.task, logits, rows.rows)
+        return TASK_TYPES[rows.task.type].metric_predictions(rows.task, logits, rows.rows)
 
 
 def value_of(rows: TaskDataset, predictions: Sequence[Any]) -> float:
@@ -526,7 +526,8 @@ def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dic
             kind, name = key.split(".")
             task, metric = tasks[name], tasks[name].monitored
             length = task.max_length or (config.model["max_length"] or 128)
-            true = TASK_TYPES[task.type].references(task, encode(splits[name]["test"], name, task, tokenizer, length))
+            rows = encode(splits[name]["test"], name, task, tokenizer, length, split="test")
+            true = TASK_TYPES[task.type].references(task, rows)
             given = from_array(task, predicted[key], true)
             value = compute([metric], task.type, given, true, task.label_names)[metric]
             values.setdefault(kind, {})[name] = defined(value)

@@ -1,6 +1,6 @@
 """Metrics: functions of predictions and references, in one table. Other names go to ``evaluate.load``.
 
-There is one prediction and one reference per example, in the format of `TaskType.predictions` and
+There is one prediction and one reference per example, in the format of `TaskType.metric_predictions` and
 `TaskType.references`. A metric that `reads_probabilities` takes `TaskType.probabilities` in place of predictions.
 
 The values of classes and numbers are scikit-learn's, computed here: the bootstrap asks for hundreds of them, and a call
@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from .modeling.configuration_multitask import TaskConfig
+from .modeling.losses import IGNORE
 from .span_metrics import chunk_score, exact_match, squad_f1, token_accuracy
 from .tasks.registry import TASK_TYPES
+from .tasks.special_labels import OUTSIDE_TAGS, has_chunks
 from .validation import ConfigurationError
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -94,7 +96,8 @@ def log_loss(probabilities: Any, references: Any) -> float:
     if true.ndim == 2:
         # Labels that training lacks have no probability.
         given = np.pad(given, ((0, 0), (0, true.shape[1] - given.shape[1])), constant_values=_SMALLEST)
-        return float(-np.log(np.where(true == 1, given, 1 - given)).mean())
+        losses, known = -np.log(np.where(true == 1, given, 1 - given)), true != IGNORE
+        return float((np.where(known, losses, 0).sum(1) / known.sum(1)).mean())
     of_true = np.where(true[:, None] == np.arange(given.shape[1]), given, 0).sum(1)
     return float(-np.log(np.maximum(of_true, _SMALLEST)).mean())
 
@@ -108,8 +111,10 @@ def one_vs_rest(score: Callable[[np.ndarray, np.ndarray], float], probabilities:
     if not np.isfinite(given).all():
         return math.nan
     is_class = true == 1 if true.ndim == 2 else true[:, None] == np.arange(given.shape[1])
+    known = true != IGNORE if true.ndim == 2 else np.ones_like(is_class)
     first = 1 if true.ndim == 1 and given.shape[1] == 2 else 0
-    return float(np.mean([score(given[:, c], is_class[:, c]) for c in range(first, given.shape[1])]))
+    columns = [(given[:, c], is_class[:, c], known[:, c]) for c in range(first, given.shape[1])]
+    return float(np.mean([score(scores[rows], positive[rows]) for scores, positive, rows in columns]))
 
 
 def roc_auc(scores: np.ndarray, is_positive: np.ndarray) -> float:
@@ -232,7 +237,7 @@ def _check_fit(name: str, task_type: str, labels: Sequence[str] | None) -> None:
         )
     if name in _RATIOS and labels is not None and len(labels) != 2:
         raise ConfigurationError(
-            f"The metric {name!r} needs exactly two classes, of which the second is the positive one; found "
+            f"The metric {name!r} needs exactly two classes, of which one is the positive one; found "
             f"{len(labels)}: {', '.join(labels)}. Use macro_{name}."
         )
 
@@ -251,6 +256,18 @@ def check_metric(name: str, task: TaskConfig) -> None:
         _try_loaded(name, task)
         return
     _check_fit(name, task.type, task.label_names)
+    function = METRICS[name].function
+    if isinstance(function, partial) and function.func is chunk_score:
+        _check_chunks(name, task.label_names)
+
+
+def _check_chunks(name: str, labels: Sequence[str] | None) -> None:
+    if labels is not None and not has_chunks(labels):
+        raise ConfigurationError(
+            f"The metric {name!r} counts chunks of words, and needs a tag of the words outside of them, in any case "
+            f"{', '.join(OUTSIDE_TAGS[:-1])} or {OUTSIDE_TAGS[-1]}; found the tags {', '.join(labels[:10])}"
+            f"{', ...' if len(labels) > 10 else ''}. Use accuracy, or name the tags with `label_names`."
+        )
 
 
 def _try_loaded(name: str, task: TaskConfig) -> None:

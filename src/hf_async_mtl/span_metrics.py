@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+_PREFIXES = str.maketrans("LU", "ES")
+"""The last word of a chunk and a chunk of one word, in BILOU -> in the scheme of seqeval."""
+
 
 def normalize_answer(text: str) -> str:
     """Normalize an answer as SQuAD does: lower case, no punctuation, no articles, single spaces.
@@ -54,17 +57,25 @@ def squad_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def chunk_tag(label: str) -> str:
-    """Return a label in a scheme that seqeval knows: any prefix but B-, I-, E-, S- becomes I-."""
-    if re.match(r"[OBIES]$|[BIES]-", label):
-        return label
-    return "I-" + re.sub(r"^[A-Z]-", "", label)
+    """Return a label in a scheme that seqeval knows, its prefix in any case: ``L-`` becomes ``E-`` and ``U-`` ``S-``.
+
+    Any prefix but these, B-, I-, E- and S- becomes I-.
+    """
+    if label == "o" or re.match(r"[OBIES]$", label):
+        return label.upper()
+    prefix = re.match(r"([A-Za-z])-", label)
+    if prefix is None:
+        return f"I-{label}"
+    first = prefix[1].upper().translate(_PREFIXES)
+    return f"{first if first in 'BIES' else 'I'}-{label[2:]}"
 
 
 def chunk_score(kind: str, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
     """Return the micro precision, recall or F1 of complete chunks, counted as ``conlleval`` does; 0 without any chunk.
 
-    Labels are ``O`` and ``B-<type>``, ``I-<type>`` (or with ``E-``, ``S-``). A label with another prefix
-    (``T-<type>``) or with none counts as inside a chunk of its type: neighbors of one type are then one chunk.
+    Labels are ``O`` and ``B-<type>``, ``I-<type>`` (or with ``E-``, ``S-``, ``L-``, ``U-``), in any case. A label with
+    another prefix (``T-<type>``) or with none counts as inside a chunk of its type: neighbors of one type are then one
+    chunk.
     """
     from seqeval import metrics
 

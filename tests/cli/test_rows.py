@@ -227,7 +227,9 @@ def test_a_hundred_thousand_classes(name: str, column: str, tmp_path: Path) -> N
     for place, row in enumerate(rows):
         found = CLASSES[place * 7919]
         row[column] = {"label": found, "tags": [found] * len(row.get("tags", ())), "topics": [found]}[column]
-    out = train(tmp_path, {name: rows}, splits=3, label_names=CLASSES)
+    # Chunks need a tag of the words outside of them.
+    settings = {"metrics": ["accuracy"]} if name == "colors" else {}
+    out = train(tmp_path, {name: rows}, splits=3, label_names=CLASSES, **settings)
     assert task_of(out, name).num_labels == 100_000
     assert len((out / "README.md").read_text()) < 100_000
 

@@ -154,6 +154,18 @@ def test_an_empty_file_among_others_has_no_rows(shards: str, tmp_path: Path) -> 
     assert train_rows(tmp_path, "shards") == [*ROWS[:3], *ROWS[6:]]
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_file_without_rows_among_others_has_none(shards: str, place: int, tmp_path: Path) -> None:
+    """Bug: a shard with a header or blank lines alone, or a table of no rows, makes all of them "no rows"."""
+    path = tmp_path / "shards" / f"part-{place}.{shards}"
+    if shards == "parquet":
+        Dataset.from_list(ROWS).select([]).to_parquet(path)
+    else:
+        path.write_text({"jsonl": "\n\n", "csv": "text,label\n", "tsv": "text\tlabel\n"}[shards])
+    others = [row for i, row in enumerate(ROWS) if i // 3 != place]
+    assert train_rows(tmp_path, "shards") == others
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_files_whose_types_differ_are_one_column(kind: str, tmp_path: Path) -> None:
     """Bug: the first file of a partly labeled table has nulls alone, or whole numbers, and the others "cannot cast"."""

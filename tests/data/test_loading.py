@@ -121,6 +121,18 @@ def test_splits_come_in_their_order_and_further_sets_with_them(data):
     assert list(loaded) == ["train", "validation", "validation_b", "test"]
 
 
+def test_a_further_set_without_labels_of_the_task_is_left_out(data, caplog):
+    """Bug: of a table of two tasks, a set that is labeled for one of them cannot be reported for it alone."""
+    rows = [{"text": "a", "label": "pos", "score": None}, {"text": "b", "label": "neg", "score": None}]
+    write_rows(data / "hard.jsonl", rows)
+    for name in ("train", "dev"):
+        path = data / f"{name}.jsonl"
+        write_rows(path, [{**json.loads(line), "score": i} for i, line in enumerate(path.read_text().splitlines())])
+    assert list(load(data, validation_hard="hard.jsonl")) == ["train", "validation", "validation_hard"]
+    assert list(load(data, validation_hard="hard.jsonl", task=SCORE)) == ["train", "validation"]
+    assert "the validation_hard split has no labels of the task, and is left out of it." in caplog.text
+
+
 def test_a_split_that_is_set_to_nothing_is_left_out(data):
     """Beside a preset, `test: null` is the way to have no test split."""
     assert list(load(data, test=None)) == ["train", "validation"]

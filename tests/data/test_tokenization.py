@@ -350,7 +350,7 @@ def test_a_context_without_end_is_refused():
     task = TaskConfig("question_answering", ["question", "context"], "answers", max_length=8, doc_stride=0)
     with pytest.raises(ConfigurationError) as error:
         encode(wrong, "answer", task, TOKENIZER, 8)
-    assert f"row 0: a context must have no more than {limit}, for all" in str(error.value)
+    assert f"row 0: a text that is read in windows must have no more than {limit}, for all" in str(error.value)
     assert "found 8,001. Give" in str(error.value)
     assert len(encode(right, "answer", task, TOKENIZER, 8)[0]["input_ids"]) > 1000
 

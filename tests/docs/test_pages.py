@@ -24,6 +24,7 @@ from tiny import raw_sets, tiny_encoder
 
 from hf_async_mtl.cli.config_file import load_config
 from hf_async_mtl.cli.parser import build_parser
+from hf_async_mtl.tasks.presets import PRESETS
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -244,7 +245,7 @@ def glue() -> dict[str, bytes]:
                 # As on the Hub, which keeps them back.
                 columns["label"] = [-1] * 24
             rows = Dataset.from_dict({**columns, "idx": list(range(24))})
-            feature = Value("float32") if name == "stsb" else ClassLabel(names=["no", "yes"])
+            feature = Value("float32") if name == "stsb" else ClassLabel(names=PRESETS[f"glue/{name}"]["label_names"])
             files[f"{name}/{split}-00000-of-00001.parquet"] = parquet(rows.cast_column("label", feature))
             card += f"  - split: {split}\n    path: {name}/{split}-*\n"
     return {"README.md": f"---\nconfigs:\n{card}---\n".encode(), **files}

@@ -119,14 +119,24 @@ from hf_async_mtl.validation import ConfigurationError
             "`max_length` must be a whole number of at least 8; found '64'.",
         ),
         (
-            {"type": "classification", "text_columns": ["a"], "doc_stride": 16},
-            "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found 16 in a "
-            "classification task.",
+            {"type": "multiple_choice", "text_columns": {"prompt": ["p"], "choices": ["a", "b"]}, "doc_stride": 16},
+            "`doc_stride` must be a whole number of at least 0, in a task of type classification or multilabel or "
+            "regression or token_classification or question_answering; found 16 in a multiple_choice task.",
         ),
         (
             {"type": "question_answering", "text_columns": ["q", "c"], "doc_stride": -1},
-            "`doc_stride` must be a whole number of at least 0, and only question_answering has one; found -1 in a "
-            "question_answering task.",
+            "`doc_stride` must be a whole number of at least 0, in a task of type classification or multilabel or "
+            "regression or token_classification or question_answering; found -1 in a question_answering task.",
+        ),
+        (
+            {"type": "classification", "text_columns": ["a"], "doc_pooling": "max"},
+            "`doc_pooling` must be mean or max, and stands beside a `doc_stride` in a task of type classification or "
+            "multilabel or regression; found 'max' in a classification task without a stride.",
+        ),
+        (
+            {"type": "token_classification", "text_columns": ["a"], "doc_stride": 8, "doc_pooling": "mean"},
+            "`doc_pooling` must be mean or max, and stands beside a `doc_stride` in a task of type classification or "
+            "multilabel or regression; found 'mean' in a token_classification task with a stride.",
         ),
         (
             {"type": "regression", "text_columns": ["a"], "target_std": 0.0},

@@ -175,7 +175,7 @@ def test_results_table_has_every_metric_and_dashes() -> None:
     text = str(card.to_model_card())
     rows = table_rows(text, "Results")
     assert [(row[0], row[1]) for row in rows] == [
-        ("`match`", "`f1`"),
+        ("`match`", "`f1` of `same`"),
         ("", "`accuracy`"),
         ("`category`", "`accuracy`"),
         ("`stars`", "`pearson`"),

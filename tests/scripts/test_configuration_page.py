@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import write_configuration_page as script
 
 from hf_async_mtl.balancing.config import BalancingConfig
-from hf_async_mtl.cli.sections import TaskSection, TopLevel
+from hf_async_mtl.cli.file_keys import TaskSection, TopLevel
 from hf_async_mtl.convergence.config import ConvergenceConfig, ConvergenceSettings, ScheduleConfig
 from hf_async_mtl.data.config import DataSection, MixingConfig
 from hf_async_mtl.distillation.config import DistillationConfig

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, Value
 from tiny import raw_sets, task_configs, tiny_tokenizer
 
 from hf_async_mtl import ConfigurationError, TaskConfig
@@ -59,6 +59,18 @@ def test_rows_of_another_library_are_refused_in_words(rows: Any) -> None:
         TaskConfig("classification", ["text"]).resolve(rows)
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("choice", "answer")])
+def test_a_set_without_the_labels_is_refused_in_words(name: str) -> None:
+    """Bug: a label column of another name is a KeyError; or rows without labels are refused where none are needed."""
+    rows, task = raw_sets(4)[name], unresolved(name)
+    bare = rows.rename_columns({column: f"{column}s" for column in task.target_columns})
+    (column,) = task.target_columns
+    with pytest.raises(ConfigurationError, match=rf"column of labels '{column}'; they have .*nearest is '{column}s'"):
+        task.resolve(bare)
+    known = task.resolve(rows)
+    assert known.resolve(bare) == known
+
+
 def upper(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**batch, "text": [text.upper() for text in batch["text"]]}
 
@@ -98,6 +110,16 @@ def test_a_row_with_one_of_several_labels_belongs_to_the_task() -> None:
     assert own["text"] == ["a", "c"]
     with pytest.raises(ConfigurationError, match=r"row 0: A column of a multilabel task must hold 0 or 1; found None"):
         encode(own, "topics", task, tiny_tokenizer(), 16)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint64", "int8", "int64", "float16", "float32", "float64", "large_string"])
+def test_labels_of_any_width_have_gaps(kind: str) -> None:
+    """Bug: -100 is no value of the type of the labels, and looking for it among them is a traceback."""
+    labels = Dataset.from_dict({"label": [0, None, 1]}).cast_column("label", Value(kind))
+    rows = labels.add_column("text", ["a", "b", "c"])
+    task = TaskConfig("classification", ["text"])
+    assert labeled_rows(rows, task)["text"] == ["a", "c"]
+    assert task.resolve(rows).label_names == ["0", "1"]
 
 
 def test_rows_without_a_label_are_counted_once() -> None:

@@ -15,6 +15,7 @@ from tiny import raw_sets, task_configs, tiny_tokenizer
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel, TaskConfig
 from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode
+from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.tasks.rows import labeled_rows
 from hf_async_mtl.training.evaluation import TaskEvaluator
@@ -113,8 +114,19 @@ def test_ignored_labels_of_a_vector_have_neither_loss_nor_metric() -> None:
     task = TaskConfig("multilabel", ["text"], "y", label_names=["a", "b", "c"])
     encoded = encode(rows, "t", task, tiny_tokenizer(), 16)
     kind = TASK_TYPES[task.type]
-    assert kind.references(task, encoded) == [[1, 0, 0], [0, 1, 0]]
-    assert kind.metric_predictions(task, np.ones((2, 3)), encoded) == [[1, 0, 1], [1, 1, 0]]
+    references, predictions = kind.references(task, encoded), kind.metric_predictions(task, np.ones((2, 3)), encoded)
+    assert references == [[1, -100, 0], [0, 1, -100]]
+    assert predictions == [[1, -100, 1], [1, 1, -100]]
+    # Two of four decisions are right, both of the ones that apply.
+    found = compute(["micro_f1", "micro_precision", "accuracy"], task.type, predictions, references)
+    assert found == {"micro_f1": pytest.approx(2 / 3), "micro_precision": 0.5, "accuracy": 0.0}
+
+
+def test_a_metric_over_two_labels_is_not_that_of_one() -> None:
+    """Bug: the card says that the average precision over both labels is that of the second."""
+    names = {kind: TaskConfig(kind, ["text"], label_names=["no", "yes"]) for kind in ("classification", "multilabel")}
+    found = {kind: TASK_TYPES[kind].class_of_metric(task, "average_precision") for kind, task in names.items()}
+    assert found == {"classification": "yes", "multilabel": None}
 
 
 def one_task_trainer(
@@ -173,6 +185,21 @@ def test_tags_that_training_lacks_are_chunks_that_are_missed() -> None:
     logits = np.array([[[0, 0], [0, 1], [1, 0], [0, 0]]] * 2)  # B-show O
     evaluator = TaskEvaluator(tiny_model(["polarity"]), {}, {})
     assert evaluator.metrics(dataset, logits) == {"seqeval_f1": 0.5}
+
+
+@pytest.mark.parametrize("outside", ["O", "o", "OTHER"])
+def test_metrics_of_tags_are_over_all_words(outside: str) -> None:
+    """Bug: F1 is over the words that are read: 1 where half of the chunks are behind the maximum length."""
+    words = ["red", "cat", "dog", "hat"] * 4
+    tags = ["b-x" if word == "red" else outside for word in words]
+    rows = Dataset.from_dict({"tokens": [words], "tags": [tags]})
+    task = TaskConfig("token_classification", ["tokens"], "tags", metrics=["seqeval_f1", "accuracy"]).resolve(rows)
+    assert task.label_names is not None
+    dataset = TaskDataset("t", 0, task, encode(rows, "t", task, tiny_tokenizer(), 10))
+    read = [task.label_names.index(tag) for tag in tags[:8]]  # beside [CLS] and [SEP]
+    logits = np.eye(2)[[0, *read, 0]][None]
+    metrics = TaskEvaluator(tiny_model(["polarity"]), {}, {}).metrics(dataset, logits)
+    assert metrics == {"seqeval_f1": pytest.approx(2 * 2 / (2 + 4)), "accuracy": 14 / 16}
 
 
 def test_labels_of_several_per_row_that_training_lacks_are_missed() -> None:

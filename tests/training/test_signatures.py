@@ -132,6 +132,7 @@ def test_the_arguments_keep_upstream_order() -> None:
     assert set(ours[len(upstream) :]) == {
         "head_learning_rate",
         "conflict_steps",
+        "losses",
         "convergence",
         "distillation",
         "mixing",

@@ -608,7 +608,7 @@ def rows(**columns: Any) -> Dataset:
         ),
         (
             {"train_dataset": {**some_rows(PAIR), "polarity": rows(text=["a"], label=["so-so"])}},
-            "Task 'polarity', column 'label', row 0",
+            "Task 'polarity', train split, column 'label', row 0",
         ),
     ],
 )
@@ -705,15 +705,18 @@ def test_an_undefined_metric_counts_as_the_worst(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
-def test_a_plateau_has_the_direction_of_its_metric(scheduler: str, tmp_path: Path) -> None:
+def test_a_plateau_has_the_direction_of_its_metric(scheduler: str) -> None:
     """Bug: the learning rate falls while the average rises, and stays where it has a plateau."""
+
+    sets = {"overlap": TaskConfig(type="regression", text_columns=["text"], metrics=["pearson", "mae"])}
 
     def mode(**settings: Any) -> str:
         args = AsyncMTLTrainingArguments("out", lr_scheduler_type=scheduler, use_cpu=True, **settings)
+        check_best_metric(sets, args)
         return args.lr_scheduler_kwargs["mode"]
 
     assert mode() == "max"
-    assert mode(metric_for_best_model="polarity_loss") == "min"
+    assert mode(metric_for_best_model="overlap_loss") == mode(metric_for_best_model="overlap_mae") == "min"
     assert mode(lr_scheduler_kwargs={"mode": "min"}) == "min"
 
 
@@ -752,8 +755,10 @@ def test_defaults_follow_what_is_given(given: dict[str, Any], expected: tuple[An
 
 def test_what_is_given_is_kept() -> None:
     """Bug: a default takes the place of a setting, and two settings that exclude each other pass."""
-    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):
+    with pytest.raises(ConfigurationError, match=r"found epoch \(5\) and steps \(5\)\. Change them, or set `load_best"):
         AsyncMTLTrainingArguments("out", use_cpu=True, eval_steps=5, save_strategy="epoch")
+    with pytest.raises(ConfigurationError, match=r"found steps \(7\) and steps \(5\)"):
+        AsyncMTLTrainingArguments("out", use_cpu=True, eval_steps=5, save_steps=7)
     args = AsyncMTLTrainingArguments(
         "out", use_cpu=True, eval_steps=5, save_strategy="epoch", load_best_model_at_end=False
     )

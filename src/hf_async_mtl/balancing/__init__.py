@@ -1,1 +1,1 @@
-"""How the losses of the tasks become one update of what they share."""
+"""Balance the tasks: combine their losses or gradients into one update of the shared parameters."""

@@ -1,4 +1,4 @@
-"""What the balancing methods share: the set of balanced tasks, the scale of the weights, and their state."""
+"""Base classes of the balancing methods: which tasks are balanced, the scale of the weights, and the state."""
 
 from __future__ import annotations
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.configuration_multitask import MultiTaskConfig, TaskConfig
 from ..modeling.modeling_multitask import without_pooler
+from ..modeling.packing import encode_length_groups, random_row, trial
 from ..tasks.names import check_task_names
 from ..validation import ConfigurationError
 from .lora import add_lora, merge_lora
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Arguments of `from_pretrained` that also apply to the configuration.
 _HUB_KEYS = ("token", "cache_dir", "local_files_only", "revision", "subfolder", "trust_remote_code")
+
+# Names of learned absolute positions, in BERT, CLIP, GPT-2, OpenAI GPT and OPT.
+_POSITIONS = ("position_embeddings", "position_embedding", "wpe", "positions_embed", "embed_positions")
 
 
 def from_encoder(
@@ -69,6 +73,7 @@ def from_encoder(
     # The model and its encoder share one configuration object: `config.json` shows later changes to it.
     model.encoder, config.encoder_config = loaded, loaded.config
     loaded.name_or_path = loaded.config._name_or_path = _public_name(source)
+    check_encoder(model)
     if lora is not None:
         config.lora = add_lora(loaded, lora)
     model.heads.to(loaded.dtype)
@@ -124,7 +129,13 @@ def inherit_labels(name: str, task: TaskConfig, trained: TaskConfig) -> TaskConf
             f"Task {name!r} of the trained model has the labels {', '.join(known)}, in that order; found "
             f"{', '.join(names)}. {hint}"
         )
-    return dataclasses.replace(task, label_names=known, target_mean=trained.target_mean, target_std=trained.target_std)
+    return dataclasses.replace(
+        task,
+        label_names=known,
+        positive_label=task.positive_label or trained.positive_label,
+        target_mean=trained.target_mean,
+        target_std=trained.target_std,
+    )
 
 
 def _load_encoder(encoder_class: type[PreTrainedModel], source: str, kwargs: Mapping[str, Any]) -> PreTrainedModel:
@@ -169,7 +180,10 @@ def is_text_encoder(config: Any) -> bool:
     """Return whether a configuration is that of a model that reads token ids and has no decoder."""
     if config.is_encoder_decoder or type(config) not in AutoModel._model_mapping:
         return False
-    inputs = inspect.signature(AutoModel._model_mapping[type(config)].forward).parameters
+    found = AutoModel._model_mapping[type(config)]
+    # Funnel has two, with and without its decoder; `AutoModel` takes the first.
+    encoder_class = found[0] if isinstance(found, tuple) else found
+    inputs = inspect.signature(encoder_class.forward).parameters
     return "input_ids" in inputs and "pixel_values" not in inputs and hasattr(config, "hidden_size")
 
 
@@ -181,12 +195,55 @@ def _check_text_encoder(source: str, config: Any) -> None:
         )
 
 
+def check_encoder(model: MultiTaskModel) -> None:
+    """Run the encoder of a model on a few tokens, and check that the heads can read its states.
+
+    Raises:
+        ConfigurationError: It does not return a state for each token, or heads on sequences would read a first token
+            that does not see the others.
+    """
+    encoder: Any = model.encoder
+    kind, width = f"of type {encoder.config.model_type!r}", model.config.encoder_config.hidden_size
+    try:
+        states, others = _states_of_two_texts(encoder)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(
+            f"An encoder must return a state for each token id, without other inputs; one {kind} does not ({reason}). "
+            "Choose a model such as BERT or ModernBERT."
+        ) from error
+    if states.shape[-1] != width:
+        raise ConfigurationError(
+            f"The states of an encoder must be as wide as its `hidden_size`, {width}; those of one {kind} have width "
+            f"{states.shape[-1]}. Choose a model such as BERT or ModernBERT."
+        )
+    reads_first = model.config.pooling == "cls" and any(head.unit == "example" for head in model.heads.values())
+    if reads_first and (states - others)[0].abs().max() <= 1e-5 * states[0].abs().max():
+        raise ConfigurationError(
+            f"`pooling: cls` reads the first token, which must see the others; an encoder {kind} reads from left to "
+            "right. Set `pooling: mean` or `pooling: max`."
+        )
+
+
+def _states_of_two_texts(encoder: Any) -> tuple[Tensor, Tensor]:
+    """Return the states ``[T, H]`` of padded random segments, and of others with the same first tokens."""
+    with trial(encoder):
+        rows = random_row(encoder)
+        other_ids = rows.input_ids.roll(1, 1)
+        other_ids[0, rows.segment_starts] = rows.input_ids[0, rows.segment_starts]
+        both = (rows, rows._replace(input_ids=other_ids))
+        counts = torch.ones_like(rows.segment_lengths)
+        first, second = (encode_length_groups(encoder, some, counts, groups=1).states for some in both)
+    return first, second
+
+
 def position_limit(encoder: nn.Module) -> int | None:
     """Return the maximum number of tokens in a sequence; None if the encoder has no absolute positions."""
     for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and similar encoders count positions from `padding_idx + 1`.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        if name.endswith(_POSITIONS) and isinstance(module, nn.Embedding):
+            # RoBERTa and similar encoders count positions from `padding_idx + 1`, OPT from `offset`.
+            first = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
     return None
 
 

@@ -17,7 +17,7 @@ from ..tasks.loss import LossConfig
 from ..tasks.presets import PRESETS
 from ..training.sections import SECTIONS, parse_sections
 from ..validation import MAPPING, ConfigurationError, Requirement, check, check_keys, one_of
-from .sections import TaskSection, TopLevel
+from .file_keys import TaskSection, TopLevel
 from .yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 # Given at the top of the file, because they also apply outside of the Trainer.
 _NOT_IN_TRAINING = ("seed", "data_seed", *SECTIONS)
-_TASK_FIELDS = ("type", "text_columns", "label_column", "label_names", "metrics", "max_length", "doc_stride")
+_TASK_FIELDS = (
+    *("type", "text_columns", "label_column", "label_names", "positive_label"),
+    *("metrics", "max_length", "doc_stride", "doc_pooling"),
+)
 
 
 @dataclass

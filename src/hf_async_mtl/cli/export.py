@@ -1,4 +1,4 @@
-"""`hf-async-mtl export`: a model as an ONNX file for other engines."""
+"""``hf-async-mtl export``: a model as an ONNX file for other engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hf-async-mtl predict`: predictions for the rows of a file."""
+"""``hf-async-mtl predict``: predictions for the rows of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When has a task converged? One small class for each criterion.
+"""Criteria of convergence: one small class each.
 
 A new criterion is a subclass of `Criterion` and its entry in `CRITERIA`.
 """

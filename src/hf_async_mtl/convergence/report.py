@@ -38,7 +38,8 @@ def _task_report(tracker: TaskTracker) -> dict[str, Any]:
     for key in ("teacher_value", "best", "last"):
         state[key] = spec.signed(state[key])
     state["history"] = [[step, spec.signed(score)] for step, score in state["history"]]
-    return {"type": spec.type, "metric": spec.metric, **state}
+    positive = {} if spec.positive_label is None else {"positive_label": spec.positive_label}
+    return {"type": spec.type, "metric": spec.metric, **positive, **state}
 
 
 def final_result(trackers: Mapping[str, TaskTracker], step: int, scores: Mapping[str, float | None]) -> dict[str, Any]:

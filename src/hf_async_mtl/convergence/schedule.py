@@ -170,7 +170,11 @@ class ConvergenceSchedule:
                 f"An evaluation must come after the last one, at step {self.step}, not at step {step}; "
                 "observe each evaluation once."
             )
-        timed = [name for name, spec in self.tasks.items() if spec.convergence.min_epochs > 0]
+        timed = [
+            name
+            for name, spec in self.tasks.items()
+            if spec.convergence.min_epochs > 0 and not spec.distilled_from_start
+        ]
         if timed and epoch is None:
             raise ValueError(f"An evaluation must come with its epoch, for the min_epochs of {timed[0]}; give `epoch`.")
 

@@ -34,6 +34,7 @@ class TaskSpec:
             greater: they are the values of the metric, negated where it is better when smaller.
         passes_per_epoch: Number of times that an epoch of the run draws each of the task's training examples; 1 with
             proportional mixing.
+        positive_label: The class that the metric is that of, for the report; None for a metric of all classes.
     """
 
     type: str
@@ -42,6 +43,7 @@ class TaskSpec:
     distilled_from_start: bool = False
     greater_is_better: bool = True
     passes_per_epoch: float = 1.0
+    positive_label: str | None = None
 
     def signed(self, value: float | None) -> float | None:
         """Return the score of a value of the metric, or the value of a score."""

@@ -58,7 +58,7 @@ def read_files(
         separator: Of the cells of CSV files. Default: a tab for ``.tsv``, otherwise a comma.
     """
     named = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}"
-    filled = [path for path in paths if path.stat().st_size > 0]
+    filled = [path for path in paths if path.stat().st_size > 1000 or path.read_bytes().strip()]
     if not filled:
         raise ConfigurationError(f"{what} must have rows; {named} is empty.")
     reader = READERS[data_suffix(paths[0])]
@@ -92,7 +92,7 @@ def _read(
         if len(paths) > 1:
             return _concatenate([_read(reader, [path], texts, labels, separator) for path in paths])
         if reader == "json":
-            return _load(reader, paths, chunksize=paths[0].stat().st_size)
+            return _read_json(paths, {*texts, *labels}, chunksize=paths[0].stat().st_size)
         raise
 
 
@@ -116,12 +116,12 @@ def _read_csv(paths: Sequence[Path], separator: str | None) -> Dataset:
     return _load("csv", paths, features=Features(dict.fromkeys(header, Value("string"))), **settings)
 
 
-def _read_json(paths: Sequence[Path], columns: Collection[str]) -> Dataset:
+def _read_json(paths: Sequence[Path], columns: Collection[str], **settings: Any) -> Dataset:
     documents = [read_document(path) for path in paths]
     if any(rows is not None for rows in documents):
         read = zip(paths, documents, strict=True)
         return _concatenate([_load("json", [path]) if rows is None else Dataset.from_list(rows) for path, rows in read])
-    found = _load("json", paths)
+    found = _load("json", paths, **settings)
     if any(str(found.features.get(column)).startswith("Value('timestamp") for column in columns):
         # Arrow takes strings for dates where it can read all of a column so.
         found = Dataset.from_list([row for path in paths for row in read_objects(path)])

@@ -13,8 +13,9 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers.utils import logging
 
 from ..modeling.configuration_multitask import TaskConfig
+from ..tasks.columns import select_rows
 from ..tasks.labels import is_missing
-from ..tasks.rows import labeled_sets, plain_rows, select_rows
+from ..tasks.rows import labeled_rows, labeled_sets, plain_rows
 from ..utils import nearest_hint
 from ..validation import ConfigurationError
 from .config import SPLITS, DataSource
@@ -29,7 +30,8 @@ def load_splits(
     """Load the raw splits of a task, with a seed for the rows that are split off and for samples (``data_seed``).
 
     Rows whose label is null do not belong to the task; a warning has their number. The training rows of a task with an
-    external teacher need no labels. A test split whose labels are all missing, or -1 as on the Hub, is left out.
+    external teacher need no labels. A test split or a further validation set whose labels are all missing, or -1 as on
+    the Hub, is left out.
 
     Returns:
         Split -> rows, in the order train, validation, further validation sets, test.
@@ -63,15 +65,23 @@ def divide_splits(
         if isinstance(value, Mapping):
             # Before sampling: which rows are held out does not depend on `max_samples`.
             loaded["train"], loaded[split] = _split_off(name, loaded["train"], value["from_train"], seed, split)
-    if "test" in loaded and _has_no_labels(loaded["test"], task):
-        del loaded["test"]
+    for split in sorted(loaded.keys() - {"train", "validation"}):
+        if _has_no_labels(loaded[split], task):
+            del loaded[split]
+            if split != "test":
+                _warn(f"Task {name!r}: the {split} split has no labels of the task, and is left out of it.")
     order = sorted(loaded, key=lambda split: (SPLITS.index(split.split("_")[0]), split))
     # After the split: what is held out of a table is held out of all its tasks.
     labeled, message = labeled_sets(name, task, {split: loaded[split] for split in order})
-    if message is not None and os.environ.get("RANK", "0") == "0":
-        logger.warning(message)
+    if message is not None:
+        _warn(message)
     limits = source.max_samples
     return {split: sample(rows, limits.get(split, len(rows)), seed, split) for split, rows in labeled.items()}
+
+
+def _warn(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
 
 
 def is_unlabeled(rows: Dataset, task: TaskConfig) -> bool:
@@ -122,7 +132,8 @@ def _check_split(name: str, split: str, rows: Dataset, columns: list[str]) -> No
 
 
 def _has_no_labels(rows: Dataset, task: TaskConfig) -> bool:
-    return all(all(is_missing(value) for value in rows[column]) for column in task.target_columns)
+    hidden = all(all(is_missing(value) for value in rows[column]) for column in task.target_columns)
+    return hidden or (len(rows) > 0 and len(labeled_rows(rows, task)) == 0)
 
 
 def read_hub_split(source: DataSource, name: str, split: str) -> Dataset:

@@ -18,7 +18,8 @@ from datasets.fingerprint import Hasher
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import HEADS
 from ..tasks.base import Columns, Target
-from ..tasks.labels import HINT, LabelError, file_row
+from ..tasks.columns import file_row
+from ..tasks.labels import HINT, LabelError
 from ..tasks.registry import TASK_TYPES
 from ..tasks.rows import plain_rows
 from ..validation import ConfigurationError
@@ -217,7 +218,7 @@ def truncation_warning(name: str, task: TaskConfig, max_length: int, sets: Mappi
     if not any(counts.values()):
         return None
     found = " and ".join(f"{count} of {len(sets[kind])} {kind} rows" for kind, count in counts.items())
-    texts = TASK_TYPES[task.type].truncated_texts
+    texts = TASK_TYPES[task.type].truncated_texts(task)
     return f"Task {name!r}: {found} have {texts} {max_length} tokens, and are read up to there."
 
 

@@ -1,1 +1,1 @@
-"""The generated task set of `hf-async-mtl demo`."""
+"""The generated task set of ``hf-async-mtl demo``."""

@@ -21,8 +21,9 @@ from ..data.dataset import TaskDataset
 from ..data.tokenization import encode, token_counts, unit_counts
 from ..inference.logits import IndexBatches, iterate_logits
 from ..modeling.configuration_multitask import MultiTaskConfig, TaskConfig
-from ..modeling.heads import HEADS
+from ..modeling.heads import HEADS, pool
 from ..modeling.modeling_multitask import MultiTaskModel
+from ..modeling.packing import Layout, Ragged, offsets_of
 from ..tasks.registry import TASK_TYPES
 from ..validation import ConfigurationError
 
@@ -97,6 +98,10 @@ class ExternalTeacher:
             if HEADS[self.task.type].has_choices:
                 inputs = {key: value.unflatten(0, (examples, -1)) for key, value in inputs.items()}
             values = self.model(**inputs, tasks=[self.head]).logits[self.head].float()
+        if self.task.doc_stride is not None and HEADS[self.task.type].unit == "example":
+            windows = offsets_of(batch["segment_counts"])
+            scores = Ragged(values.view(len(values), -1), Layout(windows, windows))
+            values = pool(scores, self.task.doc_pooling or "mean")
         if not TASK_TYPES[self.task.type].logit_shape(self.task):
             values = values.flatten()
         elif self.order is not None:

@@ -52,13 +52,15 @@ class OnnxModule(nn.Module):
             # Pooled states arrive as sequences of one token.
             heads[name] = copy.copy(model.heads[name])
             heads[name].pooling = "cls"  # type: ignore[assignment]
+            # The windows of a text are rows: the caller takes the mean or the maximum of their logits.
+            heads[name].window_pooling = None  # type: ignore[assignment]
         self.heads = nn.ModuleDict(heads)
         self.eval()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the logits of each task from inputs ``[B, L]``; a choice, or a window of a long context, is a row.
+        """Return the logits of each task from inputs ``[B, L]``; a choice, or a window of a long text, is a row.
 
         Returns:
             ``[B, C]`` for sequences, ``[B]`` for regression, ``[B]``, a score a row, for choices, ``[B, L, C]`` for

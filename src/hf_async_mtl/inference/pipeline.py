@@ -23,7 +23,8 @@ class MultiTaskPipeline(Pipeline):
 
     ``pipeline("multi-task-text", model="user/model")`` makes one where this package has been imported; device,
     ``batch_size``, generators and datasets are as with any pipeline. ``hf-async-mtl predict`` has the other types of
-    task. For the output of a stock pipeline, see `MultiTaskModel.as_sequence_classifier`.
+    task, and those that read long texts in windows. For the output of a stock pipeline, see
+    `MultiTaskModel.as_sequence_classifier`.
 
     Args:
         tasks: The tasks to predict; default: all that read the input. Here or in a call.
@@ -46,6 +47,8 @@ class MultiTaskPipeline(Pipeline):
         self._reads_pairs: dict[str, bool] = {}
         self._entities: dict[str, TokenClassificationPipeline] = {}
         for name, task in self.model.config.task_configs.items():
+            if task.doc_stride is not None:
+                continue  # a text is one sequence here
             hub_name = TASK_TYPES[task.type].hub_name
             if hub_name == TokenView.hub_name:
                 view = TokenView(self.model, name)

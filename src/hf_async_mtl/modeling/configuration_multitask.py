@@ -53,9 +53,14 @@ class TaskConfig:
         label_column: The column of labels; several 0/1 columns for ``multilabel``; ``answers`` for
             ``question_answering``.
         label_names: Names of the classes, in the order of the logits. Default: found by `resolve`.
+        positive_label: Of two classes, the one that ``f1``, ``precision``, ``recall`` and ``average_precision`` are
+            those of. Default: the one that the names say (yes, true, 1, positive, or spam beside not_spam); otherwise
+            `resolve` takes the rarer one.
         metrics: Names of metrics; the first is monitored. Default: the ``default_metric`` of the type.
         max_length: Maximum length of a sequence in tokens. Default: that of the model.
-        doc_stride: Number of tokens that two windows of a long question-answering context share.
+        doc_stride: Number of tokens that two windows of a long text share. Without it a long text is cut to its first
+            ``max_length`` tokens; a question-answering context is always read in windows.
+        doc_pooling: How the windows' logits become those of a text: ``mean`` (the default) or ``max``.
         target_mean: Mean of the training targets of a regression task; found by `resolve`.
         target_std: Their standard deviation; found by `resolve`. Losses are those of standardized targets.
 
@@ -74,8 +79,10 @@ class TaskConfig:
     metrics: list[str] | None = None
     max_length: int | None = None
     doc_stride: int | None = None
+    doc_pooling: str | None = None
     target_mean: float | None = None
     target_std: float | None = None
+    positive_label: str | None = None
 
     def __new__(cls, *args: Any, **fields: Any) -> TaskConfig:
         for key in fields:
@@ -154,10 +161,10 @@ class TaskConfig:
                 split ``train``. Rows whose label is null do not belong to the task. Fields that are set are kept.
 
         Raises:
-            ConfigurationError: A label is not a number, all targets are equal, or there is only one class.
+            ConfigurationError: The labels have no column, a label is not a number, all targets are equal, or there is
+                only one class.
         """
-        is_dict = isinstance(dataset, Mapping) and "train" in dataset
-        rows = from_package("tasks.rows").labeled_rows(dataset["train"] if is_dict else dataset, self)
+        rows = from_package("tasks.rows").training_rows(dataset, self)
         resolved: TaskConfig = from_package("tasks.registry").TASK_TYPES[self.type].resolve(self, rows)
         return resolved
 

@@ -64,6 +64,7 @@ class Head(nn.Module):
     def __init__(self, hidden_size: int, task: Any, dropout: float, pooling: str) -> None:
         super().__init__()
         self.pooling = pooling
+        self.window_pooling: str | None = None if task.doc_stride is None else task.doc_pooling or "mean"
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden_size, task.num_labels)
         self._loss_arguments: dict[str, Any] = {}
@@ -86,9 +87,12 @@ class Head(nn.Module):
         return {name: getattr(self, f"loss_{name}") if isinstance(x, list) else x for name, x in given.items()}
 
     def forward(self, ragged: Ragged) -> Tensor:
-        """Return the logits of the examples, ``[B, C]``, from the first segment of each."""
-        first = ragged.layout.segments[:-1]
-        return self.linear(self.dropout(pool(ragged, self.pooling)[first]))
+        """Return the logits of the examples, ``[B, C]``, from the first segment of each or from all its windows."""
+        vectors, segments = pool(ragged, self.pooling), ragged.layout.segments
+        if self.window_pooling is None:
+            return self.linear(self.dropout(vectors[segments[:-1]]))
+        scores = self.linear(self.dropout(vectors))
+        return pool(Ragged(scores, Layout(segments, segments)), self.window_pooling)
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         """Return the supervised loss of each example, ``[B]``, with `loss_arguments`."""

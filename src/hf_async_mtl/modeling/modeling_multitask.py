@@ -22,6 +22,7 @@ from .packing import (
     encode,
     encode_length_groups,
     encode_rows,
+    padding_changes_states,
     probe_packing,
     ragged_from_mask,
 )
@@ -94,6 +95,7 @@ class MultiTaskModel(PreTrainedModel):
             {name: HEADS[task.type](width, task, dropout, config.pooling) for name, task in config.task_configs.items()}
         )
         self._position_offset: int | None = None
+        self._length_groups: int | None = 4
         self._is_probed = False
         self.post_init()
         if config.lora is not None:
@@ -191,8 +193,11 @@ class MultiTaskModel(PreTrainedModel):
         return self._position_offset is not None
 
     def probe_packing(self) -> bool:
-        """Find out whether the encoder handles packed rows. The trainer calls this before the model is wrapped."""
+        """Find out whether the encoder handles packed rows, and padding. The trainer calls this on the plain model."""
         self._position_offset = None if self.config.packing == "off" else probe_packing(self.encoder)
+        if self._position_offset is None:
+            # A text must have the same logits in every batch.
+            self._length_groups = None if padding_changes_states(self.encoder) else 4
         self._is_probed = True
         return self._position_offset is not None
 
@@ -259,7 +264,7 @@ class MultiTaskModel(PreTrainedModel):
             assert self._position_offset is not None
             ragged = encode_rows(self.encoder, rows, segment_counts, self._position_offset)
         else:
-            ragged = encode_length_groups(self.encoder, rows, segment_counts)
+            ragged = encode_length_groups(self.encoder, rows, segment_counts, self._length_groups)
         logits, losses, layouts = {}, {}, {}
         parts = self._split(ragged, task_ids) if tasks is None else dict.fromkeys(tasks, ragged)
         for name, part in parts.items():
@@ -305,8 +310,13 @@ class MultiTaskModel(PreTrainedModel):
         choices = ids.shape[1] if ids.dim() == 3 else 1
         shape = (-1, ids.shape[-1])
         mask = (torch.ones_like(ids) if attention_mask is None else attention_mask).reshape(shape)
-        flat = {name: None if x is None else x.reshape(shape) for name, x in inputs.items()}
-        ragged = ragged_from_mask(encode(self.encoder, attention_mask=mask, **flat), mask, choices)
+        # Padding goes to the right: encoders with absolute positions count them from the first column.
+        order = (mask == 0).long().argsort(dim=1, stable=True)
+        sorted_mask = mask.gather(1, order)
+        flat = {
+            name: None if x is None else x.reshape(shape).expand_as(mask).gather(1, order) for name, x in inputs.items()
+        }
+        ragged = ragged_from_mask(encode(self.encoder, attention_mask=sorted_mask, **flat), sorted_mask, choices)
         logits, losses = {}, {}
         for name in self.config.task_order if tasks is None else tasks:
             head = self._head(name)

@@ -9,7 +9,8 @@ sorted by length and padded in a few smaller forwards. Both ways, and a padded c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 # Errors of encoders that were not written for a 4-D mask: a shape that does not fit, or a refusal.
-_UNPACKABLE = (ValueError, RuntimeError, TypeError, IndexError)
+_UNPACKABLE = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Layout(NamedTuple):
@@ -96,9 +97,14 @@ def forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)
 
 
+def padding_id(encoder: Any) -> int:
+    """Return the id with which an encoder is padded; 0 if its configuration has none. It is masked."""
+    return getattr(encoder.config, "pad_token_id", None) or 0
+
+
 def encode(encoder: Any, **inputs: Any) -> Tensor:
     """Return the last hidden states ``[N, L, H]``. Inputs that are None or unknown to the encoder are dropped."""
-    known = forward_arguments(type(encoder))
+    known, inputs = forward_arguments(type(encoder)), {**inputs, "use_cache": False}
     return encoder(**{name: x for name, x in inputs.items() if x is not None and name in known}).last_hidden_state
 
 
@@ -147,13 +153,18 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int = 4) -> Ragged:
-    """Encode the segments of packed rows in at most ``groups`` padded forwards; see `encode_rows`."""
+def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int | None = 4) -> Ragged:
+    """Encode the segments of packed rows in at most ``groups`` padded forwards.
+
+    None: one forward per length, so that a segment's padding does not depend on the batch. Those of less than 8 tokens
+    are padded to 8: Funnel cannot pool two.
+    """
     starts, lengths, types = rows.segment_starts, rows.segment_lengths, rows.token_type_ids
-    sizes, pad, device = lengths.tolist(), encoder.config.pad_token_id or 0, starts.device
+    sizes, pad, device = lengths.tolist(), padding_id(encoder), starts.device
     padded, padded_starts, end = [], torch.empty_like(starts), 0
-    for group in length_groups(sizes, groups):
-        longest, members = max(sizes[i] for i in group), torch.tensor(group, device=device)
+    widths = sizes if groups is not None else [max(size, 8) for size in sizes]
+    for group in length_groups(widths, groups or len(widths)):
+        longest, members = max(widths[i] for i in group), torch.tensor(group, device=device)
         column = torch.arange(longest, device=device)
         mask = column < lengths[members, None]
         tokens = torch.where(mask, starts[members, None] + column, 0)
@@ -207,40 +218,60 @@ def probe_packing(encoder: Any) -> int | None:
         return None
     if encoder.config._attn_implementation not in ("sdpa", "eager"):
         return None
+    with trial(encoder):
+        offsets = sorted({0, padding_id(encoder) + 1})
+        return next((offset for offset in offsets if _packed_equals_padded(encoder, offset)), None)
+
+
+@contextmanager
+def trial(encoder: Any) -> Iterator[None]:
+    """Run a block in evaluation mode, without gradients and autocast; the modes of all modules are restored."""
     # Per module: some may be frozen in evaluation mode while the rest trains.
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        offsets = sorted({0, (encoder.config.pad_token_id or 0) + 1})
-        return next((offset for offset in offsets if _packed_equals_padded(encoder, offset)), None)
+        with torch.no_grad(), torch.autocast(encoder.device.type, enabled=False):
+            yield
     finally:
         for module, training in modes:
             module.training = training
 
 
-@torch.no_grad()
 def _packed_equals_padded(encoder: Any, position_offset: int) -> bool:
-    rows = _random_row(encoder)
+    rows = random_row(encoder)
     counts = torch.ones_like(rows.segment_lengths)
-    with torch.autocast(encoder.device.type, enabled=False):
-        try:
-            packed = encode_rows(encoder, rows, counts, position_offset).states
-        except _UNPACKABLE:
-            return False
-        padded = encode_length_groups(encoder, rows, counts, groups=1).states
+    try:
+        packed = encode_rows(encoder, rows, counts, position_offset).states
+    except _UNPACKABLE:
+        return False
+    return _are_close(packed, encode_length_groups(encoder, rows, counts, groups=1).states)
+
+
+def padding_changes_states(encoder: Any) -> bool:
+    """Return whether the states of a segment depend on padding, as with convolutions (ConvBERT) or no mask (FNet)."""
+    with trial(encoder):
+        rows = random_row(encoder)
+        counts = torch.ones_like(rows.segment_lengths)
+        padded, alone = (encode_length_groups(encoder, rows, counts, groups).states for groups in (1, 3))
+    return not _are_close(padded, alone)
+
+
+def _are_close(states: Tensor, expected: Tensor) -> bool:
     # Far above the rounding errors of the dtype, far below the effect of a neighbor or of a wrong position.
-    tolerance = 1e-4 if packed.dtype == torch.float32 else 2e-2
-    return bool((packed - padded).abs().max() <= tolerance * padded.abs().max())
+    tolerance = 1e-4 if states.dtype == torch.float32 else 2e-2
+    return bool((states - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def _random_row(encoder: Any) -> PackedRows:
+def random_row(encoder: Any) -> PackedRows:
     """Return three segments in one row; the first is longer than the window of local attention."""
     config, device = encoder.config, encoder.device
-    longest = min((getattr(config, "sliding_window", None) or 0) + 8, config.max_position_embeddings // 2)
+    longest, limit = (getattr(config, "sliding_window", None) or 0) + 8, getattr(config, "max_position_embeddings", 0)
+    # XLNet has -1: no limit.
+    longest = min(longest, limit // 2) if limit and limit > 0 else longest
     lengths = torch.tensor([longest, 5, 7])
     # Any token but padding, whose id may be the first or the last of the vocabulary.
     others = torch.arange(config.vocab_size)
-    others = others[others != (config.pad_token_id or 0)]
+    others = others[others != padding_id(encoder)]
     drawn = torch.randint(len(others), (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
     positions = segment_tokens(torch.zeros_like(lengths), lengths)
     segments = torch.arange(1, 4).repeat_interleave(lengths)

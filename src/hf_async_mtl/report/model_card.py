@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not in an __all__
 
 from ..tasks.registry import TASK_TYPES
+from ..tasks.windows import CARD_NOTE as WINDOW_NOTE
 from .tables import MISSING, percent_text, step_text, value_text
 
 if TYPE_CHECKING:
@@ -94,13 +95,19 @@ class RunCard:
             final_step=self.report["final"]["step"] if "final" in self.report else None,
             last_step=self.report["step"],
             has_test=any(_is_number(self.results.get(f"test_{key}")) for key in self._metric_keys()),
-            notes=list(dict.fromkeys(filter(None, (TASK_TYPES[task.type].card_note for task in self.tasks.values())))),
+            notes=self._notes(),
             # The final model is merged; a checkpoint is not.
             has_lora="lora" in self.training and "final" not in self.report,
             example_task=plain,
             example_inputs=TASK_TYPES[self.tasks[plain].type].tokenizer_call(self.tasks[plain]) if plain else "",
         )
         return card
+
+    def _notes(self) -> list[str]:
+        kinds = [(TASK_TYPES[task.type], task) for task in self.tasks.values()]
+        notes = [kind.card_note for kind, _ in kinds]
+        notes += [WINDOW_NOTE if kind.reads_windows(task) else None for kind, task in kinds]
+        return [note for note in dict.fromkeys(notes) if note is not None]
 
     def metadata(self) -> ModelCardData:
         """Return the YAML block; its model index has the test results, or the validation results if there are none."""
@@ -180,7 +187,7 @@ class RunCard:
                     best = value_text(self.report["tasks"][name]["best"])
                 shown = _code(name) if metric == task.monitored else ""
                 test = value_text(self.results.get(f"test_{name}_{metric}"))
-                rows.append([shown, _code(metric), value_text(validation), best, retention, test])
+                rows.append([shown, _metric(task, metric), value_text(validation), best, retention, test])
         test = value_text(self.results.get("test_average"))
         rows.append(["**average**", "monitored", value_text(final["average"]), "", "", test])
         header = ["Task", "Metric", "Validation", "Best in the run", "Retention", "Test"]
@@ -259,6 +266,11 @@ def _inputs(task: TaskConfig) -> str:
         prompt, choices = (", ".join(map(_code, task.text_columns[key])) for key in ("prompt", "choices"))
         return f"{prompt} with each of {choices}"
     return ", ".join(map(_code, task.text_columns))
+
+
+def _metric(task: TaskConfig, metric: str) -> str:
+    name = TASK_TYPES[task.type].class_of_metric(task, metric)
+    return _code(metric) if name is None else f"{_code(metric)} of {_code(name)}"
 
 
 def _labels(task: TaskConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from .plots import plot_conflicts, plot_curves, plot_retention
-from .tables import percent_text, step_text, value_text
+from .tables import metric_text, percent_text, step_text, value_text
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 _EVENTS = {
@@ -64,7 +64,7 @@ def _tasks(report: Mapping[str, Any]) -> tuple[list[Column], list[list[Any]]]:
         end = final["tasks"][name] if final else {"value": task["last"]}
         kept = [percent_text(end["retention"])] if final else []
         steps = [step_text(task["best_step"]), step_text(task["converged_step"])]
-        rows.append([(name, task["metric"]), value_text(end["value"]), *kept, value_text(task["best"]), *steps])
+        rows.append([(name, metric_text(task)), value_text(end["value"]), *kept, value_text(task["best"]), *steps])
         rows[-1].append(task["phase"])
     return columns, rows
 

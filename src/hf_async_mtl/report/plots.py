@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from .tables import metric_text
+
 # The palette of Okabe and Ito: color-blind readers can distinguish it, and so can readers of grayscale prints.
 _BLUE, _ORANGE, _PURPLE, _GREEN = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
 _DARK_GREY, _GREY, _LIGHT_GREY = "#444444", "#888888", "#E5E5E5"
@@ -60,7 +62,7 @@ def plot_curves(report: Mapping[str, Any], path: str | Path | BinaryIO) -> None:
             x, y = report["final"]["step"], report["final"]["tasks"][name]["value"]
             legend["saved checkpoint"] = axes.plot(x, y, "D", color=_GREEN, markersize=6, zorder=4)[0]
         axes.set_title(_shorten(name, 36), fontsize=_FONT_SIZE + 1, loc="left")
-        axes.set_ylabel(_shorten(task["metric"], 24), fontsize=_FONT_SIZE)
+        axes.set_ylabel(_shorten(metric_text(task), 24), fontsize=_FONT_SIZE)
         axes.set_xlim(0, 1.04 * last_step)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if i + columns >= len(tasks):

@@ -38,7 +38,7 @@ def progress_table(
         table.add_row(
             name,
             Text(task["phase"], style=PHASE_STYLES.get(task["phase"], "")),
-            task["metric"],
+            metric_text(task),
             Text(value_text(task["last"]), style="bold" if at_best else ""),
             value_text(task["best"]),
             step_text(task["best_step"]),
@@ -64,7 +64,7 @@ def final_table(report: Mapping[str, Any]) -> Table:
         end = final["tasks"][name]
         table.add_row(
             name,
-            task["metric"],
+            metric_text(task),
             *([value_text(starts[name])] if before else []),
             Text(value_text(end["value"]), style="bold"),
             value_text(task["best"]),
@@ -105,6 +105,15 @@ def _table(title: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -
     for header in numbers:
         table.add_column(header, justify="right", no_wrap=True)
     return table
+
+
+def metric_text(task: Mapping[str, Any]) -> str:
+    """Return the monitored metric of a task in a report, with the class that it is that of.
+
+    >>> metric_text({"metric": "f1", "positive_label": "fraud"}), metric_text({"metric": "accuracy"})
+    ('f1 (fraud)', 'accuracy')
+    """
+    return f"{task['metric']} ({task['positive_label']})" if "positive_label" in task else task["metric"]
 
 
 def value_text(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What the library knows about a type of task besides its head: its data, its predictions and its names."""
+"""The base class of the task types: all of a type but its head, such as its data, predictions and names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..utils import truncated_repr
 from ..validation import ConfigurationError
 from .labels import HINT, check_form, count_classes, find_column_labels, ignored_labels, refuse_unknown
 from .pretruncation import shorten
+from .windows import Windows, length_error, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +53,7 @@ class TaskType(ABC):
     takes_label_columns: ClassVar[bool] = False
     """Whether the labels may be in several columns of 0 and 1."""
     has_windows: ClassVar[bool] = False
-    """Whether a long text is read in windows."""
+    """Whether a long text can be read in windows."""
     metrics: ClassVar[tuple[str, ...]]
     """Built-in metrics that fit the type."""
     default_metric: ClassVar[str]
@@ -67,10 +68,10 @@ class TaskType(ABC):
     """Whether a text is a list of words."""
     has_label_lists: ClassVar[bool] = False
     """Whether the label of a row is a list of class labels."""
+    has_positive_label: ClassVar[bool] = False
+    """Whether one of two classes may be the positive one."""
     ignored: ClassVar[tuple[int, ...]] = (IGNORE,)
     """Labels that say "no label": no loss and no metric. A row without any other label is left out."""
-    truncated_texts: ClassVar[str] = "texts of more than"
-    """What a truncated row has, for the message "... have texts of more than 128 tokens"."""
     loss_options: ClassVar[tuple[str, ...]] = ()
     """The fields of `LossConfig` that the type has."""
     card_note: ClassVar[str | None] = None
@@ -96,8 +97,18 @@ class TaskType(ABC):
             ok = isinstance(text, list) and len(text) > 0 and all(isinstance(word, str) for word in text)
         else:
             ok = isinstance(text, str)
+        if ok and self.reads_windows(task) and column == task.input_columns[-1]:
+            return length_error(text, tokenizer, max_length)
         wanted = "a list of words" if self.reads_words else "a string"
         return None if ok else f"the text must be {wanted}; found {truncated_repr(text)}. {HINT}"
+
+    def reads_windows(self, task: TaskConfig) -> bool:
+        """Return whether a long text of the task is read in windows."""
+        return task.doc_stride is not None
+
+    def truncated_texts(self, task: TaskConfig) -> str:
+        """Return what a truncated row has, for the message "... have texts of more than 128 tokens"."""
+        return "first texts of more than half of" if self.reads_windows(task) else "texts of more than"
 
     def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize some rows.
@@ -112,6 +123,9 @@ class TaskType(ABC):
             ``input_ids`` and, if the tokenizer returns them, ``token_type_ids``: one list per segment for each row;
             ``truncated``: whether a segment lost tokens; and the columns that `features` or `target_function` need.
         """
+        if task.doc_stride is not None:
+            columns = [list(rows[column]) for column in task.input_columns]
+            return group_windows(tokenize_windows(columns, tokenizer, max_length, task.doc_stride))
         texts = [[shorten(text, tokenizer, max_length) for text in rows[column]] for column in task.input_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         return group_segments(encoded, [[i] for i in range(len(texts[0]))])
@@ -200,6 +214,10 @@ class TaskType(ABC):
         """
         return np.asarray(logits).argmax(-1).tolist()
 
+    def class_of_metric(self, task: TaskConfig, metric: str) -> str | None:
+        """Return the name of the class that a metric is that of; None if it is one of all classes."""
+        return None
+
     def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
         """Return the `predictions` of an encoded split with labels, each in the form of its reference."""
         return self.predictions(task, logits, rows)
@@ -213,6 +231,10 @@ class TaskType(ABC):
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         """Return the true values of an encoded split, in the format of `predictions`; None for a row without label."""
         return [None if self.ignored and target == IGNORE else target for target in rows["labels"]]
+
+    def in_metric_order(self, task: TaskConfig, values: list[Any]) -> list[Any]:
+        """Return predictions, references or probabilities with the classes in the order of the metrics."""
+        return values
 
     def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
         """Return encoded targets for the loss: -100 for labels that the head cannot predict; see `LabelEncoder`."""
@@ -285,6 +307,11 @@ def group_segments(encoded: Any, groups: Sequence[Sequence[int]]) -> dict[str, l
     result: dict[str, list[Any]] = {key: [[encoded[key][i] for i in group] for group in groups] for key in keys}
     result["truncated"] = [any(encoded.encodings[i].overflowing for i in group) for group in groups]
     return result
+
+
+def group_windows(windows: Windows) -> dict[str, list[Any]]:
+    """Return `group_segments` of windows. Cutting a text into windows loses nothing."""
+    return {**group_segments(windows.encoded, windows.rows), "truncated": windows.truncated}
 
 
 def label_values(rows: Dataset) -> np.ndarray:

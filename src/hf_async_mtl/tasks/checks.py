@@ -7,8 +7,10 @@ from collections import Counter
 from typing import Any
 
 from ..modeling.configuration_multitask import TaskConfig, check_max_length
+from ..modeling.heads import HEADS
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
+from .labels import label_text
 from .loss import LossConfig
 from .registry import TASK_TYPES
 
@@ -20,10 +22,11 @@ def check_task(task: TaskConfig) -> None:
     _check_label_column(task)
     if task.label_names is not None:
         _check_label_names(task)
+    if task.positive_label is not None:
+        _check_positive_label(task)
     if task.max_length is not None:
         check_max_length(task.max_length)
-    if task.doc_stride is not None:
-        _check_doc_stride(task)
+    _check_windows(task)
     if task.target_std is not None and not task.target_std > 0:
         raise ConfigurationError(
             f"`target_std` must be greater than 0; found {task.target_std!r}. Leave it out: "
@@ -74,7 +77,7 @@ def _check_label_column(task: TaskConfig) -> None:
 def _check_label_names(task: TaskConfig) -> None:
     if not isinstance(task.label_names, list | tuple):
         raise ConfigurationError(f"`label_names` must be a list of names; found {task.label_names!r}.")
-    task.label_names = [str(label) for label in task.label_names]
+    task.label_names = [label_text(label) for label in task.label_names]
     if not task.has_label_names:
         raise ConfigurationError(
             f"A {task.type} task has no `label_names`; found {task.label_names!r}. Remove the key."
@@ -96,10 +99,35 @@ def _check_label_names(task: TaskConfig) -> None:
         )
 
 
-def _check_doc_stride(task: TaskConfig) -> None:
-    if not TASK_TYPES[task.type].has_windows or not isinstance(task.doc_stride, int) or task.doc_stride < 0:
-        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.has_windows)
+def _check_positive_label(task: TaskConfig) -> None:
+    task.positive_label = label_text(task.positive_label)
+    if not TASK_TYPES[task.type].has_positive_label:
+        fitting = " or ".join(name for name, kind in TASK_TYPES.items() if kind.has_positive_label)
         raise ConfigurationError(
-            f"`doc_stride` must be a whole number of at least 0, and only {fitting} has one; found "
-            f"{task.doc_stride!r} in a {task.type} task."
+            f"`positive_label` is for type {fitting}; found {task.positive_label!r} in a {task.type} task. Remove it."
+        )
+    names = task.label_names
+    if names is not None and (len(names) != 2 or task.positive_label not in names):
+        raise ConfigurationError(
+            f"`positive_label` must be one of two classes; found {task.positive_label!r}, and the classes "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}. Correct it, or remove the key."
+        )
+
+
+def _check_windows(task: TaskConfig) -> None:
+    kind, stride, pooling = TASK_TYPES[task.type], task.doc_stride, task.doc_pooling
+    if stride is not None and not (kind.has_windows and isinstance(stride, int) and stride >= 0):
+        fitting = " or ".join(name for name, other in TASK_TYPES.items() if other.has_windows)
+        raise ConfigurationError(
+            f"`doc_stride` must be a whole number of at least 0, in a task of type {fitting}; found {stride!r} in a "
+            f"{task.type} task."
+        )
+    if pooling is None:
+        return
+    pooled = [name for name, other in TASK_TYPES.items() if other.has_windows and HEADS[name].unit == "example"]
+    if pooling not in ("mean", "max") or stride is None or task.type not in pooled:
+        raise ConfigurationError(
+            "`doc_pooling` must be mean or max, and stands beside a `doc_stride` in a task of type "
+            f"{' or '.join(pooled)}; found {pooling!r} in a {task.type} task with{'out' if stride is None else ''} a "
+            "stride."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ..validation import ConfigurationError
 from .base import Target, TaskType, label_values
 from .labels import ignored_labels, label_counts, label_encoder
 from .loss import BALANCED
+from .special_labels import METRICS_OF_ONE_CLASS, known_positive, positive_index
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +30,7 @@ class Classification(TaskType):
     """One class out of C. Logits ``[N, C]``; predictions are class indices."""
 
     hub_name = "text-classification"
+    has_windows = True
     problem_type = "single_label_classification"
     metrics = (
         *("accuracy", "f1", "macro_f1", "micro_f1", "weighted_f1", "matthews_correlation", "balanced_accuracy"),
@@ -37,10 +40,37 @@ class Classification(TaskType):
     default_metric = "accuracy"
     prediction_fields = ("label", "score")
     loss_options = ("class_weights", "label_smoothing")
+    has_positive_label = True
 
     def target_function(self, task: TaskConfig, dataset: Dataset) -> Target:
         (column,), encode = task.target_columns, label_encoder(task, dataset)
         return lambda row, _: encode(row[column])
+
+    def resolve(self, task: TaskConfig, dataset: Dataset) -> TaskConfig:
+        """Return the task with its class names and, if a metric is that of one class, the positive one."""
+        task = super().resolve(task, dataset)
+        names = task.label_names
+        is_read = any(self.class_of_metric(task, metric) is not None for metric in task.metrics or ())
+        if names is None or not is_read or task.positive_label is not None:
+            return task
+        counts, _ = self.class_counts(task, dataset)
+        known = known_positive(names)
+        rarer = 0 if counts[0] < counts[1] else 1
+        return dataclasses.replace(task, positive_label=names[rarer if known is None else known])
+
+    def class_of_metric(self, task: TaskConfig, metric: str) -> str | None:
+        names = task.label_names
+        if metric not in METRICS_OF_ONE_CLASS or names is None or len(names) != 2:
+            return None
+        return names[positive_index(task)]
+
+    def in_metric_order(self, task: TaskConfig, values: list[Any]) -> list[Any]:
+        """Return the values with the positive one of two classes as the second."""
+        if task.num_labels != 2 or positive_index(task) == 1:
+            return values
+        # Beside the two there may be references that are no classes of the task, and probabilities [N, 2].
+        swap = {0: 1, 1: 0}
+        return [value[::-1] if isinstance(value, list) else swap.get(value, value) for value in values]
 
     def check_training_labels(self, task: TaskConfig, dataset: Dataset) -> None:
         (column,) = task.target_columns

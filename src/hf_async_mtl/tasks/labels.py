@@ -21,6 +21,7 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
+from .columns import column_pieces, file_row
 from .special_labels import known_positive
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 HINT = "Correct the row, or leave it out."
 """What to do about a row that a message has named."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
-# Rows whose labels are counted at a time.
-_ROWS = 20_000
 
 
 class LabelError(ValueError):
@@ -77,26 +76,20 @@ def check_number(value: Any) -> float:
 # Labels of a column
 
 
-def file_row(dataset: Dataset, row: int) -> int:
-    """Return the row of the file that a row comes from, where rows have been left out, drawn or split off."""
-    return row if dataset._indices is None else dataset._indices.column(0)[row].as_py()
-
-
 def label_counts(dataset: Dataset, column: str) -> Counter[Any]:
     """Return how often each label occurs in a column of labels, or of lists of labels.
 
     They are counted in Arrow if possible: as Python objects, the values of millions of rows take a minute.
     """
-    rows, counts = dataset.select_columns([column]), Counter[Any]()
+    counts = Counter[Any]()
     feature = dataset.features[column]
     while hasattr(feature, "feature"):
         feature = feature.feature
     if type(feature).__name__ not in ("Value", "ClassLabel"):
-        for labels in rows.with_format(None)[column]:
+        for labels in dataset.with_format(None)[column]:
             counts.update(_hashable(label) for label in (labels if isinstance(labels, list) else [labels]))
         return counts
-    for piece in rows.with_format("arrow").iter(batch_size=_ROWS):
-        labels = piece.column(0).combine_chunks()
+    for _, labels in column_pieces(dataset, column):
         while pa.types.is_nested(labels.type):
             labels = labels.flatten()
         for entry in pc.value_counts(labels).to_pylist():
@@ -279,6 +272,8 @@ class LabelEncoder:
 
     def __call__(self, value: Any) -> int:
         """Return the index, -100 for "no label"; raise a `LabelError` if the label is not known."""
+        if isinstance(value, str) and value in self._index:
+            return self._index[value]
         value = _plain(_hashable(value))
         if value in self._ignored:
             return IGNORE

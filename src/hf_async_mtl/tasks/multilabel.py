@@ -16,6 +16,7 @@ from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from .base import Target, TaskType, label_values
 from .classification import CARD_LABELS
+from .columns import column_pieces
 from .labels import LabelError, label_counts, label_encoder
 from .loss import BALANCED
 
@@ -32,6 +33,7 @@ class Multilabel(TaskType):
     """
 
     hub_name = "text-classification"
+    has_windows = True
     problem_type = "multi_label_classification"
     target_type = ["float32"]
     metrics = (
@@ -107,17 +109,17 @@ class Multilabel(TaskType):
         return (np.asarray(logits) > 0).astype(int).tolist()
 
     def metric_predictions(self, task: TaskConfig, logits: Any, rows: Dataset) -> list[Any]:
-        """Return 0 or 1 for each label; 0 for a label that is ignored, and for one that the head cannot predict."""
+        """Return 0 or 1 for each label; -100 for a label that is ignored, 0 for one that the head cannot predict."""
         chosen, labels = np.asarray(logits) > 0, np.asarray(rows["labels"])
         chosen = np.pad(chosen, ((0, 0), (0, labels.shape[1] - chosen.shape[1])))
-        return (chosen & (labels != IGNORE)).astype(int).tolist()
+        return np.where(labels == IGNORE, IGNORE, chosen).tolist()
 
     def probabilities(self, task: TaskConfig, logits: Any) -> list[Any]:
         return torch.as_tensor(np.asarray(logits)).double().sigmoid().tolist()
 
     def references(self, task: TaskConfig, rows: Dataset) -> list[Any]:
         return [
-            None if all(label == IGNORE for label in labels) else [int(label == 1) for label in labels]
+            None if all(label == IGNORE for label in labels) else [int(label) for label in labels]
             for labels in rows["labels"]
         ]
 
@@ -149,8 +151,8 @@ def vector_length(dataset: Dataset, column: str, count: int | None = None) -> in
     lengths, feature = set(), dataset.features[column]
     if type(getattr(feature, "feature", None)).__name__ != "Value":
         return None
-    for piece in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
-        lengths |= set(pc.unique(pc.list_value_length(piece.column(0))).to_pylist())
+    for _, labels in column_pieces(dataset, column):
+        lengths |= set(pc.unique(pc.list_value_length(labels)).to_pylist())
         if len(lengths - {None}) > 1:
             return None
     length = next(iter(lengths - {None}), 0)

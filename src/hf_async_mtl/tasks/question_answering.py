@@ -10,9 +10,9 @@ import numpy as np
 from ..modeling.configuration_multitask import TaskConfig
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
-from .base import Columns, Target, TaskType, group_segments
+from .base import Columns, Target, TaskType, group_windows
 from .labels import LabelError
-from .pretruncation import shorten
+from .windows import tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +22,6 @@ DEFAULT_STRIDE = 32
 """Tokens that two windows of a long context share, if the task does not say."""
 MAX_ANSWER_TOKENS = 30
 """Maximum length of a predicted answer, in tokens; as in the scripts of BERT and Transformers."""
-_CONTEXT_LENGTHS = 1000
-"""Maximum length of a context, in units of `max_length`: all its windows are in one batch."""
 
 
 class QuestionAnswering(TaskType):
@@ -37,50 +35,21 @@ class QuestionAnswering(TaskType):
     text_counts = (2,)
     has_windows = True
     prediction_fields = ("answer",)
-    truncated_texts = "questions of more than half of"
 
-    def text_error(self, task: TaskConfig, column: str, text: Any, tokenizer: Any, max_length: int) -> str | None:
-        error = super().text_error(task, column, text, tokenizer, max_length)
-        limit = _CONTEXT_LENGTHS * max_length
-        # A text rarely has more tokens than characters.
-        if error is not None or column != task.input_columns[1] or len(text) <= limit:
-            return error
-        count = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if count <= limit:
-            return None
-        return (
-            f"a context must have no more than {limit:,} tokens ({_CONTEXT_LENGTHS:,} times `max_length`), for all its "
-            f"windows are read in one batch; found {count:,}. Give the part of it that has the answer, or leave the "
-            "row out."
-        )
+    def reads_windows(self, task: TaskConfig) -> bool:
+        return True
+
+    def truncated_texts(self, task: TaskConfig) -> str:
+        return "questions of more than half of"
 
     def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        questions, contexts = (list(rows[column]) for column in task.input_columns)
-        questions = [shorten(question, tokenizer, max_length) for question in questions]
-        # Only the context is cut into windows: a question that filled the window would leave no token of it.
-        limit = (max_length - tokenizer.num_special_tokens_to_add(pair=True)) // 2
-        offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        questions = [q[: o[limit - 1][1]] if len(o) > limit else q for q, o in zip(questions, offsets, strict=True)]
-        # At least `limit` tokens of a window are the context's. With a stride close to that there would be very many
-        # windows, and the tokenizer crashes with a larger one.
-        stride = min(DEFAULT_STRIDE if task.doc_stride is None else task.doc_stride, limit // 2)
-        encoded = tokenizer(
-            questions,
-            contexts,
-            truncation="only_second",
-            max_length=max_length,
-            stride=stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        groups: list[list[int]] = [[] for _ in questions]
-        for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
-            groups[row].append(window)
-        result = group_segments(encoded, groups)
-        # Cutting a context into windows loses nothing.
-        result["truncated"] = [len(of_question) > limit for of_question in offsets]
-        result["spans"] = [[span for window in group for span in _spans(encoded, window)] for group in groups]
-        result["context"] = contexts
+        texts = [list(rows[column]) for column in task.input_columns]
+        stride = DEFAULT_STRIDE if task.doc_stride is None else task.doc_stride
+        windows = tokenize_windows(texts, tokenizer, max_length, stride)
+        result = group_windows(windows)
+        encoded = windows.encoded
+        result["spans"] = [[span for window in group for span in _spans(encoded, window)] for group in windows.rows]
+        result["context"] = texts[1]
         return result
 
     def features(self, with_labels: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from ..modeling.configuration_multitask import TaskConfig
 from ..validation import ConfigurationError
 from .base import Target, TaskType
-from .labels import HINT, LabelError, check_number, file_row
+from .columns import file_row
+from .labels import HINT, LabelError, check_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +27,7 @@ class Regression(TaskType):
     """A number in the units of its data. Logits ``[N]`` are the predictions."""
 
     hub_name = "text-classification"  # the Hub has no task for a regression on text; this pipeline runs it
+    has_windows = True
     problem_type = "regression"
     target_type = "float64"
     ignored = ()

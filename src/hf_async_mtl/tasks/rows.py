@@ -1,4 +1,4 @@
-"""Raw rows as users have them: without a format of their own, and of a table the rows that belong to a task."""
+"""Prepare raw sets: remove their output format, and leave out the rows without a label of the task."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from datasets import Dataset
 
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
+from ..utils import nearest_hint
 from ..validation import ConfigurationError
+from .columns import column_pieces, select_rows
 from .labels import ignored_labels, label_text, listed
 from .registry import TASK_TYPES
+from .special_labels import known_positive, positive_index
 
 
 def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
@@ -41,11 +44,6 @@ def plain_rows(rows: Any, what: str = "The rows of a task") -> Dataset:
     return rows.with_format(None)
 
 
-def select_rows(rows: Dataset, indices: np.ndarray) -> Dataset:
-    """Return some rows of a set, for `file_row`: `Dataset.select` forgets where a range of rows begins."""
-    return rows._select_with_indices_mapping(indices)
-
-
 def labeled_rows(rows: Dataset, task: TaskConfig, what: str = "The rows of a task") -> Dataset:
     """Return the plain rows that have a label of a task, in one of its label columns: not null, and not ignored.
 
@@ -54,6 +52,25 @@ def labeled_rows(rows: Dataset, task: TaskConfig, what: str = "The rows of a tas
     rows = plain_rows(rows, what)
     found = _have_labels(rows, task, _ignored(task))
     return rows if found.all() else select_rows(rows, np.flatnonzero(found))
+
+
+def training_rows(rows: Any, task: TaskConfig) -> Dataset:
+    """Return the `labeled_rows` of a raw training set, or of the split ``train`` of a dictionary of splits.
+
+    Raises:
+        ConfigurationError: They are no plain set, or lack the labels that `TaskConfig.resolve` needs.
+    """
+    rows = labeled_rows(rows["train"] if isinstance(rows, Mapping) and "train" in rows else rows, task)
+    missing = [column for column in task.target_columns if column not in rows.column_names]
+    try:
+        TASK_TYPES[task.type].check_unlabeled(task)
+    except ConfigurationError:
+        if missing:
+            raise ConfigurationError(
+                f"The training rows must have the column of labels {missing[0]!r}; they have "
+                f"{', '.join(rows.column_names)}.{nearest_hint(missing[0], rows.column_names)}"
+            ) from None
+    return rows
 
 
 def is_scored(rows: Dataset, task: TaskConfig) -> bool:
@@ -70,13 +87,11 @@ def _have_labels(rows: Dataset, task: TaskConfig, ignored: Collection[int | str]
     columns = [column for column in task.target_columns if column in rows.column_names]
     if not columns or len(rows) == 0:
         return np.ones(len(rows), dtype=bool)
-    pieces = rows.select_columns(columns).with_format("arrow").iter(batch_size=10_000)
-    return np.concatenate(
-        [
-            ~np.all([_is_missing(column.combine_chunks(), ignored) for column in piece.columns], axis=0)
-            for piece in pieces
-        ]
-    )
+    found = np.zeros(len(rows), dtype=bool)
+    for column in columns:
+        for places, values in column_pieces(rows, column):
+            found[places] |= ~_is_missing(values, ignored)
+    return found
 
 
 def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
@@ -88,6 +103,8 @@ def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
     if pa.types.is_struct(column.type):
         fields = [pc.struct_field(column, index) for index in range(column.type.num_fields)]
         return found | np.all([_is_missing(field, ignored) for field in fields], axis=0)
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
     if not pa.types.is_nested(column.type):
         return found | _is_ignored(column, ignored)
     lists, labels = pc.list_parent_indices(column).to_numpy(), _is_ignored(column.flatten(), ignored)
@@ -96,9 +113,12 @@ def _is_missing(column: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
 
 
 def _is_ignored(labels: pa.Array, ignored: Collection[int | str]) -> np.ndarray:
-    is_number = pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type)
+    # Unsigned numbers have no values for "no label", which are negative.
+    is_number = pa.types.is_signed_integer(labels.type) or pa.types.is_floating(labels.type)
     if not is_number and not pa.types.is_string(labels.type) and not pa.types.is_large_string(labels.type):
         return np.zeros(len(labels), dtype=bool)
+    if pa.types.is_float16(labels.type):  # in which Arrow looks for nothing
+        labels = labels.cast(pa.float32())
     kind = int if is_number else str
     values = pa.array([value for value in ignored if isinstance(value, kind)], labels.type)
     return pc.is_in(labels, value_set=values).to_numpy(zero_copy_only=False)
@@ -147,6 +167,22 @@ def label_messages(name: str, task: TaskConfig, rows: Dataset, split: str) -> li
             f"({listed(found)}). They count as errors of the model."
         )
     return messages
+
+
+def positive_class(name: str, task: TaskConfig) -> str | None:
+    """Return the message about the class that metrics are those of; None if there are none, or the names say it."""
+    kind = TASK_TYPES[task.type]
+    metrics = [metric for metric in task.metrics or () if kind.class_of_metric(task, metric) is not None]
+    if not metrics or known_positive(task.label_names or ()) == positive_index(task):
+        return None
+    reason = (
+        "the second one. `positive_label` names the other"
+        if task.positive_label is None
+        else "that of `positive_label` (default: the rarer one)"
+    )
+    is_or_are = "is that" if len(metrics) == 1 else "are those"
+    positive = kind.class_of_metric(task, metrics[0])
+    return f"Task {name!r}: {', '.join(metrics)} {is_or_are} of class {positive!r}, {reason}."
 
 
 def untrained_classes(name: str, task: TaskConfig, train: Dataset, evaluation: Sequence[Dataset]) -> str | None:

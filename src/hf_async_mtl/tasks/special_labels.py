@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..modeling.configuration_multitask import TaskConfig
+
 OUTSIDE_TAGS = ("o", "_", "-", "out", "outside", "other", "none", "null")
 """Tags of words outside of all chunks, in lower case; the first one that a task has is its outside tag."""
+_PREFIX = re.compile("[BIESLU]-.", re.IGNORECASE)
 _PAIRS = (
     ("0", "1"),
     ("-1", "1"),
@@ -16,6 +19,10 @@ _PAIRS = (
     ("negative", "positive"),
     ("neg", "pos"),
 )
+
+
+METRICS_OF_ONE_CLASS = ("f1", "precision", "recall", "average_precision")
+"""Metrics of two classes that are those of the positive one."""
 
 
 def known_positive(names: Sequence[str]) -> int | None:
@@ -35,6 +42,30 @@ def known_positive(names: Sequence[str]) -> int | None:
 
 
 def outside_tag(names: Sequence[str]) -> str | None:
-    """Return the tag of words outside of all chunks: the name that is one of `OUTSIDE_TAGS` in any case."""
+    """Return the tag of words outside of all chunks; None if there is none.
+
+    It is the name that is one of `OUTSIDE_TAGS` in any case, or the only one without a prefix (``B-``, ``I-``, ...).
+
+    >>> outside_tag(["B-x", "I-x", "o"]), outside_tag(["B-x", "PAD"]), outside_tag(["NOUN", "VERB"])
+    ('o', 'PAD', None)
+    """
     found = {name.lower(): name for name in reversed(names)}
-    return next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
+    known = next((found[tag] for tag in OUTSIDE_TAGS if tag in found), None)
+    plain = [name for name in names if not _PREFIX.match(name)]
+    return plain[0] if known is None and len(plain) == 1 < len(names) else known
+
+
+def has_chunks(names: Sequence[str]) -> bool:
+    """Return whether tags say where chunks are: one is that of words outside, or all have a prefix."""
+    return outside_tag(names) is not None or all(map(_PREFIX.match, names))
+
+
+def positive_index(task: TaskConfig) -> int:
+    """Return the index of the positive one of two classes: `positive_label`, or what the names say, or the second."""
+    names = task.label_names
+    if names is None or len(names) != 2:
+        return 1
+    if task.positive_label is not None:
+        return names.index(task.positive_label)
+    known = known_positive(names)
+    return 1 if known is None else known

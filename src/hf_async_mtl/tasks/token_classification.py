@@ -12,11 +12,12 @@ from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.losses import IGNORE
 from ..utils import truncated_repr
 from ..validation import ConfigurationError
-from .base import Columns, Target, TaskType, group_segments, tokenizer_call
+from .base import Columns, Target, TaskType, group_segments, group_windows, tokenizer_call
 from .classification import CARD_LABELS, class_loss_arguments
 from .labels import LabelError, label_encoder, label_text
 from .pretruncation import shorten_words
 from .special_labels import outside_tag
+from .windows import Windows, central_words, tokenize_windows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +29,7 @@ class TokenClassification(TaskType):
     """One class out of C per word, read at its first sub-word. Logits ``[N, U, C]``; predictions are label names."""
 
     hub_name = "token-classification"
+    has_windows = True
     target_type = ["int64"]
     metrics = ("accuracy", "seqeval_f1", "seqeval_precision", "seqeval_recall", "seqeval_accuracy")
     default_metric = "seqeval_f1"
@@ -41,7 +43,11 @@ class TokenClassification(TaskType):
 
     def tokenize(self, rows: Columns, task: TaskConfig, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         (column,) = task.input_columns
-        words = [shorten_words(row, tokenizer, max_length) for row in _spaced(list(rows[column]), tokenizer)]
+        words = _spaced(list(rows[column]), tokenizer)
+        if task.doc_stride is not None:
+            windows = tokenize_windows([words], tokenizer, max_length, task.doc_stride, are_words=True)
+            return {**group_windows(windows), "words": [_central_words(windows, row) for row in windows.rows]}
+        words = [shorten_words(row, tokenizer, max_length) for row in words]
         encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         result = group_segments(encoded, [[i] for i in range(len(words))])
         result["words"] = [first_subwords(encoded.word_ids(i)) for i in range(len(words))]
@@ -161,6 +167,12 @@ def _metric_names(task: TaskConfig) -> list[str]:
     assert task.label_names is not None
     outside = outside_tag(task.label_names)
     return ["O" if name == outside else name for name in task.label_names]
+
+
+def _central_words(windows: Windows, row: Sequence[int]) -> list[int]:
+    """Return the word that each token of a row begins, in the window in which it is most central; otherwise -100."""
+    word_ids = [windows.encoded.word_ids(window) for window in row]
+    return central_words(word_ids, [windows.encoded["offset_mapping"][window] for window in row])
 
 
 def first_subwords(word_ids: Sequence[int | None]) -> list[int]:

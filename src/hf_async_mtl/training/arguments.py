@@ -99,10 +99,17 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
             # In a log file each step of a bar is a line.
             self.disable_tqdm = True
-        super().__post_init__()
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            mode = "max" if self.greater_is_better else "min"
-            self.lr_scheduler_kwargs: Any = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "load_best_model_at_end" not in str(error):
+                raise
+            raise ConfigurationError(
+                "A run ends with its best checkpoint, so checkpoints must be those of evaluations: "
+                "`save_strategy` must be `eval_strategy` or best, and `save_steps` a multiple of `eval_steps`; "
+                f"found {_text(self.save_strategy)} ({self.save_steps}) and {_text(self.eval_strategy)} "
+                f"({self.eval_steps}). Change them, or set `load_best_model_at_end: false`."
+            ) from None
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, which scatters packed rows.
             logger.warning(

@@ -57,6 +57,7 @@ def new_schedule(
             passes_per_epoch=drawn[name] / sizes[name] if name in drawn else 1.0,
             distilled_from_start=name in teachers,
             greater_is_better=greater_is_better(task.monitored),
+            positive_label=TASK_TYPES[task.type].class_of_metric(task, task.monitored),
         )
         for name, task in tasks.items()
     }
@@ -169,7 +170,8 @@ class ConvergenceController:
             dataset = self.evaluator.validation[name]
             task, now = dataset.task, self.evaluator.predictions[name]
             before = self.teachers.store.load_predictions(name, reference_step)
-            references = TASK_TYPES[task.type].references(task, dataset.rows)
+            kind = TASK_TYPES[task.type]
+            references = kind.in_metric_order(task, kind.references(task, dataset.rows))
             found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
         return found
 

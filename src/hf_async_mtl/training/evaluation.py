@@ -124,6 +124,9 @@ class TaskEvaluator:
         predicted = task_type.metric_predictions(task, logits, dataset.rows)
         references = task_type.references(task, dataset.rows)
         probabilities = task_type.probabilities(task, logits) if any(map(reads_probabilities, task.metrics)) else []
+        predicted, references, probabilities = (
+            task_type.in_metric_order(task, values) for values in (predicted, references, probabilities)
+        )
         if dataset is self.validation.get(dataset.name):
             self.predictions[dataset.name] = probabilities if reads_probabilities(task.monitored) else predicted
         # Of rows that are predicted, some may have no label.

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from ..building.build import check_encoder
 from ..building.freezing import check_trainable
 from ..building.lora import freeze_base_weights
 from ..convergence.actions import ACTIONS
@@ -82,6 +83,7 @@ def prepare_inputs(
         if model.config.lora is not None:
             freeze_base_weights(model.encoder)
         check_trainable(model.encoder, model.heads)
+        check_encoder(model)
     check_task_settings(tasks, args)
     config = args.distillation_config
     task_sets = TaskSets(tasks, tokenizer, model.config.max_length, args)
@@ -269,7 +271,7 @@ def check_best_metric(
 ) -> None:
     """Check that an evaluation gives ``metric_for_best_model``, and set its direction if the metric is built in.
 
-    Tasks in ``own`` have metrics that are not known.
+    A learning rate that follows the metric gets its direction too. Tasks in ``own`` have metrics that are not known.
     """
     if args.metric_for_best_model is None:
         return
@@ -285,6 +287,9 @@ def check_best_metric(
         raise ConfigurationError(
             f"`training.metric_for_best_model` must be one of {', '.join(known)}; found {found!r}."
         )
+    if args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        mode = "max" if args.greater_is_better else "min"
+        args.lr_scheduler_kwargs = {"mode": mode, **(args.lr_scheduler_kwargs or {})}
 
 
 def _kinds(sets: Any) -> str:

@@ -1,4 +1,4 @@
-"""Raw rows to encoded sets of tasks."""
+"""Tokenize the raw sets that the Trainer is given, and find the task of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.dataset import TaskDataset
 from ..data.loading import is_unlabeled
 from ..data.tokenization import encode, truncation_warning
 from ..modeling.configuration_multitask import TaskConfig
-from ..tasks.rows import is_scored, label_messages, labeled_sets, untrained_classes
+from ..tasks.rows import is_scored, label_messages, labeled_sets, positive_class, untrained_classes
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 
@@ -77,6 +77,7 @@ class TaskSets:
             found = self._labeled(name, own | {kind: evaluation[key] for key, kind in kinds.items()})
             train |= {name: found["train"]} if own else {}
             evaluation |= {key: found[kind] for key, kind in kinds.items()}
+            self._warn(positive_class(name, self.tasks[name]) if own else None)
             if own and not is_unlabeled(train[name], self.tasks[name]):
                 self._warn(untrained_classes(name, self.tasks[name], train[name], [evaluation[key] for key in kinds]))
         return train, evaluation

@@ -81,12 +81,11 @@ class AsyncMTLTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        unsupported = {
+        unused = {
             **{"model_init": model_init, "data_collator": data_collator, "compute_loss_func": compute_loss_func},
             "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
         }
-        sets = (train_dataset, eval_dataset)
-        inputs = prepare_inputs(model, args, processing_class, *sets, compute_metrics, unsupported)
+        inputs = prepare_inputs(model, args, processing_class, train_dataset, eval_dataset, compute_metrics, unused)
         super().__init__(
             model=inputs.model,
             args=inputs.args,

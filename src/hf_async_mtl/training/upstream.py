@@ -1,4 +1,4 @@
-"""What the Trainer does not offer by itself: refused methods, fields replaced for a block, groups for the heads."""
+"""Small additions to the Trainer: refused methods, fields replaced for a block, parameter groups of the heads."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ class TopLevel:
     """The keys at the top of the configuration file.
 
     Args:
-        encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state``, or of a trained
-            multi-task model, whose heads are kept (see [growing](growing.md)).
+        encoder: Hub id or folder of a text encoder whose ``AutoModel`` returns ``last_hidden_state`` (see
+            [encoders](encoders.md)), or of a trained multi-task model, whose heads are kept (see
+            [growing](growing.md)).
         tasks: Name -> task; see below.
         data: Where the splits of the tasks are that have no ``data`` of their own or of their preset, as for one table
             with a column of labels per task (see [data](data.md#one-table-for-several-tasks)).
@@ -84,10 +85,15 @@ class TaskSection:
         label_column: A column of strings or integers; of lists, or several 0/1 columns, for ``multilabel``; ``answers``
             for ``question_answering``. Default: ``label``.
         label_names: Names of the classes, in the order of the logits. Default: found in the training rows.
+        positive_label: Of two classes, the one that ``f1``, ``precision``, ``recall`` and ``average_precision`` are
+            those of. Default: the one that the names say (yes, true, 1, positive, or spam beside not_spam), or the
+            rarer one.
         metrics: Names of metrics; the first is monitored. Default: that of the type. See [data](data.md#metrics).
         max_samples: Largest number of rows of a split, such as ``{train: 2000}``: a seeded sample.
         max_length: Maximum length of a sequence in tokens. Default: that at the top of the file.
-        doc_stride: Number of tokens that two windows of a long question-answering context share.
+        doc_stride: Number of tokens that two windows of a long text share (see [long texts](data.md#long-texts)).
+            Default: 32 for ``question_answering``; other texts are cut at ``max_length``.
+        doc_pooling: How the windows' logits become those of a text: ``mean`` (the default) or ``max``.
         weight: Weight of the task's examples in the loss, above 0. Default: 1.
         loss: Options of the loss on the labels, such as ``{class_weights: balanced}``; see below.
         convergence: Overrides of the section ``convergence``.
@@ -101,10 +107,12 @@ class TaskSection:
     text_columns: Any = None
     label_column: Any = None
     label_names: Any = None
+    positive_label: Any = None
     metrics: Any = None
     max_samples: Any = None
     max_length: int | None = None
     doc_stride: int | None = None
+    doc_pooling: str | None = None
     weight: float | None = None
     loss: Any = None
     convergence: Any = None
