@@ -50,9 +50,11 @@ class ConvergenceConfig:
             best.
         watch: What ``decline`` compares: the ``metric``, the validation ``loss``, or whichever comes first
             (``either``). A loss often rises while the metric still improves, because the model becomes overconfident.
-            Our evidence for ``decline`` is with the metric. No effect with other criteria.
+            No effect with other criteria.
         z: Number of standard errors that a difference must exceed, too, with ``significant`` and ``decline``; 0: none.
-            Above about 2, few gains on a small validation set count, and a task converges while it still learns.
+            With ``decline``, 1 takes every fifth task that still learns for converged, and 2 misses every other fall of
+            a few points (``docs/results.md``). With ``significant``, above about 2 few gains on a small validation set
+            count, and a task converges while it still learns.
         return_below: A converged task whose score falls below this share of its best returns to its labels, and may
             converge again. Null: the default of the action, 0.995 with ``stop_and_go`` and never with the others. Its
             snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1, noise sends a
@@ -71,7 +73,7 @@ class ConvergenceConfig:
     min_epochs: float = setting(1, number(0))
     on_convergence: str = setting("distill", one_of(*ACTIONS))
     watch: str = setting("metric", one_of(*_WATCH))
-    z: float = setting(1.0, number(0))
+    z: float = setting(1.5, number(0))
     return_below: float | None = setting(None, optional(number(0, 1, exclusive=True)))
     renew_teacher: bool = setting(False, FLAG)
 
