@@ -96,7 +96,7 @@ def diagnose(report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
     return {"something_to_hold": bool(below) if known else None, "answer": answer, "tasks": tasks}
 
 
-def _diagnose_task(name: str, report: Mapping[str, Any], resamples: Resamples) -> dict[str, float | None]:
+def _diagnose_task(name: str, report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
     task, final = report["tasks"][name], report["final"]
     sign = 1 if greater_is_better(task["metric"]) else -1
     values = {**dict(task["history"]), final["step"]: final["tasks"][name]["value"]}
@@ -104,7 +104,7 @@ def _diagnose_task(name: str, report: Mapping[str, Any], resamples: Resamples) -
     scores = {
         step: sign * values[step] for step, row in rows.items() if values[step] is not None and np.isfinite(row).all()
     }
-    found: dict[str, float | None] = dict.fromkeys(("peak_step", "fall_z", "headroom", "headroom_error"))
+    found: dict[str, Any] = dict.fromkeys(("peak_step", "fall_z", "headroom", "headroom_error"))
     last_step = task["converged_step"] if task["phase"] in _OFF_LABELS else report["step"]
     on_labels = [step for step in scores if step <= last_step and not _has_external_teacher(task)]
     if on_labels:

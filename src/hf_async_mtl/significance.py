@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import metrics
 from .modeling.heads import HEADS
@@ -26,7 +27,7 @@ _CHUNKS = frozenset({"seqeval_f1", "seqeval_precision", "seqeval_recall"})
 """Metrics of chunks, whose counts add up over the examples."""
 
 
-def paired_standard_error(before: Sequence[float], now: Sequence[float]) -> float:
+def paired_standard_error(before: ArrayLike, now: ArrayLike) -> float:
     """Return the standard error of a metric's difference between two models over the same examples.
 
     The arguments are `bootstrap_values` of both, on the same resamples: where two models are right and wrong on the
