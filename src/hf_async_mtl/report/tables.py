@@ -80,8 +80,10 @@ def final_table(report: Mapping[str, Any]) -> Table:
 
 def final_tables(report: Mapping[str, Any]) -> Group:
     """Return the table of a finished run, and that of its diagnosis, which a run of version 0.1 does not have."""
-    diagnosis = ["", diagnosis_table(report)] if "diagnosis" in report else []
-    return Group(final_table(report), *diagnosis)
+    tables: list[RenderableType] = [final_table(report)]
+    if "diagnosis" in report:
+        tables += ["", diagnosis_table(report)]
+    return Group(*tables)
 
 
 def diagnosis_table(report: Mapping[str, Any]) -> Group:
