@@ -37,6 +37,7 @@ TABLE: dict[str, set[str]] = {
     "span_metrics": set(),
     "metrics": {"span_metrics", "tasks", "modeling", "utils", "validation"},
     "significance": {"metrics", "span_metrics", "tasks", "modeling"},
+    "diagnosis": {"metrics", "significance"},
     "convergence": {"convergence", "validation"},
     "inference": {"inference", "validation", "data", "tasks", "building", "modeling", "utils"},
     "distillation": {"distillation", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
@@ -45,7 +46,7 @@ TABLE: dict[str, set[str]] = {
     "report": {"report", "convergence", "tasks", "modeling", "utils"},
     "training": {
         *("training", "report", "diagnostics", "balancing", "distillation", "inference", "convergence"),
-        *("significance", "metrics", "data", "tasks", "building", "modeling", "utils", "validation"),
+        *("diagnosis", "significance", "metrics", "data", "tasks", "building", "modeling", "utils", "validation"),
     },
     "export": {"export", "validation", "inference", "data", "tasks", "building", "modeling", "utils"},
     "demo": {"demo", "utils"},

@@ -44,6 +44,12 @@ def examples(task_type, count=40, seed=0, positive=0.5):
     return *sets, references
 
 
+def error_of(metric, task_type, before, now, references, **settings):
+    """The standard error of a metric's change, from the predictions."""
+    values = [bootstrap_values(metric, task_type, given, references, None, **settings) for given in (before, now)]
+    return paired_standard_error(*values)
+
+
 @pytest.mark.parametrize(
     ("metric", "task_type"), [(name, task_type) for task_type, kind in TASK_TYPES.items() for name in kind.metrics]
 )
@@ -76,25 +82,25 @@ def test_error_of_an_accuracy_is_the_textbooks():
     """Bug: the deviation is of something else than the difference, or is divided by a root too many."""
     before, now, references = examples("classification", count=400)
     difference = np.equal(now, references).astype(float) - np.equal(before, references)
-    found = paired_standard_error("accuracy", "classification", before, now, references, None, resamples=2000)
+    found = error_of("accuracy", "classification", before, now, references, resamples=2000)
     assert found == pytest.approx(difference.std() / math.sqrt(400), rel=0.06)
 
 
 def test_same_resamples_for_both():
     """Bug: each set has resamples of its own, and the error of a difference of nothing is that of two values."""
     before, now, references = examples("classification")
-    assert paired_standard_error("f1", "classification", now, now, references, None) == 0
+    assert error_of("f1", "classification", now, now, references) == 0
     values = [bootstrap_values("f1", "classification", p, references, None, 200, seed=5) for p in (before, now)]
     expected = np.std(np.subtract(*values), ddof=1)
-    assert paired_standard_error("f1", "classification", before, now, references, None, seed=5) == expected
-    assert paired_standard_error("f1", "classification", now, before, references, None, seed=5) == expected
+    assert error_of("f1", "classification", before, now, references, seed=5) == expected
+    assert error_of("f1", "classification", now, before, references, seed=5) == expected
 
 
 def test_seed_decides_and_no_global_state_moves():
     """Bug: a run's order or dropout depends on whether its criterion asked for an error."""
     before, now, references = examples("regression")
     state, numpy_state = random.getstate(), np.random.get_state()[1].tolist()
-    errors = [paired_standard_error("pearson", "regression", before, now, references, None, seed=s) for s in (0, 0, 1)]
+    errors = [error_of("pearson", "regression", before, now, references, seed=s) for s in (0, 0, 1)]
     assert errors[0] == errors[1] != errors[2]
     assert (random.getstate(), np.random.get_state()[1].tolist()) == (state, numpy_state)
 
@@ -106,7 +112,7 @@ def test_resamples_without_a_value_are_left_out():
         return np.array(bootstrap_values("pearson", "regression", predictions, references, None, 100, seed=0))
 
     def error(before, now, references):
-        return paired_standard_error("pearson", "regression", before, now, references, None, resamples=100)
+        return error_of("pearson", "regression", before, now, references, resamples=100)
 
     before, now, references = [0.0, 0.0, 1.0, 2.0], [1.0, 2.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0]
     differences = values(now, references) - values(before, references)
@@ -134,8 +140,7 @@ def test_metric_of_evaluates(monkeypatch):
     metrics._load.cache_clear()
     before, now, references = examples("classification")
     found, accuracy = (
-        paired_standard_error(name, "classification", before, now, references, None, resamples=20)
-        for name in ("agreement", "accuracy")
+        error_of(name, "classification", before, now, references, resamples=20) for name in ("agreement", "accuracy")
     )
     metrics._load.cache_clear()
     assert found == pytest.approx(2 * accuracy)
@@ -144,8 +149,8 @@ def test_metric_of_evaluates(monkeypatch):
 def test_what_compute_refuses_is_refused():
     """Bug: the short way past `compute` is also one past its checks."""
     with pytest.raises(ValueError, match="as many predictions as references"):
-        paired_standard_error("accuracy", "classification", [1], [1, 0], [1, 0], None)
+        error_of("accuracy", "classification", [1], [1, 0], [1, 0])
     with pytest.raises(ConfigurationError, match="needs a task of type classification"):
-        paired_standard_error("f1", "regression", [1.0], [1.0], [1.0], None)
+        error_of("f1", "regression", [1.0], [1.0], [1.0])
     with pytest.raises(ConfigurationError, match="exactly two classes"):
         bootstrap_values("f1", "classification", [1], [1], ["a", "b", "c"], resamples=2, seed=0)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
     from .run import Run, load_run
     from .tasks.base import TaskType
+    from .tasks.loss import LossConfig
     from .tasks.presets import PRESETS
     from .tasks.registry import TASK_TYPES
     from .training.arguments import AsyncMTLTrainingArguments
@@ -60,6 +61,7 @@ __all__ = [
     "GradientConflicts",
     "Head",
     "LossBalancer",
+    "LossConfig",
     "Metric",
     "MixingConfig",
     "MultiTaskConfig",
@@ -94,6 +96,7 @@ _PUBLIC = {
     "modeling.modeling_multitask": ["MultiTaskModel", "MultiTaskOutput"],
     "run": ["Run", "load_run"],
     "tasks.base": ["TaskType"],
+    "tasks.loss": ["LossConfig"],
     "tasks.presets": ["PRESETS"],
     "tasks.registry": ["TASK_TYPES"],
     "training.arguments": ["AsyncMTLTrainingArguments"],

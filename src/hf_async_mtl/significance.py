@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import metrics
 from .modeling.heads import HEADS
@@ -26,36 +27,24 @@ _CHUNKS = frozenset({"seqeval_f1", "seqeval_precision", "seqeval_recall"})
 """Metrics of chunks, whose counts add up over the examples."""
 
 
-def paired_standard_error(
-    metric: str,
-    task_type: str,
-    before: Sequence[Any],
-    now: Sequence[Any],
-    references: Sequence[Any],
-    labels: Sequence[str] | None,
-    resamples: int = 200,
-    seed: int = 0,
-) -> float:
-    """Return the standard error of ``metric(now) - metric(before)`` over the validation examples.
+def paired_standard_error(before: ArrayLike, now: ArrayLike) -> float:
+    """Return the standard error of a metric's difference between two models over the same examples.
 
-    Both are scored on the same resamples: where two models are right and wrong on the same examples, the difference is
-    far more certain than either value. It is 0 where no resample tells the two apart, as for equal predictions. For a
-    handful of examples it is too small, by the factor sqrt((n - 1) / n) for a mean over n. With 200 resamples, it has
-    itself an error of about 5 %.
+    The arguments are `bootstrap_values` of both, on the same resamples: where two models are right and wrong on the
+    same examples, the difference is far more certain than either value. It is 0 where no resample tells the two apart,
+    as for equal predictions. For a handful of examples it is too small, by the factor sqrt((n - 1) / n) for a mean over
+    n. With 200 resamples, it has itself an error of about 5 %.
 
-    Resamples in which the metric is not defined are left out; NaN if these are more than half of them. For metric,
-    predictions, references and labels, see `metrics.compute`; for a metric that reads probabilities, ``before`` and
-    ``now`` are these. No global random state is read or changed.
+    Resamples in which a value is not defined are left out; NaN if these are more than half of them.
 
-    >>> round(paired_standard_error("accuracy", "classification", [0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0], None), 2)
+    >>> models = [[0, 0, 0, 0], [1, 0, 0, 0]]
+    >>> values = [bootstrap_values("accuracy", "classification", model, [1, 0, 1, 0], None) for model in models]
+    >>> round(paired_standard_error(*values), 2)
     0.21
     """
-    settings = (references, labels, resamples, seed)
-    values_before = np.array(bootstrap_values(metric, task_type, before, *settings))
-    values_now = np.array(bootstrap_values(metric, task_type, now, *settings))
-    differences = values_now - values_before
+    differences = np.subtract(now, before)
     defined = differences[np.isfinite(differences)]
-    return math.nan if 2 * len(defined) < resamples else float(defined.std(ddof=1))
+    return math.nan if 2 * len(defined) < len(differences) else float(defined.std(ddof=1))
 
 
 def bootstrap_values(
@@ -64,13 +53,15 @@ def bootstrap_values(
     predictions: Sequence[Any],
     references: Sequence[Any],
     labels: Sequence[str] | None,
-    resamples: int,
-    seed: int,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> list[float]:
     """Return a metric's values on resamples of the examples, NaN where it is not defined.
 
     Their quantiles are a confidence interval. The resamples depend on the seed and the number of examples only: the
-    values of two models over the same examples are pairs. For the arguments, see `paired_standard_error`.
+    values of two models over the same examples are pairs. No global random state is read or changed. For metric,
+    predictions, references and labels, see `metrics.compute`; for a metric that reads probabilities, ``predictions``
+    are these.
 
     >>> bootstrap_values("accuracy", "classification", [1, 0], [1, 0], None, resamples=3, seed=0)
     [1.0, 1.0, 1.0]

@@ -413,6 +413,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a teacher of another shape": (other_shape, "and of the shape [24, 2]; found 24 and [24, 5]"),
     "a snapshot cut short": (cut("_teachers/snapshot-*"), "snapshot-"),
     "a snapshot missing": (gone("_teachers/snapshot-*"), "snapshot-"),
+    "resampled scores cut short": (cut("_teachers/resamples.safetensors"), "resamples.safetensors"),
+    "resampled scores missing": (gone("_teachers/resamples.safetensors"), "resamples.safetensors"),
 }
 
 
@@ -428,7 +430,7 @@ def a_run(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     settings = ["--set", patience, "--set", "training.max_steps=60"]
     assert main(["train", str(config), "--output-dir", str(folder / "out"), *settings]) == 0
     checkpoints = sorted((folder / "out").glob("checkpoint-*"), key=checkpoint_step)
-    return config, next(path for path in checkpoints if len(list(path.glob("_teachers/*"))) > 1)
+    return config, next(path for path in checkpoints if any(path.glob("_teachers/logits-*")))
 
 
 @pytest.mark.usefixtures("no_training")

@@ -177,7 +177,10 @@ def test_the_model_loads_by_itself(run, config_path):
 
 
 def test_an_undefined_metric_is_null(tmp_path):
-    """Pearson against a constant is NaN, and a file with NaN in it is no JSON: most readers refuse it all."""
+    """Pearson against a constant is NaN, and a file with NaN in it is no JSON: most readers refuse it all.
+
+    In the average it counts as its worst value.
+    """
     config = write_task_set(tmp_path, rows=8)
     constant = [{**row, "score": 1.0} for row in raw_sets(8)["overlap"]]
     for split in ("validation", "test"):
@@ -185,7 +188,7 @@ def test_an_undefined_metric_is_null(tmp_path):
     done("train", config, "--output-dir", tmp_path / "out", "--set", "training.max_steps=4")
     results = read(tmp_path / "out" / "all_results.json")
     assert results["test_overlap_pearson"] is None
-    assert results["eval_average"] is None
+    assert results["eval_average"] == (results["eval_polarity_accuracy"] - 1) / 2
     assert read(tmp_path / "out" / "convergence.json")["average"] is None
     assert valid_json(done("evaluate", tmp_path / "out", config))["test_overlap_pearson"] is None
 
@@ -577,15 +580,14 @@ def with_label(value: Any, place: int = 5) -> Rows:
 @pytest.mark.parametrize(
     ("rows", "settings", "words"),
     [
-        (with_label("neutral"), {"label_names": ["neg", "pos"]}, "'neutral'"),
-        (with_label(None), {}, "None"),
+        ([{**row, "label": "neutral"} for row in with_label("pos")], {"label_names": ["neg", "pos"]}, "'neutral'"),
         (with_label(3), {}, "3"),
         ([{**row, "text": None} for row in with_label("pos")], {}, "column 'text', row 0"),
         ([{"text": row["text"], "lable": row["label"]} for row in with_label("pos")], {}, "The nearest is 'lable'"),
         ([], {}, "must have rows"),
         (with_label("?"), {"type": "regression"}, "must be a number"),
     ],
-    ids=["label unknown", "label missing", "label of two types", "no text", "no column", "no rows", "no number"],
+    ids=["labels unknown", "label of two types", "no text", "no column", "no rows", "no number"],
 )
 def test_a_mistake_in_the_data_is_found_before_training(pair, tmp_path, monkeypatch, split, rows, settings, words):
     """A label of the test split that cannot be used would show after a night of training, with no result left."""
@@ -615,15 +617,13 @@ def test_a_mistake_in_the_data_is_found_before_training(pair, tmp_path, monkeypa
         (["tasks.polarity.max_samples.train=1", "tasks.polarity.label_names=[neg, pos]"], "two classes"),
         (["tasks.overlap.max_samples.train=1"], "targets that differ"),
         (["tasks.polarity.metrics=[pearson]"], "pearson"),
-        (["tasks.overlap.metrics=[mse]"], "must be better when greater"),
         (["tasks.polarity.metrics=[acuracy]"], "Did you mean 'accuracy'"),
         (["tasks.topics.type=classification"], "label"),
-        (["tasks.overlap.type=classification"], "A label must be"),
         (["tasks.choice.type=multilabel", "tasks.choice.text_columns=[prompt]"], "must have a list"),
         (["tasks.overlap.label_column=left"], "must be a number"),
         (["tasks.colors.label_column=tokens", "tasks.colors.label_names=[O, B-color]"], "A label must be"),
         (["tasks.answer.label_column=context"], "`answers` must be"),
-        (["tasks.choice.label_column=prompt"], "0..1"),
+        (["tasks.choice.label_column=prompt"], "one of [first, second]"),
         (["tasks.polarity.text_columns=[txt]"], "The nearest is 'text'"),
         (["encoder=data"], "tokenizer"),
         (["encoder=nobody/nothing"], "'nobody/nothing'"),
@@ -703,11 +703,9 @@ def launched(*arguments: Any) -> tuple[int, str]:
 
 
 def test_accelerate_launches_the_same_run(pair, pair_run, tmp_path):
-    """`accelerate launch scripts/train.py` is `hf-async-mtl train`; its log has a line per evaluation, and no bars."""
+    """`accelerate launch scripts/train.py` is `hf-async-mtl train`; its log has no bars."""
     status, stderr = launched(pair, "--output-dir", tmp_path / "out")
     assert status == 0, stderr
     same_end(tmp_path / "out", pair_run)
     assert "it/s" not in stderr
     assert "%|" not in stderr
-    evaluations = read(tmp_path / "out" / "convergence.json")["tasks"]["polarity"]["history"]
-    assert stderr.count(" tasks converged\n") == len(evaluations)

@@ -1,6 +1,5 @@
-"""A run's teachers: their recorded logits, and the validation predictions that noise is measured with."""
+"""A run's teachers: their recorded logits, and the resampled scores that noise is measured with."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from hf_async_mtl.distillation.config import DistillationConfig
 from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, TeacherError
 from hf_async_mtl.distillation.snapshots import TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
-from hf_async_mtl.metrics import compute
-from hf_async_mtl.tasks.registry import TASK_TYPES
-from hf_async_mtl.training.checkpoint_files import STATE_FILE
 
 GROWING = [i / 100 for i in range(1, 100)]
 LAST_WEIGHTS: dict[str, Any] = {"save_strategy": "no", "load_best_model_at_end": False}
@@ -122,109 +118,79 @@ SCRIPT = {"polarity": [0.5, 0.4], "overlap": [0.2, 0.3, 0.25, 0.2]}
 SETTINGS: dict[str, Any] = {"eval_steps": 2, "num_train_epochs": 3}
 
 
-# -- validation predictions -------------------------------------------------------------------------------------------
+# -- resampled scores -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_predictions_come_back_as_they_were(tmp_path: Path, name: str) -> None:
-    """Bug: numbers lose digits, or lists of lists their form, and two evaluations differ by the way to the disk."""
-    data = encoded(name)
+def some_resamples(*steps: int) -> dict[int, dict[str, np.ndarray]]:
     generator = np.random.default_rng(0)
-    longest = max(unit_counts(data.task, data.rows))
-    columns = {"choice": 2}.get(name, data.task.num_labels)
-    shape: tuple[int, ...] = {"overlap": (12,), "colors": (12, longest, columns), "answer": (12, longest, columns)}.get(
-        name, (12, columns)
-    )
-    kind = TASK_TYPES[data.task.type]
-    answers = kind.predictions(data.task, generator.normal(size=shape).astype(np.float32), data.rows)
+    return {step: {name: generator.normal(size=5) for name in PAIR} for step in steps}
+
+
+def same(a: dict[int, dict[str, np.ndarray]], b: dict[int, dict[str, np.ndarray]]) -> bool:
+    """Whether all steps and tasks are the same, to the last bit."""
+    lists = [{step: {name: row.tolist() for name, row in tasks.items()} for step, tasks in x.items()} for x in (a, b)]
+    return lists[0] == lists[1]
+
+
+def test_resamples_come_back_as_they_were(tmp_path: Path) -> None:
+    """Bug: numbers lose digits, and a resumed run decides by other errors than the run that went on."""
     store = TeacherStore(tmp_path / "_teachers")
-    store.save_predictions(name, 40, answers)
-    found = store.load_predictions(name, 40)
-    assert found == answers
-    assert list(map(type, found)) == list(map(type, answers))
-    assert data.task.metrics is not None
-    scores = [
-        compute(
-            data.task.metrics,
-            data.task.type,
-            x,
-            kind.references(data.task, data.rows),
-            data.task.label_names,
-        )
-        for x in (answers, found)
-    ]
-    assert scores[0] == scores[1]
-    assert [path.name for path in store.folder.iterdir()] == [f"predictions-{name}.json"]
+    store.save_resamples(some_resamples(40))
+    store.save_resamples(some_resamples(40, 80))
+    assert same(store.load_resamples([40, 80]), some_resamples(40, 80))
+    assert [path.name for path in store.folder.iterdir()] == ["resamples.safetensors"]
 
 
-def test_later_predictions_take_the_place_of_earlier_ones(tmp_path: Path) -> None:
-    """Bug: an evaluation is compared with predictions of a step that no longer matters."""
+def test_missing_resamples_are_told(tmp_path: Path) -> None:
+    """Bug: a run that is resumed without the noise of its first evaluations ends at the next one in a `KeyError`."""
     store = TeacherStore(tmp_path)
-    store.save_predictions("polarity", 40, [0, 1])
-    store.save_predictions("polarity", 80, [1, 1])
-    assert store.load_predictions("polarity", 80) == [1, 1]
-    path = tmp_path / "predictions-polarity.json"
-    with pytest.raises(TeacherError) as error:
-        store.load_predictions("polarity", 40)
-    assert str(error.value) == (
-        f"The validation predictions {path} must be those of step 40, which the next evaluation is compared with; "
-        "found those of step 80. Resume from a checkpoint that was written with this criterion, or start afresh."
-    )
+    assert store.load_resamples([]) == {}
+    for steps in ([], [40]):
+        if steps:
+            store.save_resamples(some_resamples(*steps))
+        with pytest.raises(TeacherError) as error:
+            store.load_resamples([*steps, 80])
+        assert str(error.value) == (
+            f"The resampled scores {tmp_path / 'resamples.safetensors'} must have every evaluation, with which later "
+            "ones are compared; that of step 80 is missing. Was the checkpoint copied in part? Copy it again, or start "
+            "afresh."
+        )
 
 
-def test_missing_predictions_are_told(tmp_path: Path) -> None:
-    """Bug: a criterion that is new on resuming ends in a `FileNotFoundError`."""
-    with pytest.raises(
-        TeacherError, match=r"predictions-polarity\.json must be those of step 40, .* found no such file"
-    ):
-        TeacherStore(tmp_path / "nowhere").load_predictions("polarity", 40)
-
-
-@pytest.mark.parametrize("content", [b"", b'{"step": 40, "predictions": [0', b"\x00" * 20, b"\xff\xfe\x00rubbish"])
-def test_damaged_predictions_are_told(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"\x00" * 20, b"\xff\xfe\x00rubbish"])
+def test_damaged_resamples_are_told(tmp_path: Path, content: bytes) -> None:
     """Bug: a checkpoint that was copied in part ends in a message of a file format."""
-    (tmp_path / "predictions-polarity.json").write_bytes(content)
-    with pytest.raises(TeacherError, match=r"predictions-polarity\.json is damaged \(.*\)\. Was its checkpoint copied"):
-        TeacherStore(tmp_path).load_predictions("polarity", 40)
+    (tmp_path / "resamples.safetensors").write_bytes(content)
+    with pytest.raises(TeacherError, match=r"resamples\.safetensors is damaged \(.*\)\. Was its checkpoint copied"):
+        TeacherStore(tmp_path).load_resamples([40])
 
 
-def test_predictions_travel_with_their_checkpoint(tmp_path: Path) -> None:
+def test_resamples_travel_with_their_checkpoint(tmp_path: Path) -> None:
     """Bug: a checkpoint that is copied alone lacks what its next evaluation is compared with."""
     store = TeacherStore(tmp_path / "_teachers")
-    store.save_predictions("polarity", 40, [0, 1])
+    store.save_resamples(some_resamples(40))
     store.save_snapshot(40, some_weights(1))
     store.keep_snapshots([])
-    assert store.load_predictions("polarity", 40) == [0, 1]
     store.link_into(tmp_path / "checkpoint-40" / "_teachers")
     # The run goes on, in the same file.
-    store.save_predictions("polarity", 80, [1, 1])
+    store.save_resamples(some_resamples(40, 80))
     shutil.copytree(tmp_path / "checkpoint-40", tmp_path / "elsewhere")
     other = TeacherStore(tmp_path / "run" / "_teachers")
-    other.save_predictions("overlap", 20, [0.5])
+    other.save_resamples(some_resamples(20))
     other.replace_with(tmp_path / "elsewhere" / "_teachers")
-    assert other.load_predictions("polarity", 40) == [0, 1]
-    assert [path.name for path in other.folder.iterdir()] == ["predictions-polarity.json"]
+    assert same(other.load_resamples([40]), some_resamples(40))
+    assert [path.name for path in other.folder.iterdir()] == ["resamples.safetensors"]
 
 
-def test_a_run_keeps_the_predictions_that_its_checkpoints_need(tmp_path: Path) -> None:
-    """Bug: the predictions of a checkpoint are those of an evaluation that its criterion does not compare with."""
-    trainer = tiny_trainer(
-        tmp_path,
-        PAIR,
-        {"polarity": [0.2, 0.5, 0.5, 0.5], "overlap": GROWING},
-        convergence={"patience": 3, "criterion": "significant", "final_evaluations": None},
-        **SETTINGS,
-    )
+def test_a_checkpoint_keeps_the_resamples_of_all_its_evaluations(tmp_path: Path) -> None:
+    """Bug: a plain run keeps no noise, and its end cannot tell a fall from a lucky evaluation."""
+    trainer = tiny_trainer(tmp_path, PAIR, SCRIPT, convergence={"on_convergence": "continue"}, **SETTINGS)
     trainer.train()
     for step in range(2, 13, 2):
-        state = json.loads((tmp_path / f"checkpoint-{step}" / STATE_FILE).read_text())
-        schedule = state["schedule"]
         store = TeacherStore(tmp_path / f"checkpoint-{step}" / "_teachers")
-        for name in PAIR:
-            if schedule["tasks"][name]["phase"] != "learning":
-                continue
-            reference = schedule["tasks"][name]["criterion"]["state"]["reference_step"]
-            assert len(store.load_predictions(name, reference)) == 6
+        found = store.load_resamples(range(2, step + 1, 2))
+        assert list(found) == list(range(2, step + 1, 2))
+        assert {row.shape for tasks in found.values() for row in tasks.values()} == {(200,)}
 
 
 def test_logits_of_a_checkpoint_are_those_of_its_run(tmp_path: Path) -> None:

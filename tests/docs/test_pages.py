@@ -375,7 +375,7 @@ def test_tags_and_an_intent_on_the_same_text(newcomer: Newcomer) -> None:
 def test_data(newcomer: Newcomer) -> None:
     """Bug: the table of several tasks cannot be trained on as the page says, or its lines for CoNLL files lose rows."""
     newcomer.follow("docs/data.md", "One table for several tasks", "Files")
-    results = json.loads((newcomer.folder / "runs" / "reviews" / "all_results.json").read_text(encoding="utf-8"))
+    results = json.loads((newcomer.folder / "runs" / "labeled" / "all_results.json").read_text(encoding="utf-8"))
     assert {"eval_sentiment_accuracy", "eval_stars_pearson"} <= results.keys()
     lines = (newcomer.folder / "train-tags.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == raw_sets(12)["colors"].to_list()

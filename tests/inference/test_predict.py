@@ -120,4 +120,6 @@ def test_a_file_of_an_unknown_type_is_refused(model: Path, tmp_path: Path) -> No
     """Bug: a table of another program is read as JSON, and the error speaks of line 1."""
     path = tmp_path / "rows.xlsx"
     path.write_bytes(b"PK")
-    assert ".jsonl, .json, .csv, .parquet; found rows.xlsx" in refused("predict", model, "--input", path)
+    message = refused("predict", model, "--input", path)
+    assert "`--input` must be a file of type .jsonl" in message
+    assert "found rows.xlsx" in message

@@ -263,7 +263,7 @@ def test_checkpoints_have_what_they_need(whole: Whole) -> None:
             str(path.relative_to(whole.folder / f"checkpoint-{step}"))
             for folder in ("_teachers", "_best")
             for path in (whole.folder / f"checkpoint-{step}" / folder).glob("*")
-        } - {"_best/config.json"}
+        } - {"_best/config.json", "_teachers/resamples.safetensors"}
 
     best = {"_best/model.safetensors"}
     snapshots = {step: f"_teachers/snapshot-{step}.safetensors" for step in range(3, LAST + 1, 3)}

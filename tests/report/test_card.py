@@ -215,6 +215,17 @@ def test_convergence_table_names_the_teacher_only_after_convergence() -> None:
     ]
 
 
+def test_card_says_whether_the_tasks_peak_apart() -> None:
+    """The card lacked the answer, or that of a running run was an empty section."""
+    report = fake_report()
+    text = str(make_card(report=report).to_model_card())
+    assert report["diagnosis"]["answer"] in text
+    step = str(report["tasks"]["stars"]["teacher_step"])
+    rows = {row[0]: row for row in table_rows(text, "Do the tasks peak apart?")}
+    assert rows["`stars`"] == ["`stars`", step, "2.5", "-0.0123", "0.0042"]
+    assert "peak apart" not in str(make_card(report=fake_report(ended=False)).to_model_card())
+
+
 def test_card_claims_distillation_only_where_there_was_some() -> None:
     """Bug: the card of a plain multi-task run (`on_convergence: continue`) says that it was distilled."""
     report = fake_report()

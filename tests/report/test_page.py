@@ -58,6 +58,7 @@ def test_the_page_says_what_the_run_did() -> None:
         assert f"Validation curve of {name}" in page.images
         assert f"{report['final']['tasks'][name]['value']:.4f}" in page.texts
     assert f"The saved checkpoint is that of step {report['final']['step']}." in page.texts
+    assert {"Do the tasks peak apart?", report["diagnosis"]["answer"], "-0.0123"} <= set(page.texts)
     assert "Retention of each task" in page.images
 
 
@@ -78,9 +79,10 @@ def test_the_page_loads_nothing() -> None:
 
 def test_a_run_that_goes_on() -> None:
     """Bug: a page cannot be made before the end."""
-    report = {key: content for key, content in fake_report().items() if key != "final"}
+    report = fake_report(ended=False)
     page = Reader(make_page(report, "run"))
     assert "The run is not finished." in page.texts
+    assert "Do the tasks peak apart?" not in page.texts
     assert "Retention of each task" not in page.images
     assert "retention" not in page.texts
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from fake_report import fake_report
 
-from hf_async_mtl.report.tables import PHASE_STYLES, final_table, progress_table, render
+from hf_async_mtl.report.tables import PHASE_STYLES, final_table, final_tables, progress_table, render
 
 
 class Terminal(io.StringIO):
@@ -73,8 +73,9 @@ def test_file_gets_plain_ascii() -> None:
     """Bug: a log file is full of escape codes, or a pipe with an ASCII encoding raises UnicodeEncodeError."""
     report = fake_report(12)
     report["tasks"]["a_name" * 20] = report["tasks"].pop("stars")
-    report["final"]["tasks"]["a_name" * 20] = report["final"]["tasks"].pop("stars")
-    for table in (progress_table(report, epoch=1.0), final_table(report)):
+    for part in ("final", "diagnosis"):
+        report[part]["tasks"]["a_name" * 20] = report[part]["tasks"].pop("stars")
+    for table in (progress_table(report, epoch=1.0), final_tables(report)):
         text = render(table, io.StringIO())
         assert text.isascii()
         assert "\x1b" not in text
@@ -96,7 +97,7 @@ def test_terminal_gets_a_color_for_each_phase() -> None:
 def test_terminal_is_never_overrun(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bug: lines longer than the terminal wrap, and no column stands under its header any more."""
     monkeypatch.setenv("COLUMNS", str(width))
-    for table in (progress_table(fake_report(12)), final_table(fake_report(12))):
+    for table in (progress_table(fake_report(12)), final_tables(fake_report(12))):
         text = re.sub(r"\x1b\[[0-9;]*m", "", render(table, Terminal()))
         assert max(len(line) for line in text.splitlines()) <= width
 
@@ -124,6 +125,24 @@ def test_final_table_shows_the_saved_checkpoint() -> None:
     for row, (name, end) in zip(rows(text), final["tasks"].items(), strict=True):
         retention = "-" if end["retention"] is None else f"{100 * end['retention']:.1f}%"
         assert (row[0], row[2], row[-1]) == (name, f"{end['value']:.4f}", retention)
+
+
+def test_the_end_of_a_run_answers_whether_its_tasks_peak_apart() -> None:
+    """A task had the headroom of another, the sentence was cut, or a run of version 0.1 had no table any more."""
+    report = fake_report()
+    report["diagnosis"]["tasks"]["stars"] = dict.fromkeys(report["diagnosis"]["tasks"]["stars"])
+    text = render(final_tables(report), io.StringIO())
+    first, second = text.split("\n\n")
+    assert first == render(final_table(report), io.StringIO())
+    table, answer = second.splitlines()[:-2], " ".join(second.splitlines()[-2:])
+    assert table[0] == "Do the tasks peak apart?"
+    assert rows("\n".join(table)) == [
+        [name, *(["-"] * 4 if name == "stars" else [str(task["teacher_step"]), "2.5", "-0.0123", "0.0042"])]
+        for name, task in report["tasks"].items()
+    ]
+    assert answer == report["diagnosis"]["answer"]
+    del report["diagnosis"]
+    assert render(final_tables(report), io.StringIO()) == first
 
 
 def test_final_table_of_a_running_run_says_what_to_use() -> None:

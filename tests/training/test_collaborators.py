@@ -83,6 +83,7 @@ def test_the_users_metrics_see_logits_and_labels(tmp_path: Path) -> None:
 
 def observe(trainer: AsyncMTLTrainer, step: int, polarity: float, overlap: float) -> bool:
     trainer.controller.constant_tasks = list  # type: ignore[method-assign]
+    trainer.controller.resample = lambda: {name: np.zeros(3) for name in PAIR}  # type: ignore[method-assign]
     values = {"polarity_accuracy": polarity, "overlap_pearson": overlap, "polarity_loss": 1.0, "overlap_loss": 1.0}
     return trainer.controller.observe(step, step / 4, {f"eval_{key}": value for key, value in values.items()})
 

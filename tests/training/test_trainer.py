@@ -340,12 +340,30 @@ def test_the_last_weights_are_evaluated(tmp_path: Path) -> None:
     assert final["tasks"]["polarity"]["value"] == metrics["eval_polarity_accuracy"]
 
 
+def test_plain_training_ends_with_an_answer(tmp_path: Path) -> None:
+    """Only distilling runs kept the noise of their evaluations; or that of weights evaluated at the end was missing."""
+    settings: Any = {"save_strategy": "no", "load_best_model_at_end": False, "max_steps": 11, "eval_steps": 2}
+    plain = {"criterion": "plateau", "on_convergence": "continue"}
+    trainer = tiny_trainer(tmp_path, {"polarity": 16}, convergence=plain, **settings)
+    trainer.train()
+    assert told(tmp_path)["final"]["step"] == 11
+    diagnosis = told(tmp_path)["diagnosis"]
+    assert diagnosis["answer"].startswith(("Nothing to hold: ", "Something to hold: "))
+    assert all(value is not None for value in diagnosis["tasks"]["polarity"].values())
+
+
 def test_convergence_json(tmp_path: Path) -> None:
     """Bug: the file is not JSON where a metric is undefined, or not what its readers expect."""
     script = {"polarity": [0.5, 0.4, math.nan, 0.6], "overlap": [math.nan, math.nan, 0.2, math.nan]}
     trainer = tiny_trainer(tmp_path, PAIR, script, num_train_epochs=4, eval_steps=2)
     trainer.train()
     found = told(tmp_path)
+    diagnosis = found.pop("diagnosis")
+    assert trainer.report()["diagnosis"] == diagnosis
+    assert diagnosis["something_to_hold"] is None
+    assert diagnosis["answer"].startswith("Not known: ")
+    assert [*diagnosis["tasks"]["polarity"]] == ["peak_step", "fall_z", "headroom", "headroom_error"]
+    assert diagnosis["tasks"]["polarity"]["peak_step"] == 2
     assert found == {
         "version": 1,
         "step": 8,

@@ -8,7 +8,7 @@ import sys
 
 from ..report.page import make_page
 from ..report.plots import draw
-from ..report.tables import final_table, progress_table, render
+from ..report.tables import final_tables, progress_table, render
 from ..tasks.names import check_task_names
 from ..utils import write_atomic
 from ..validation import ConfigurationError
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"{path} must be a file that a run has written: {error}") from None
     # The names of plots contain names of tasks.
     check_task_names(dict.fromkeys(report["tasks"], ()))
-    print(render(final_table(report) if "final" in report else progress_table(report), sys.stdout))
+    print(render(final_tables(report) if "final" in report else progress_table(report), sys.stdout))
     for plot in draw(report, args.run):
         print(plot)
     if args.html:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..data.tokenization import encode
-from ..report.tables import final_table, render
+from ..report.tables import final_tables, render
 from ..run import prepare_run
 from ..training.distributed import newest_checkpoint
 from ..utils import write_atomic
@@ -53,5 +53,5 @@ def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> Non
     else:
         trainer.create_model_card()
     if trainer.is_world_process_zero():
-        print(render(final_table(trainer.schedule.report()), sys.stdout))
+        print(render(final_tables(trainer.report()), sys.stdout))
         print(f"Model, card, plots and figures are in {output_dir}")

@@ -80,7 +80,7 @@ class ConvergenceSchedule:
     @property
     def step(self) -> int:
         """The step of the last evaluation, 0 before the first."""
-        return self._evaluated_steps[-1] if self._evaluated_steps else 0
+        return self.evaluated_steps[-1] if self.evaluated_steps else 0
 
     @property
     def phases(self) -> dict[str, Phase]:
@@ -97,19 +97,16 @@ class ConvergenceSchedule:
         if self.final_evaluations is None or not trackers or not all(tracker.is_converged for tracker in trackers):
             return False
         last_convergence = max(tracker.state.converged_step or 0 for tracker in trackers)
-        return sum(step > last_convergence for step in self._evaluated_steps) >= self.final_evaluations
+        return sum(step > last_convergence for step in self.evaluated_steps) >= self.final_evaluations
 
     @property
     def noise_references(self) -> dict[str, int | None]:
         """Task -> the step whose evaluation its next one is compared with, where its criterion needs a standard error.
 
-        None before there is one. A task that converged at the last evaluation and may return is included: that
-        evaluation can be the one that it will be compared with then.
+        None before there is one.
         """
         return {
-            name: tracker.noise_reference
-            for name, tracker in self.trackers.items()
-            if tracker.needs_standard_error(self.step)
+            name: tracker.noise_reference for name, tracker in self.trackers.items() if tracker.needs_standard_error
         }
 
     def in_loss(self, step: int) -> dict[str, bool]:
@@ -165,7 +162,7 @@ class ConvergenceSchedule:
         return {name: self.tasks[name].signed(value) for name, value in check_values(values, self.tasks).items()}
 
     def _check_time(self, step: int, epoch: float | None) -> None:
-        if self._evaluated_steps and step <= self.step:
+        if self.evaluated_steps and step <= self.step:
             raise ValueError(
                 f"An evaluation must come after the last one, at step {self.step}, not at step {step}; "
                 "observe each evaluation once."
@@ -233,7 +230,7 @@ class ConvergenceSchedule:
         """
         if values is not None:
             scores = self._scores(values)
-        elif step in self._evaluated_steps:
+        elif step in self.evaluated_steps:
             scores = {name: dict(tracker.state.history)[step] for name, tracker in self.trackers.items()}
         else:
             raise ValueError(
@@ -292,6 +289,7 @@ class ConvergenceSchedule:
         return {name: TaskTracker(name, spec, waits=name in self._queue[1:]) for name, spec in self.tasks.items()}
 
     @property
-    def _evaluated_steps(self) -> list[int]:
+    def evaluated_steps(self) -> list[int]:
+        """The steps of all evaluations so far."""
         # Every task has a score at every evaluation.
         return [step for step, _ in next(iter(self.trackers.values())).state.history]

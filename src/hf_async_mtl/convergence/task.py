@@ -133,15 +133,10 @@ class TaskTracker:
         """The step whose evaluation the next one is compared with; None before there is one."""
         return self._criterion.reference_step
 
-    def needs_standard_error(self, last_step: int) -> bool:
-        """Return whether the next evaluation is compared with an earlier one by a standard error.
-
-        A task that converged at the last evaluation and may return is compared again later, and that evaluation can be
-        its reference.
-        """
-        if not self._criterion.needs_standard_error:
-            return False
-        return self.is_supervised or (self.state.converged_step == last_step and self.may_return)
+    @property
+    def needs_standard_error(self) -> bool:
+        """Whether the next evaluation is compared with an earlier one by a standard error."""
+        return self._criterion.needs_standard_error and self.is_supervised
 
     def is_in_loss(self, step: int) -> bool:
         """Return whether the task's loss counts in the optimizer step that follows ``step`` earlier ones."""

@@ -1,21 +1,22 @@
-"""The folder of a run's teachers: the weights of best steps, and the predictions that noise is measured with.
+"""The folder of a run's teachers: the weights of best steps, and the resampled scores that noise is measured with.
 
 All files are written to a temporary name and renamed, so that a killed run never leaves half of one.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..utils import atomic_path, link_or_copy, write_atomic
+from ..utils import atomic_path, link_or_copy
 from .logits import LogitsFiles, TeacherError
 
 
@@ -80,31 +81,34 @@ class TeacherStore:
             if path not in kept:
                 path.unlink()
 
-    def save_predictions(self, task: str, step: int, predictions: Sequence[Any]) -> None:
-        """Write a task's validation predictions of a step, in place of an earlier step's."""
-        text = json.dumps({"step": step, "predictions": list(predictions)})
-        write_atomic(self._predictions_path(task), text)
+    def save_resamples(self, resamples: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Write the resampled scores of all evaluations, step -> task -> ``[R]``, in place of earlier ones."""
+        arrays = {f"{step}/{task}": row for step, tasks in resamples.items() for task, row in tasks.items()}
+        with atomic_path(self._resamples_path) as partial:
+            save_arrays(arrays, partial)
 
-    def load_predictions(self, task: str, step: int) -> list[Any]:
-        """Read the validation predictions of a step."""
-        path = self._predictions_path(task)
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            saved = {"step": "none"}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise TeacherError.of_damaged(path, error) from error
-        if saved["step"] != step:
-            found = f"those of step {saved['step']}" if path.exists() else "no such file"
+    def load_resamples(self, steps: Iterable[int]) -> dict[int, dict[str, np.ndarray]]:
+        """Read what `save_resamples` wrote, which must have the evaluations of some steps; without a step, nothing."""
+        needed, path = set(steps), self._resamples_path
+        found: dict[int, dict[str, np.ndarray]] = {}
+        if needed and path.is_file():
+            try:
+                arrays = load_arrays(path)
+            except SafetensorError as error:
+                raise TeacherError.of_damaged(path, error) from error
+            for key, row in arrays.items():
+                step, _, task = key.partition("/")
+                found.setdefault(int(step), {})[task] = row
+        if missing := needed - found.keys():
             raise TeacherError(
-                f"The validation predictions {path} must be those of step {step}, which the next evaluation is "
-                f"compared with; found {found}. Resume from a checkpoint that was written with "
-                "this criterion, or start afresh."
+                f"The resampled scores {path} must have every evaluation, with which later ones are compared; that of "
+                f"step {min(missing)} is missing. Was the checkpoint copied in part? Copy it again, or start afresh."
             )
-        return saved["predictions"]
+        return dict(sorted(found.items()))
 
-    def _predictions_path(self, task: str) -> Path:
-        return self.folder / f"predictions-{task}.json"
+    @property
+    def _resamples_path(self) -> Path:
+        return self.folder / "resamples.safetensors"
 
     def link_into(self, folder: Path) -> None:
         """Link all files into another folder, or copy them where the file system has no hard links."""

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ..tasks.registry import TASK_TYPES
 from ..tasks.windows import CARD_NOTE as WINDOW_NOTE
-from .tables import MISSING, percent_text, step_text, value_text
+from .tables import DIAGNOSIS_COLUMNS, MISSING, diagnosis_cells, percent_text, step_text, value_text
 
 if TYPE_CHECKING:
     from ..modeling.configuration_multitask import TaskConfig
@@ -78,6 +78,8 @@ class RunCard:
             tasks_table=self._tasks_table(),
             results_table=self._results_table(),
             convergence_table=self._convergence_table(),
+            diagnosis=self.report.get("diagnosis", {}).get("answer"),
+            diagnosis_table=self._diagnosis_table(),
             has_conflicts="conflicts" in self.report and len(self.tasks) > 1,
             examples="\n\n".join(
                 "\n".join([f"# {name}", *TASK_TYPES[task.type].card_example(name, task)])
@@ -202,6 +204,11 @@ class RunCard:
             rows.append([_code(name), task["phase"], *steps, *values])
         header = ["Task", "Phase at the end", "Converged", "Teacher's step", "Teacher's value", "Best at step", "Best"]
         return _markdown_table(header, rows, numbers_from=2)
+
+    def _diagnosis_table(self) -> str:
+        tasks = self.report.get("diagnosis", {"tasks": {}})["tasks"]
+        rows = [[_code(name), *diagnosis_cells(task)] for name, task in tasks.items()]
+        return _markdown_table(["Task", *(name.capitalize() for name in DIAGNOSIS_COLUMNS)], rows, numbers_from=1)
 
 
 # Last line of a generated card: a hash of the text above it, which reveals a card that its author has edited.

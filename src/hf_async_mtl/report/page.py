@@ -11,7 +11,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from .plots import plot_conflicts, plot_curves, plot_retention
-from .tables import metric_text, percent_text, step_text, value_text
+from .tables import (
+    DIAGNOSIS_COLUMNS,
+    DIAGNOSIS_TITLE,
+    diagnosis_cells,
+    metric_text,
+    percent_text,
+    step_text,
+    value_text,
+)
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 _EVENTS = {
@@ -32,6 +40,7 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
     converged = sum(task["converged_step"] is not None for task in report["tasks"].values())
     average = "average of the saved checkpoint" if final else "current average"
     curves = [(name, _image(plot_curves, {**report, "tasks": {name: task}})) for name, task in report["tasks"].items()]
+    diagnosis = report.get("diagnosis")
     conflicts = report.get("conflicts") if len(report["tasks"]) > 1 else None
     return environment.get_template(TEMPLATE.name).render(
         title=title,
@@ -44,6 +53,10 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
         task_columns=columns,
         task_rows=rows,
         curves=curves,
+        diagnosis_title=DIAGNOSIS_TITLE,
+        diagnosis=diagnosis and diagnosis["answer"],
+        diagnosis_columns=[("task", ""), *((name, "number") for name in DIAGNOSIS_COLUMNS)],
+        diagnosis_rows=[[name, *diagnosis_cells(task)] for name, task in (diagnosis or {"tasks": {}})["tasks"].items()],
         event_columns=[("step", "number"), ("task", ""), ("event", ""), ("teacher of step", "number")],
         event_rows=[
             [event["step"], event["task"], _EVENTS[event["event"]], step_text(event.get("teacher_step"))]

@@ -8,12 +8,15 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 from rich.box import Box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 PLAIN_WIDTH = 100  # columns if the output is not a terminal
 MISSING = "-"
+
+DIAGNOSIS_TITLE = "Do the tasks peak apart?"
+DIAGNOSIS_COLUMNS = ("peak at step", "fall (std. errors)", "headroom", "std. error")
 
 PHASE_STYLES = {"learning": "cyan", "distilling": "green", "stopped": "yellow", "waiting": "bright_black"}
 
@@ -73,6 +76,29 @@ def final_table(report: Mapping[str, Any]) -> Table:
             percent_text(end["retention"]),
         )
     return table
+
+
+def final_tables(report: Mapping[str, Any]) -> Group:
+    """Return the table of a finished run, and that of its diagnosis, which a run of version 0.1 does not have."""
+    tables: list[RenderableType] = [final_table(report)]
+    if "diagnosis" in report:
+        tables += ["", diagnosis_table(report)]
+    return Group(*tables)
+
+
+def diagnosis_table(report: Mapping[str, Any]) -> Group:
+    """Return how far each task fell after its peak, what the saved checkpoint lacks of it, and what this means."""
+    diagnosis = report["diagnosis"]
+    table = _table([DIAGNOSIS_TITLE], words=["task"], numbers=DIAGNOSIS_COLUMNS)
+    for name, task in diagnosis["tasks"].items():
+        table.add_row(name, *diagnosis_cells(task))
+    return Group(table, Text(diagnosis["answer"]))
+
+
+def diagnosis_cells(task: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a task under `DIAGNOSIS_COLUMNS`."""
+    fall = MISSING if task["fall_z"] is None else f"{task['fall_z']:.1f}"
+    return [step_text(task["peak_step"]), fall, value_text(task["headroom"]), value_text(task["headroom_error"])]
 
 
 def render(renderable: RenderableType, file: TextIO) -> str:

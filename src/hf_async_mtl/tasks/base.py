@@ -240,7 +240,8 @@ class TaskType(ABC):
         """Return encoded targets for the loss: -100 for labels that the head cannot predict; see `LabelEncoder`."""
         if not task.has_label_names:
             return list(targets)
-        return [target if target < task.num_labels else IGNORE for target in targets]
+        count = task.num_labels
+        return [target if target < count else IGNORE for target in targets]
 
     def has_loss(self, task: TaskConfig, rows: Dataset) -> np.ndarray:
         """Return which examples of an encoded split have a label that the head can predict, ``[N]``."""

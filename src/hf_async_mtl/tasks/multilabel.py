@@ -124,7 +124,8 @@ class Multilabel(TaskType):
         ]
 
     def known_targets(self, task: TaskConfig, targets: Sequence[Any]) -> list[Any]:
-        return [target[: task.num_labels] for target in targets]
+        count = task.num_labels
+        return [target[:count] for target in targets]
 
     def format_prediction(
         self, task: TaskConfig, prediction: Any, logits: np.ndarray, encoded: Mapping[str, Any], row: Mapping[str, Any]

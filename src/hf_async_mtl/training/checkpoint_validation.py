@@ -58,6 +58,7 @@ def check_checkpoint(
     try:
         for step in schedule.snapshots_needed():
             store.check_snapshot(step, shapes)
+        store.load_resamples(schedule.evaluated_steps)
         for task, phase in schedule.phases.items():
             if phase == "distilling":
                 teachers.read(task, store)

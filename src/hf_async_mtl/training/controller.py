@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -21,12 +23,13 @@ from ..convergence.schedule import ConvergenceSchedule
 from ..convergence.task import Event, TaskSpec
 from ..data.dataset import TaskDataset
 from ..data.sampler import draws_per_task
+from ..diagnosis import diagnose
 from ..distillation.external import load_external_teachers
 from ..distillation.teachers import Teachers
 from ..metrics import greater_is_better
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.modeling_multitask import MultiTaskModel
-from ..significance import paired_standard_error
+from ..significance import bootstrap_values, paired_standard_error
 from ..tasks.registry import TASK_TYPES
 from ..utils import write_atomic
 from ..validation import ConfigurationError
@@ -90,17 +93,22 @@ class ConvergenceController:
     loss: MultiTaskLoss
     logits_of: Callable[[TaskDataset], Batches]
     _last_step: int = field(default=-1, init=False)
+    _resamples: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False)
+    _diagnosis: dict[str, Any] | None = field(default=None, init=False)
 
     def begin(self, step: int) -> None:
         """Begin a run at a step, -1 for a new one; an evaluation of that step has been observed before."""
         self._last_step = step
+        self._resamples = self.teachers.store.load_resamples(self.schedule.evaluated_steps)
+        self._diagnosis = None
 
     def observe(self, step: int, epoch: float | None, metrics: Mapping[str, float]) -> bool:
         """Move the phases by an evaluation, and do what follows; return False for a step that was observed before."""
         if step <= self._last_step:
             return False
         self._last_step = step
-        standard_errors, constant = broadcast_from_main((self.standard_errors(), self.constant_tasks()))
+        self._resamples[step] = self.resample()
+        standard_errors, constant = broadcast_from_main((self.standard_errors(step), self.constant_tasks()))
         tasks = self.schedule.tasks
         events = self.schedule.observe(
             step,
@@ -110,12 +118,8 @@ class ConvergenceController:
             epoch=epoch,
             constant=constant,
         )
-        # All ranks have read the reference predictions that are replaced now.
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            for name, reference_step in self.schedule.noise_references.items():
-                if reference_step == step:
-                    self.teachers.store.save_predictions(name, step, self.evaluator.predictions[name])
+            self.teachers.store.save_resamples(self._resamples)
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
@@ -128,21 +132,23 @@ class ConvergenceController:
 
     def finish(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
         """Report the weights that the run ended with, evaluated if need be, and remove the teachers."""
-        report = self.schedule.report()
-        observed = {at for task in report["tasks"].values() for at, _ in task["history"]}
         values = None
-        if step not in observed:
+        if step not in self.schedule.evaluated_steps:
             metrics = evaluate()
             values = {name: metrics[f"eval_{name}_{task.metric}"] for name, task in self.schedule.tasks.items()}
+            self._resamples[step] = self.resample()
         self.schedule.finish(step, values)
+        self._diagnosis = broadcast_from_main(diagnose(self.schedule.report(), self._resamples))
         self.write_report()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.teachers.store.clear()
 
     def report(self) -> dict[str, Any]:
-        """Return the content of ``convergence.json``, with ``conflicts`` once they have been measured."""
+        """Return the content of ``convergence.json``, with ``conflicts`` and ``diagnosis`` once they are known."""
         report = self.schedule.report()
+        if self._diagnosis is not None:
+            report["diagnosis"] = copy.deepcopy(self._diagnosis)
         conflicts = self.loss.conflicts
         if conflicts is not None and conflicts.has_measured:
             report["conflicts"] = conflicts.report()
@@ -161,19 +167,23 @@ class ConvergenceController:
             name for name, task in self.schedule.tasks.items() if TASK_TYPES[task.type].is_constant(predictions[name])
         ]
 
-    def standard_errors(self) -> dict[str, float]:
-        """Return the standard errors of the differences that noise-aware criteria look at, by task."""
+    def resample(self) -> dict[str, np.ndarray]:
+        """Return the monitored metric of each task's last evaluation, on resamples of its validation examples."""
         found = {}
-        for name, reference_step in self.schedule.noise_references.items():
-            if reference_step is None:
-                continue
+        for name, given in self.evaluator.predictions.items():
             dataset = self.evaluator.validation[name]
-            task, now = dataset.task, self.evaluator.predictions[name]
-            before = self.teachers.store.load_predictions(name, reference_step)
-            kind = TASK_TYPES[task.type]
+            task, kind = dataset.task, TASK_TYPES[dataset.task.type]
             references = kind.in_metric_order(task, kind.references(task, dataset.rows))
-            found[name] = paired_standard_error(task.monitored, task.type, before, now, references, task.label_names)
+            found[name] = np.array(bootstrap_values(task.monitored, task.type, given, references, task.label_names))
         return found
+
+    def standard_errors(self, step: int) -> dict[str, float]:
+        """Return the standard errors of the differences that noise-aware criteria look at, by task."""
+        return {
+            name: paired_standard_error(self._resamples[reference][name], self._resamples[step][name])
+            for name, reference in self.schedule.noise_references.items()
+            if reference is not None
+        }
 
     def _save_snapshot(self, step: int) -> None:
         weights = full_state_dict(self.model, keep=self.args.should_save)
