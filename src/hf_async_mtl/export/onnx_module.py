@@ -69,8 +69,16 @@ class OnnxModule(nn.Module):
         given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             given["token_type_ids"] = token_type_ids
-        states = self.encoder(**given).last_hidden_state
         rows, length = input_ids.shape
+        # Padding goes to the right, as in `MultiTaskModel`: absolute positions count from the first column.
+        padding = attention_mask.argmax(dim=1, keepdim=True)
+        columns = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+        there, back = columns + padding, columns - padding
+        there = torch.where(there < length, there, there - length)
+        back = torch.where(back < 0, back + length, back)
+        given = {name: values.gather(1, there) for name, values in given.items()}
+        states = self.encoder(**given).last_hidden_state
+        states = states.gather(1, back.unsqueeze(-1).expand_as(states))
         each = torch.arange(rows + 1, device=input_ids.device)
         pooled = Ragged(pool_padded(states, attention_mask, self.pooling), Layout(each, each))
         tokens = Ragged(states.flatten(0, 1), Layout(each * length, each))
