@@ -19,10 +19,19 @@ TRAIN = ROOT / "scripts" / "train.py"
 LAUNCH = ROOT / "scripts" / "configs" / "launch"
 
 
+_PER_TASK: dict[str, dict[str, Any]] = {
+    "polarity": {"loss": {"class_weights": "balanced"}, "max_length": 8, "doc_stride": 2},
+    "colors": {"loss": {"class_weights": [0.5, 2.0], "label_smoothing": 0.1}, "max_length": 8, "doc_stride": 2},
+    "topics": {"loss": {"pos_weight": "balanced"}},
+    "overlap": {"loss": {"huber": 1.0}},
+}
+
+
 def write_exact_task_set(folder: Path, tasks: Sequence[str] | None = None, rows: int = 25, **training: Any) -> Path:
     """A task set without dropout and with an update linear in the gradient: runs on several processes can equal one.
 
-    25 rows a task divide by no number of processes or batches here; all tasks converge in the 24 steps.
+    25 rows a task divide by no number of processes or batches here; all tasks converge in the 24 steps. Some have
+    weights in their losses, and read their texts in windows.
     """
     tasks = list(task_configs()) if tasks is None else list(tasks)
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,6 +40,9 @@ def write_exact_task_set(folder: Path, tasks: Sequence[str] | None = None, rows:
     config = task_set_config(tasks)
     config["training"].update(optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_steps=24)
     config["training"].update(training)
+    for name, settings in _PER_TASK.items():
+        if name in tasks:
+            config["tasks"][name].update(settings)
     return write_config(folder, config)
 
 
