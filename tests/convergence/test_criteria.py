@@ -104,9 +104,9 @@ def test_a_gain_within_the_noise_is_no_improvement() -> None:
 
 def test_the_greater_threshold_counts() -> None:
     """The standard error was added to min_delta, or took its place."""
-    assert significant_at([0.5, 0.56], [0.05, 0.05], patience=1, min_delta=0.05) is None
-    assert significant_at([0.5, 0.56], [0.07, 0.07], patience=1, min_delta=0.05) == 2
-    assert significant_at([0.5, 0.56], [0.01, 0.01], patience=1, min_delta=0.07) == 2
+    assert significant_at([0.5, 0.56], [0.05, 0.05], patience=1, min_delta=0.05, z=1) is None
+    assert significant_at([0.5, 0.56], [0.07, 0.07], patience=1, min_delta=0.05, z=1) == 2
+    assert significant_at([0.5, 0.56], [0.01, 0.01], patience=1, min_delta=0.07, z=1) == 2
 
 
 def test_the_first_score_is_accepted_whatever_its_noise() -> None:
@@ -332,5 +332,5 @@ def test_what_an_action_needs() -> None:
 def test_the_defaults_are_those_of_the_evidence() -> None:
     """Bug: the default is a criterion, or what it watches, for which no run of ours speaks."""
     config = ConvergenceConfig()
-    assert (config.criterion, config.watch, config.z, config.patience) == ("decline", "metric", 1.0, 3)
-    assert (config.on_convergence, config.min_steps) == ("distill", 0)
+    assert (config.criterion, config.watch, config.z, config.patience) == ("decline", "metric", 1.5, 3)
+    assert (config.on_convergence, config.min_steps, config.min_epochs) == ("distill", 0, 1)
