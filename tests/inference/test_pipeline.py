@@ -1,5 +1,6 @@
 """Trained models in stock code: views of one task, and a pipeline that runs all tasks in one pass of the encoder."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def folder(model: MultiTaskModel, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def pipe(model: MultiTaskModel) -> MultiTaskPipeline:
     return MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu")
+
+
+def test_words_outside_are_no_entities(tmp_path: Path) -> None:
+    """Bug: an outside tag in lower case, which the stock pipeline does not know, is an entity."""
+    task = dataclasses.replace(task_configs()["colors"], label_names=["other", "b-color"])
+    model = MultiTaskModel.from_encoder(tiny_encoder(tmp_path), {"colors": task}, max_length=32)
+    torch.nn.init.zeros_(model.heads["colors"].linear.weight)
+    model.heads["colors"].linear.bias.data = torch.tensor([1.0, 0.0])
+    pipe = MultiTaskPipeline(model=model, tokenizer=tiny_tokenizer(), device="cpu")
+    assert pipe(TEXTS[0]) == {"colors": {"entities": []}}
 
 
 def close(found: Any, expected: Any) -> None:

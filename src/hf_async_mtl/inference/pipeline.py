@@ -11,6 +11,7 @@ from transformers.pipelines.token_classification import AggregationStrategy
 from ..modeling.modeling_multitask import MultiTaskModel
 from ..tasks.pretruncation import shorten
 from ..tasks.registry import TASK_TYPES
+from ..tasks.special_labels import outside_tag
 from ..validation import ConfigurationError
 from .single_task import SequenceView, TokenView
 
@@ -145,7 +146,9 @@ class MultiTaskPipeline(Pipeline):
             logits, task = model_outputs[f"logits.{name}"], self.model.config.task_configs[name]
             if name in self._entities:
                 entities = self._entities[name].postprocess(
-                    [{**model_outputs, "logits": logits}], aggregation_strategy=AggregationStrategy.FIRST
+                    [{**model_outputs, "logits": logits}],
+                    aggregation_strategy=AggregationStrategy.FIRST,
+                    ignore_labels=[outside_tag(task.label_names or ()) or "O"],
                 )
                 predictions[name] = {"entities": entities}
             else:
