@@ -290,3 +290,14 @@ def test_a_text_without_end_is_refused(name: str, value: Any) -> None:
     rows = Dataset.from_list([{column: value}])
     with pytest.raises(ConfigurationError, match=r"in windows must have no more than 1\d,000 tokens"):
         encode(rows, name, TASKS[name], TOKENIZER, length, with_labels=False)
+
+
+@pytest.mark.parametrize(("second", "cut"), [(3, False), (5, True), (40, True)])
+def test_the_first_text_of_a_pair_is_cut_only_where_it_must_be(second: int, cut: bool) -> None:
+    """Bug: a long question loses its end although the pair fits into one window."""
+    rows = Dataset.from_dict({"left": ["cat " * 13], "text": ["dog " * second], "score": [1.0]})
+    (row,) = encode(rows, "score", TASKS["score"], TOKENIZER, 20)
+    assert row["truncated"] == cut
+    cat, dog = TOKENIZER.convert_tokens_to_ids(["cat", "dog"])
+    assert {ids.count(cat) for ids in row["input_ids"]} == {8 if cut else 13}
+    assert max(ids.count(dog) for ids in row["input_ids"]) == min(second, 9)

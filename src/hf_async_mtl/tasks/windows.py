@@ -84,8 +84,9 @@ def _cut_first(
     limit, truncated = room // 2, [False] * len(short)
     for row, spans in enumerate(offsets):
         if len(spans) > limit:
-            second = tokenizer(shorten(long[row], tokenizer, max_length), add_special_tokens=False)["input_ids"]
-            if len(spans) + len(second) > room:
+            second = shorten(long[row], tokenizer, max_length)
+            count = len(tokenizer(second, add_special_tokens=False, verbose=False)["input_ids"])
+            if len(spans) + count > room:
                 short[row], truncated[row] = short[row][: spans[limit - 1][1]], True
     return short, truncated
 
