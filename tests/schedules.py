@@ -10,7 +10,7 @@ from hf_async_mtl.convergence.config import ConvergenceConfig
 from hf_async_mtl.convergence.schedule import ConvergenceSchedule
 from hf_async_mtl.convergence.task import Event, TaskSpec
 
-config_of = partial(ConvergenceConfig, criterion="plateau", watch="either", min_epochs=0)
+config_of = partial(ConvergenceConfig, criterion="plateau", min_epochs=0)
 TASKS = {
     "match": TaskSpec("classification", "f1", config_of(patience=2)),
     "rating": TaskSpec("regression", "pearson", config_of(patience=1, min_delta=0.05, min_steps=500)),

@@ -56,7 +56,6 @@ class Curve:
     values: np.ndarray
     replicates: np.ndarray
     truth: np.ndarray
-    losses: np.ndarray | None = None
 
 
 Criterion = Callable[[Curve], Decision]
@@ -72,11 +71,28 @@ def built_in(**config: Any) -> Criterion:
         for step, value in enumerate(curve.values):
             reference = criterion.reference_step
             error = None if reference is None else spread(curve.replicates[step] - curve.replicates[reference])
-            loss = None if curve.losses is None else float(curve.losses[step])
             teacher = step if value > curve.values[teacher] else teacher
-            if criterion.update(step, float(value), loss=loss, standard_error=error):
+            if criterion.update(step, float(value), standard_error=error):
                 return step, teacher
         return None, teacher
+
+    return decide
+
+
+def significant_gain(z: float, patience: int) -> Criterion:
+    """Return a plateau where a gain must exceed ``z`` standard errors. It is not in the package."""
+
+    def decide(curve: Curve) -> Decision:
+        best, without = 0, 0
+        for step in range(1, len(curve.values)):
+            margin = z * spread(curve.replicates[step] - curve.replicates[best])
+            if curve.values[step] > curve.values[best] + margin:
+                best, without = step, 0
+            else:
+                without += 1
+            if without >= patience:
+                return step, int(np.argmax(curve.values[: step + 1]))
+        return None, int(np.argmax(curve.values))
 
     return decide
 
@@ -118,7 +134,7 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 CRITERIA_TRIED: dict[str, Criterion] = {
     "`plateau`, patience 3": built_in(criterion="plateau", patience=3),
-    "`significant`, z 1, patience 3": built_in(criterion="significant", patience=3, z=1.0),
+    "significant gain, z 1, patience 3": significant_gain(1.0, 3),
     **{
         f"`decline`, z {z:g}, patience {patience}": built_in(criterion="decline", patience=patience, z=z)
         for z, patience in ((0.0, 3), (1.0, 2), (1.0, 3), (1.0, 4), (1.5, 3), (2.0, 2), (2.0, 3))
@@ -227,8 +243,7 @@ def recorded_curves(plan: Plan, cell: Cell, content: Mapping[str, Any], work: Pa
                 [bootstrap_values(metric, task.type, row, labels, task.label_names, RESAMPLES, 0) for row in given],
                 [compute([metric], task.type, row, truth, task.label_names)[metric] for row in given],
             )
-            losses = np.array(content["validation_losses"][name])
-            found[name] = Curve(np.array(values), np.array(replicates), np.array(real), losses)
+            found[name] = Curve(np.array(values), np.array(replicates), np.array(real))
     return found
 
 

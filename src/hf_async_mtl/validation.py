@@ -27,6 +27,7 @@ RENAMED = {
 """Keys of version 0.1 -> their names today."""
 
 REMOVED = {
+    "convergence.watch": "Remove the key; `decline` goes by the task's first metric, which may be `log_loss`.",
     "convergence.min_delta_mode": "Remove the key, and give `min_delta` in the units of the metric.",
     "data.revision": "Write `hub: <id>@<revision>`.",
     "data.stream": "Save the rows as `scripts/examples/streaming.py` does, and name their folder as the split.",

@@ -189,7 +189,6 @@ FALLING = {"polarity": [0.5, 0.7, 0.6, 0.6, 0.4, 0.8], "overlap": [0.2, 0.1, 0.1
         {"convergence": {"on_convergence": "rollback"}},
         {"convergence": {"on_convergence": "stop_and_go"}},
         {"convergence": {"return_below": 0.9, "renew_teacher": True}},
-        {"convergence": {"criterion": "significant", "z": 0.5}},
         {"convergence": {"criterion": "decline", "z": 0.1}},
         {"convergence": {"min_epochs": 1.5}},
         {"convergence": {}, "distillation": {"hard_label_weight": 0.5}},

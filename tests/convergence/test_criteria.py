@@ -15,7 +15,7 @@ from hf_async_mtl.convergence.config import CRITERION_NAMES, ConvergenceConfig
 from hf_async_mtl.convergence.criteria import CRITERIA, Criterion, Plateau
 from hf_async_mtl.validation import ConfigurationError
 
-config_of = partial(ConvergenceConfig, criterion="plateau", watch="either")
+config_of = partial(ConvergenceConfig, criterion="plateau")
 
 
 def converged_at(scores: Sequence[float | None], **settings: Any) -> int | None:
@@ -78,65 +78,27 @@ def test_no_number_is_no_improvement(nothing: float | None, first: list[float]) 
 
 
 def test_a_plateau_ignores_the_noise() -> None:
-    """The standard error and the loss, measured for other tasks, changed when a plain plateau converges."""
+    """The standard error, measured for other tasks, changed when a plateau converges."""
     plain, noisy = (Plateau(config_of(patience=2)) for _ in range(2))
     for step, score in enumerate([0.5, 0.51, 0.52, 0.5, 0.5]):
-        assert plain.update(step, score) == noisy.update(step, score, loss=1.0 + step, standard_error=0.3)
+        assert plain.update(step, score) == noisy.update(step, score, standard_error=0.3)
     assert plain.state_dict() == noisy.state_dict()
 
 
-def significant_at(scores: Sequence[float], errors: Sequence[float | None], **settings: Any) -> int | None:
-    criterion = CRITERIA["significant"](config_of(criterion="significant", **settings))
-    for number, (score, error) in enumerate(zip(scores, errors, strict=True), start=1):
-        if criterion.update(100 * number, score, standard_error=error):
-            return number
-    return None
-
-
-def test_a_gain_within_the_noise_is_no_improvement() -> None:
-    """A gain of less than a standard error granted full patience: on a small set a task never converged."""
-    climb = [0.5 + 0.001 * number for number in range(10)]
-    assert significant_at(climb, [0.05] * 10, patience=2) == 3
-    assert significant_at(climb, [0.0005] * 10, patience=2) is None
-    assert significant_at(climb, [0.0005] * 10, patience=2, z=2.5) is None  # Two gains together exceed it.
-    assert significant_at(climb, [0.05] * 10, patience=2, z=0) is None
-
-
-def test_the_greater_threshold_counts() -> None:
-    """The standard error was added to min_delta, or took its place."""
-    assert significant_at([0.5, 0.56], [0.05, 0.05], patience=1, min_delta=0.05, z=1) is None
-    assert significant_at([0.5, 0.56], [0.07, 0.07], patience=1, min_delta=0.05, z=1) == 2
-    assert significant_at([0.5, 0.56], [0.01, 0.01], patience=1, min_delta=0.07, z=1) == 2
-
-
-def test_the_first_score_is_accepted_whatever_its_noise() -> None:
-    """Nothing could be the first reference, as no difference to it had been measured."""
-    criterion = CRITERIA["significant"](config_of(criterion="significant", patience=1))
-    assert not criterion.update(100, 0.1, standard_error=9.0)
-    assert criterion.reference_step == 100
-
-
 @pytest.mark.parametrize("error", [None, math.nan, math.inf, 0.0])
-@pytest.mark.parametrize("name", ["significant", "decline"])
-def test_an_unknown_standard_error_counts_as_none(name: str, error: float | None) -> None:
-    """A NaN standard error made every comparison false: no gain counted, no fall either."""
-    criterion = CRITERIA[name](config_of(criterion=name, patience=1))
+def test_an_unknown_standard_error_counts_as_none(error: float | None) -> None:
+    """A NaN standard error made every comparison false: no fall counted."""
+    criterion = CRITERIA["decline"](config_of(criterion="decline", patience=1))
     assert not criterion.update(1, 0.5, standard_error=error)
     assert not criterion.update(2, 0.6, standard_error=error)
     assert criterion.reference_step == 2
     assert criterion.update(3, 0.5, standard_error=error)
 
 
-def decline_at(
-    scores: Sequence[float | None],
-    losses: Sequence[float | None] = (),
-    standard_error: float | None = None,
-    **settings: Any,
-) -> int | None:
+def decline_at(scores: Sequence[float | None], standard_error: float | None = None, **settings: Any) -> int | None:
     decline = CRITERIA["decline"](config_of(criterion="decline", **settings))
     for number, score in enumerate(scores, start=1):
-        loss = losses[number - 1] if losses else None
-        if decline.update(100 * number, score, loss=loss, standard_error=standard_error):
+        if decline.update(100 * number, score, standard_error=standard_error):
             return number
     return None
 
@@ -157,23 +119,6 @@ def test_a_fall_must_exceed_min_delta_and_the_noise() -> None:
     assert decline_at(scores, patience=2, standard_error=0.06, z=0.5) == 3
 
 
-@pytest.mark.parametrize(("watch", "number"), [("either", 4), ("loss", 4), ("metric", 6)])
-def test_what_a_decline_goes_by(watch: str, number: int) -> None:
-    """The loss ended a task that was to be judged by its metric alone, or the other way round."""
-    scores = [0.5, 0.6, 0.7, 0.8, 0.7, 0.6]
-    losses = [0.5, 0.4, 0.45, 0.5, 0.4, 0.3]
-    assert decline_at(scores, losses, patience=2, watch=watch) == number
-
-
-def test_a_loss_rises_over_the_evaluation_before() -> None:
-    """The loss was compared with its least, or an equal loss counted as a rise, or NaN did."""
-    climb = [number / 10 for number in range(6)]
-    assert decline_at(climb, [0.3, 0.9, 0.8, 0.9, 0.8, 0.9], patience=2) is None
-    assert decline_at(climb, [0.3, 0.3, 0.3, 0.3, 0.3, 0.3], patience=1) is None
-    assert decline_at(climb, [0.3, 0.4, math.nan, 0.5, None, 0.6], patience=2) is None
-    assert decline_at(climb, [0.3, 0.4, math.inf, 0.5, 0.6, 0.7], patience=2) == 6
-
-
 def test_no_number_has_fallen_once_there_is_a_best() -> None:
     """A task that broke, and had NaN for its score from then on, never ended."""
     assert decline_at([math.nan] * 5, patience=2) is None
@@ -182,7 +127,7 @@ def test_no_number_has_fallen_once_there_is_a_best() -> None:
 
 def test_the_reference_is_the_evaluation_that_scores_are_compared_with() -> None:
     """The noise was measured against the best evaluation, while the gain was taken over an earlier one."""
-    expected = {"plateau": [1, 1, 3, 3], "significant": [1, 1, 3, 3], "decline": [1, 2, 3, 3]}
+    expected = {"plateau": [1, 1, 3, 3], "decline": [1, 2, 3, 3]}
     for name, steps in expected.items():
         criterion = CRITERIA[name](config_of(criterion=name, min_delta=0.1))
         assert criterion.reference_step is None
@@ -192,7 +137,7 @@ def test_the_reference_is_the_evaluation_that_scores_are_compared_with() -> None
 
 
 def answers(criterion: Criterion, scores: Sequence[float]) -> list[bool]:
-    return [criterion.update(10 + number, score, loss=1 - score) for number, score in enumerate(scores)]
+    return [criterion.update(10 + number, score) for number, score in enumerate(scores)]
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -205,21 +150,12 @@ def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
     assert answers(criterion, [0.6, 0.5]) == [False, True]
 
 
-def test_renewed_a_decline_compares_no_loss_across_the_change() -> None:
-    """After a rollback to weights of a greater loss, the change itself counted as a rise."""
-    decline = CRITERIA["decline"](config_of(criterion="decline", patience=1))
-    assert not decline.update(100, 0.5, loss=0.25)
-    decline.reset_patience()
-    assert not decline.update(200, 0.5, loss=0.5)
-    assert decline.update(300, 0.5, loss=0.75)
-
-
 @pytest.mark.parametrize("name", CRITERIA)
 def test_nan_from_the_start_has_no_reference(name: str) -> None:
     """The first evaluation was the reference although it had no score."""
     criterion = CRITERIA[name](config_of(criterion=name))
     for step in range(3):
-        criterion.update(step, math.nan, loss=math.nan, standard_error=math.nan)
+        criterion.update(step, math.nan, standard_error=math.nan)
     assert criterion.reference_step is None
     json.dumps(criterion.state_dict(), allow_nan=False)
 
@@ -230,10 +166,10 @@ def test_a_criterion_resumes_where_it_was(name: str, seed: int) -> None:
     """A counter was left out of the state: every resume granted full patience again."""
     rng = random.Random(seed)
     scores = [rng.choice([rng.random(), math.nan]) for _ in range(30)]
-    others = [{"loss": rng.random(), "standard_error": rng.choice([None, rng.random() / 4])} for _ in range(30)]
+    errors = [rng.choice([None, rng.random() / 4]) for _ in range(30)]
     config = config_of(criterion=name, patience=3, min_delta=0.05)
     whole = CRITERIA[name](config)
-    expected = [whole.update(step, score, **others[step]) for step, score in enumerate(scores)]
+    expected = [whole.update(step, score, standard_error=errors[step]) for step, score in enumerate(scores)]
     resumed = CRITERIA[name](config)
     found = []
     for step, score in enumerate(scores):
@@ -241,7 +177,7 @@ def test_a_criterion_resumes_where_it_was(name: str, seed: int) -> None:
         resumed = CRITERIA[name](config)
         resumed.load_state_dict(state)
         assert resumed.reference_step == state["reference_step"]
-        found.append(resumed.update(step, score, **others[step]))
+        found.append(resumed.update(step, score, standard_error=errors[step]))
     assert found == expected
     assert True in expected
 
@@ -264,12 +200,11 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
     [
         (
             {"criterion": "platau"},
-            "`convergence.criterion` must be one of plateau, decline, significant; found 'platau'. The nearest is "
-            "'plateau'.",
+            "`convergence.criterion` must be one of plateau, decline; found 'platau'. The nearest is 'plateau'.",
         ),
         (
             {"criterion": ["plateau"]},
-            "`convergence.criterion` must be one of plateau, decline, significant; found ['plateau'].",
+            "`convergence.criterion` must be one of plateau, decline; found ['plateau'].",
         ),
         (
             {"on_convergence": "freeze"},
@@ -284,10 +219,6 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
         ({"min_epochs": -1}, "`convergence.min_epochs` must be a number of at least 0; found -1."),
         ({"z": -1}, "`convergence.z` must be a number of at least 0; found -1."),
         ({"z": math.inf}, "`convergence.z` must be a number of at least 0; found inf."),
-        (
-            {"watch": "losses"},
-            "`convergence.watch` must be one of either, metric, loss; found 'losses'. The nearest is 'loss'.",
-        ),
         ({"renew_teacher": 1}, "`convergence.renew_teacher` must be true or false; found 1."),
         *(
             (
@@ -330,7 +261,7 @@ def test_what_an_action_needs() -> None:
 
 
 def test_the_defaults_are_those_of_the_evidence() -> None:
-    """Bug: the default is a criterion, or what it watches, for which no run of ours speaks."""
+    """Bug: the default is a criterion for which no run of ours speaks."""
     config = ConvergenceConfig()
-    assert (config.criterion, config.watch, config.z, config.patience) == ("decline", "metric", 1.5, 3)
+    assert (config.criterion, config.z, config.patience) == ("decline", 1.5, 3)
     assert (config.on_convergence, config.min_steps, config.min_epochs) == ("distill", 0, 1)

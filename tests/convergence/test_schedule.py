@@ -229,25 +229,21 @@ def test_noise_references() -> None:
         for name in CRITERIA
     }
     schedule = ConvergenceSchedule(tasks)
-    assert schedule.noise_references == {"decline": None, "significant": None}
+    assert schedule.noise_references == {"decline": None}
     feed(schedule, 0.5, 0.55)
-    assert schedule.noise_references == {"decline": 200, "significant": 100}
-    feed(schedule, 0.5)
-    assert schedule.noise_references == {"decline": 200}  # The other has converged.
+    assert schedule.noise_references == {"decline": 200}
+    feed(schedule, 0.4, 0.4)
+    assert schedule.noise_references == {}  # Both have converged.
 
 
-def test_losses_and_noise_reach_the_criterion_of_their_task() -> None:
-    """A loss was taken for another task's, or `np.float32` reached the file."""
+def test_noise_reaches_the_criterion_of_its_task() -> None:
+    """A standard error was taken for another task's, or `np.float32` reached the file."""
     spec = TaskSpec("classification", "f1", config_of(criterion="decline", patience=1, z=2))
     schedule = ConvergenceSchedule({"a": spec, "b": spec, "c": spec})
-    schedule.observe(100, dict.fromkeys("abc", 0.5), losses={"a": np.float32(0.25), "b": 0.5})
-    events = schedule.observe(
-        200,
-        {"a": 0.5, "b": 0.25, "c": 0.25},
-        losses={"a": np.float32(0.5), "b": None},
-        standard_errors={"b": np.float32(0.25), "c": 0.0625, "a": None},
-    )
-    assert [event.task for event in events] == ["a", "c"]
+    schedule.observe(100, dict.fromkeys("abc", 0.5))
+    errors = {"b": np.float32(0.25), "c": 0.0625, "a": None}
+    events = schedule.observe(200, {"a": np.float32(0.5), "b": 0.25, "c": 0.25}, standard_errors=errors)
+    assert [event.task for event in events] == ["c"]
     as_json(schedule.state_dict())
 
 

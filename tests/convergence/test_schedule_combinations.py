@@ -44,7 +44,6 @@ def random_evaluations(seed: int, number: int = 25) -> list[tuple[int, dict[str,
                     name: rng.choice([math.nan, 0.3, 0.5, 0.7, 0.8, 0.8 + index / 200])
                     for name in ["a", "b", "c", "outside"]
                 },
-                "losses": some([math.nan, 0.1, 0.2, 0.3, 0.4]),
                 "standard_errors": some([math.nan, 0.0, 0.05, 0.3]),
                 "epoch": index / 10,
             },
@@ -132,7 +131,7 @@ def test_without_rollback_and_order_no_score_moves_another_task(criterion: str, 
     schedule, other = mixed(criterion, action), mixed(criterion, action)
     for step, given in random_evaluations(seed=3):
         schedule.observe(step, **given)
-        changed = {key: {**given[key], "a": rng.random()} for key in ("values", "losses", "standard_errors")}
+        changed = {key: {**given[key], "a": rng.random()} for key in ("values", "standard_errors")}
         other.observe(step, **{**given, **changed})
         for name in ("b", "c", "outside"):
             assert schedule.state_dict()["tasks"][name] == other.state_dict()["tasks"][name]

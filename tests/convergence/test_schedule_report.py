@@ -105,7 +105,6 @@ def test_half_an_evaluation_is_refused_and_changes_nothing(step: int, values: di
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"losses": {"rte": 0.5}}, "The losses must be of the tasks match, not of rte"),
         ({"standard_errors": {"rte": 0.5}}, "The standard errors must be of the tasks match, not of rte"),
         ({"epoch": None}, "must come with its epoch, for the min_epochs of match; give `epoch`"),
     ],

@@ -164,15 +164,3 @@ def test_after_a_rollback_nobody_returns_to_the_branch_that_was_left() -> None:
     for step, other in enumerate([0.737, 0.757, 0.769], start=5):
         assert schedule.observe(100 * step, {"r": 0.8, "other": other}) == []
     assert schedule.teacher_step("other") == 700
-
-
-def test_the_noise_reference_of_a_task_that_may_return() -> None:
-    """A task that returned was compared with another evaluation than its best one, at which a loss had ended it."""
-    schedule = one_task(criterion="decline", patience=1, return_below=0.9)
-    schedule.observe(100, {"match": 0.5}, losses={"match": 0.5})
-    assert schedule.observe(200, {"match": 0.6}, losses={"match": 0.6})
-    assert schedule.noise_references == {}
-    feed(schedule, 0.6)
-    assert schedule.noise_references == {}
-    feed(schedule, 0.5)
-    assert schedule.noise_references == {"match": 200}

@@ -195,8 +195,8 @@ def test_a_task_is_resumed_as_it_began() -> None:
 def test_another_criterion_is_refused_on_resuming() -> None:
     """Bug: counters of one criterion are read by another whose keys are the same, and its references are missing."""
     state = one_task(patience=2).state_dict()
-    with pytest.raises(ValueError, match="must be resumed with the criterion that it began with, plateau, not signif"):
-        one_task(patience=2, criterion="significant").load_state_dict(state)
+    with pytest.raises(ValueError, match="must be resumed with the criterion that it began with, plateau, not decline"):
+        one_task(patience=2, criterion="decline").load_state_dict(state)
 
 
 def test_a_stopped_task_stays_out_of_the_loss_under_changed_settings() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hf_async_mtl.convergence import ConvergenceConfig, Event, TaskSpec, TaskTracker
 from hf_async_mtl.convergence.evaluation import Evaluation
 
-config_of = partial(ConvergenceConfig, criterion="plateau", watch="either", min_epochs=0)
+config_of = partial(ConvergenceConfig, criterion="plateau", min_epochs=0)
 
 
 def tracker_of(**settings: Any) -> TaskTracker:

@@ -15,7 +15,7 @@ def test_log_loss_is_monitored(tmp_path: Path) -> None:
     config = tiny_model(["polarity"], dropout=0.0).config
     tasks = {"polarity": {**task_configs()["polarity"].to_dict(), "metrics": ["log_loss", "roc_auc", "recall"]}}
     model = MultiTaskModel(MultiTaskConfig(encoder_config=config.encoder_config, tasks=tasks, max_length=32))
-    convergence = {"criterion": "significant", "patience": 1, "z": 1.0, "final_evaluations": 2}
+    convergence = {"criterion": "plateau", "patience": 1, "final_evaluations": 2}
     settings = {"max_steps": 48, "learning_rate": 5e-3, "lr_scheduler_type": "constant"}
     trainer = tiny_trainer(tmp_path, {"polarity": 16}, model=model, convergence=convergence, **settings)
     trainer.controller.constant_tasks = type(trainer.controller).constant_tasks.__get__(trainer.controller)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .actions import ACTIONS, Action, Phase
 from .config import ConvergenceConfig
-from .criteria import CRITERIA, Criterion, Decline, Plateau, Significant
+from .criteria import CRITERIA, Criterion, Decline, Plateau
 from .schedule import ConvergenceSchedule
 from .task import Event, TaskSpec, TaskTracker
 
@@ -22,7 +22,6 @@ __all__ = [
     "Event",
     "Phase",
     "Plateau",
-    "Significant",
     "TaskSpec",
     "TaskTracker",
 ]

@@ -23,9 +23,8 @@ from ..validation import (
 )
 from .actions import ACTIONS
 
-CRITERION_NAMES = ("plateau", "decline", "significant")
+CRITERION_NAMES = ("plateau", "decline")
 """The keys of `hf_async_mtl.convergence.criteria.CRITERIA`."""
-_WATCH = ("either", "metric", "loss")
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,10 @@ class ConvergenceConfig:
     """When a task counts as converged, and what happens to it then.
 
     Args:
-        criterion: ``decline`` (the score falls, or the validation loss rises), ``plateau`` (no improvement) or
-            ``significant`` (no improvement that stands out from the noise of the validation set).
-        patience: Number of consecutive evaluations without improvement (``plateau``, ``significant``) or with a
-            decrease (``decline``) after which the task has converged. Counted in evaluations, not in steps. With 1, the
-            first noisy evaluation is enough.
+        criterion: ``decline`` (the score falls) or ``plateau`` (no improvement).
+        patience: Number of consecutive evaluations with a decrease (``decline``) or without improvement (``plateau``)
+            after which the task has converged. Counted in evaluations, not in steps. With 1, the first noisy evaluation
+            is enough.
         min_delta: An improvement, or a decrease, must exceed this value, in the units of the metric. On small
             validation sets a value below the metric's granularity (one example right or wrong) is the same as 0.
         min_steps: Number of optimizer steps with the task before which it cannot converge, counted from the step at
@@ -48,13 +46,9 @@ class ConvergenceConfig:
             ``continue`` records the convergence and trains on with the labels, ``rollback`` stops the task and returns
             all weights to its best, ``stop_and_go`` stops it for three steps of four until it has lost 0.5 % of its
             best.
-        watch: What ``decline`` compares: the ``metric``, the validation ``loss``, or whichever comes first
-            (``either``). A loss often rises while the metric still improves, because the model becomes overconfident.
-            No effect with other criteria.
-        z: Number of standard errors that a difference must exceed, too, with ``significant`` and ``decline``; 0: none.
-            With ``decline``, 1 takes every fifth task that still learns for converged, and 2 misses every other fall of
-            a few points (``docs/results.md``). With ``significant``, above about 2 few gains on a small validation set
-            count, and a task converges while it still learns.
+        z: Number of standard errors that a decrease must exceed, too, with ``decline``; 0: none. 1 takes every fifth
+            task that still learns for converged, and 2 misses every other fall of a few points (``docs/results.md``).
+            No effect with ``plateau``.
         return_below: A converged task whose score falls below this share of its best returns to its labels, and may
             converge again. Null: the default of the action, 0.995 with ``stop_and_go`` and never with the others. Its
             snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1, noise sends a
@@ -72,7 +66,6 @@ class ConvergenceConfig:
     min_steps: int = setting(0, whole_number(0))
     min_epochs: float = setting(1, number(0))
     on_convergence: str = setting("distill", one_of(*ACTIONS))
-    watch: str = setting("metric", one_of(*_WATCH))
     z: float = setting(1.5, number(0))
     return_below: float | None = setting(None, optional(number(0, 1, exclusive=True)))
     renew_teacher: bool = setting(False, FLAG)

@@ -31,15 +31,12 @@ class Criterion(ABC):
         self.reference_step: int | None = None
 
     @abstractmethod
-    def update(
-        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
-    ) -> bool:
+    def update(self, step: int, value: float | None, *, standard_error: float | None = None) -> bool:
         """Take in the score of one evaluation.
 
         Args:
             step: The optimizer step of the evaluation.
             value: The monitored metric. None or a value that is not finite is no improvement.
-            loss: The supervised loss on the validation set, lower is better.
             standard_error: Of the difference between this evaluation's metric and that of `reference_step`, paired by
                 example. None or a value that is not finite counts as 0.
 
@@ -62,13 +59,6 @@ class Criterion(ABC):
         for name in self.state_names:
             setattr(self, name, state[name])
 
-    def _margin(self, standard_error: float | None) -> float:
-        """Return what a difference to the reference must exceed."""
-        noise = 0.0
-        if self.needs_standard_error and standard_error is not None and math.isfinite(standard_error):
-            noise = self.config.z * standard_error
-        return max(self.config.min_delta, noise)
-
 
 class Plateau(Criterion):
     """Converged after ``patience`` consecutive evaluations that do not beat the best score by more than ``min_delta``.
@@ -87,11 +77,9 @@ class Plateau(Criterion):
         super().__init__(config)
         self.evaluations_without_improvement = 0
 
-    def update(
-        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
-    ) -> bool:
-        margin = self._margin(standard_error)
-        if value is not None and math.isfinite(value) and (self.reference is None or value > self.reference + margin):
+    def update(self, step: int, value: float | None, *, standard_error: float | None = None) -> bool:
+        least = -math.inf if self.reference is None else self.reference + self.config.min_delta
+        if value is not None and math.isfinite(value) and value > least:
             self.reference, self.reference_step = value, step
             self.evaluations_without_improvement = 0
         else:
@@ -102,77 +90,44 @@ class Plateau(Criterion):
         self.evaluations_without_improvement = 0
 
 
-class Significant(Plateau):
-    """A plateau where a gain must exceed ``z`` standard errors as well as ``min_delta``.
-
-    The gain is over the last accepted score, and the standard error is that of this difference. The first finite score
-    is always accepted.
-
-    >>> significant = Significant(ConvergenceConfig(criterion="significant", patience=2, z=2))
-    >>> scores = [(10, 0.50), (20, 0.56), (30, 0.58), (40, 0.59)]
-    >>> [significant.update(step, value, standard_error=0.02) for step, value in scores], significant.reference_step
-    ([False, False, False, True], 20)
-    """
-
-    needs_standard_error = True
-
-
 class Decline(Criterion):
-    """Converged after ``patience`` consecutive evaluations with a score below the best, or with a rising loss.
+    """Converged after ``patience`` consecutive evaluations with a score below the best.
 
     A decrease must exceed ``min_delta`` and ``z`` standard errors of the difference to the best evaluation. A score
-    that is not a number counts as a decrease, once there is a best. A loss rises where it is greater than at the
-    evaluation before; one that is not a number ends the row. A task that stays at its best never converges by its
-    metric.
+    that is not a number counts as a decrease, once there is a best. A task that stays at its best never converges.
 
     >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
     >>> scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7), (50, 0.6), (60, 0.6)]
     >>> [decline.update(step, value) for step, value in scores], decline.reference_step
     ([False, False, False, False, False, True], 20)
-    >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2, watch="either"))
-    >>> [decline.update(step, 0.7, loss=loss) for step, loss in [(10, 0.4), (20, 0.3), (30, 0.4), (40, 0.5)]]
-    [False, False, False, True]
     """
 
     needs_standard_error = True
-    state_names = ("reference", "reference_step", "falls", "last_loss", "loss_rises")
+    state_names = ("reference", "reference_step", "falls")
 
     def __init__(self, config: ConvergenceConfig) -> None:
         super().__init__(config)
         self.falls = 0
-        self.last_loss: float | None = None
-        self.loss_rises = 0
 
-    def update(
-        self, step: int, value: float | None, *, loss: float | None = None, standard_error: float | None = None
-    ) -> bool:
-        self._update_falls(step, value, standard_error)
-        self._update_loss_rises(loss)
-        counts = {"metric": self.falls, "loss": self.loss_rises, "either": max(self.falls, self.loss_rises)}
-        return counts[self.config.watch] >= self.config.patience
-
-    def _update_falls(self, step: int, value: float | None, standard_error: float | None) -> None:
+    def update(self, step: int, value: float | None, *, standard_error: float | None = None) -> bool:
         if value is None or not math.isfinite(value):
             self.falls = 0 if self.reference is None else self.falls + 1
         elif self.reference is None or value > self.reference:
             self.reference, self.reference_step = value, step
             self.falls = 0
         else:
-            fallen = value < self.reference - self._margin(standard_error)
-            self.falls = self.falls + 1 if fallen else 0
+            self.falls = self.falls + 1 if value < self.reference - self._margin(standard_error) else 0
+        return self.falls >= self.config.patience
 
-    def _update_loss_rises(self, loss: float | None) -> None:
-        known = loss if loss is not None and math.isfinite(loss) else None
-        risen = known is not None and self.last_loss is not None and known > self.last_loss
-        self.loss_rises = self.loss_rises + 1 if risen else 0
-        self.last_loss = known
+    def _margin(self, standard_error: float | None) -> float:
+        known = standard_error if standard_error is not None and math.isfinite(standard_error) else 0.0
+        return max(self.config.min_delta, self.config.z * known)
 
     def reset_patience(self) -> None:
-        self.falls = self.loss_rises = 0
-        self.last_loss = None  # it may be of other weights than the next one
+        self.falls = 0
 
 
-CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline, "significant": Significant}
+CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline}
 
 
 def check_state_keys(

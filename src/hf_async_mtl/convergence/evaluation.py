@@ -19,7 +19,6 @@ class Evaluation:
     Args:
         step: The optimizer step.
         score: The monitored metric, negated if it is better when smaller. None: not a finite number.
-        loss: The supervised validation loss. None: not known.
         standard_error: Of the difference between this score and the one at `TaskTracker.noise_reference`. None: not
             known, which counts as 0.
         epoch: Epochs trained so far, with fractions.
@@ -28,7 +27,6 @@ class Evaluation:
 
     step: int
     score: float | None
-    loss: float | None = None
     standard_error: float | None = None
     epoch: float = 0.0
     is_constant: bool = False
@@ -37,19 +35,16 @@ class Evaluation:
 def evaluations_by_task(
     scores: Mapping[str, float | None],
     step: int,
-    losses: Scores | None,
     standard_errors: Scores | None,
     epoch: float | None,
     constant: Collection[str],
 ) -> dict[str, Evaluation]:
     """Sort the numbers of an evaluation by task; the others are the arguments of `ConvergenceSchedule.observe`."""
-    known_losses = _check_known("losses", losses, scores)
-    known_errors = _check_known("standard errors", standard_errors, scores)
+    known_errors = _check_known(standard_errors, scores)
     return {
         name: Evaluation(
             step=int(step),
             score=score,
-            loss=known_losses.get(name),
             standard_error=known_errors.get(name),
             epoch=epoch or 0.0,
             is_constant=name in constant,
@@ -64,11 +59,11 @@ def check_values(values: Scores, tasks: Collection[str]) -> dict[str, float | No
     return {name: _finite_or_none(values[name]) for name in tasks}
 
 
-def _check_known(what: str, values: Scores | None, tasks: Collection[str]) -> dict[str, float | None]:
+def _check_known(values: Scores | None, tasks: Collection[str]) -> dict[str, float | None]:
     values = values or {}
     unknown = [str(name) for name in values if name not in tasks]
     if unknown:
-        raise ValueError(f"The {what} must be of the tasks {', '.join(tasks)}, not of {', '.join(unknown)}.")
+        raise ValueError(f"The standard errors must be of the tasks {', '.join(tasks)}, not of {', '.join(unknown)}.")
     return {name: _finite_or_none(value) for name, value in values.items()}
 
 

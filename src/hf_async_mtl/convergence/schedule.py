@@ -118,7 +118,6 @@ class ConvergenceSchedule:
         step: int,
         values: Scores,
         *,
-        losses: Scores | None = None,
         standard_errors: Scores | None = None,
         epoch: float | None = None,
         constant: Collection[str] = (),
@@ -128,7 +127,6 @@ class ConvergenceSchedule:
         Args:
             step: The optimizer step, greater than the last one.
             values: The monitored metric of every task, in its own direction. None, NaN and infinity are kept as None.
-            losses: The supervised validation loss of some tasks. Without it, no loss has risen.
             standard_errors: Of some tasks, the standard error of the difference between this evaluation and that of
                 their step in `noise_references`, in the units of the metric. Without it, there is no noise.
             epoch: Epochs trained so far, with fractions. Needed where a task has ``min_epochs``.
@@ -144,7 +142,7 @@ class ConvergenceSchedule:
             ValueError: A task is missing or unknown, the step is not greater than the last, or the epoch is missing.
                 Nothing has changed.
         """
-        evaluations = evaluations_by_task(self._scores(values), step, losses, standard_errors, epoch, constant)
+        evaluations = evaluations_by_task(self._scores(values), step, standard_errors, epoch, constant)
         self._check_time(step, epoch)
         self._final = None  # it describes a run that had ended
         due = [name for name, tracker in self.trackers.items() if tracker.observe(evaluations[name])]

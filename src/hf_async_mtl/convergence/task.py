@@ -158,7 +158,7 @@ class TaskTracker:
             self._note_counted(score)
             if _is_better(score, state.teacher_value):  # of equal scores, the earlier one stays
                 state.teacher_step, state.teacher_value = step, score
-        converged = self._criterion.update(step, score, loss=evaluation.loss, standard_error=evaluation.standard_error)
+        converged = self._criterion.update(step, score, standard_error=evaluation.standard_error)
         return converged and self._may_converge(step, evaluation.epoch)
 
     def converge(self, step: int) -> list[Event]:

@@ -113,7 +113,6 @@ class ConvergenceController:
         events = self.schedule.observe(
             step,
             {name: metrics[f"eval_{name}_{task.metric}"] for name, task in tasks.items()},
-            losses={name: metrics[f"eval_{name}_loss"] for name in tasks},
             standard_errors=standard_errors,
             epoch=epoch,
             constant=constant,
