@@ -357,6 +357,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             kept[kind] = dict.fromkeys(tasks, weights)
             validation[kind], steps[kind] = trainer.values_at(weights), step
 
+    save: Any = np.savez_compressed
     predicted = {}
     test = trainer.task_sets.encode(run.test_dataset)
     for kind, states in kept.items():
@@ -364,12 +365,11 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
             model.load_state_dict(states[name])
             predicted[f"{kind}.{name}"] = to_array(tasks[name], trainer.predictions(test[name]))
     file = cell.file(cells, "npz")
-    save: Any = np.savez_compressed
     with atomic_path(file) as partial, partial.open("wb") as opened:  # an open file, or ".npz" would be appended
         save(opened, **predicted)
     if method.get("controls"):
         curves = {name: np.stack(arrays) for name, arrays in trainer.validation_predictions.items()}
-        np.savez_compressed(cell.file(work, "validation.npz"), **curves)  # for replay_criteria.py
+        save(cell.file(work, "validation.npz"), **curves)  # for replay_criteria.py
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
