@@ -17,7 +17,7 @@ from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.metrics import compute
 from hf_async_mtl.tasks.registry import TASK_TYPES
-from hf_async_mtl.tasks.rows import labeled_rows
+from hf_async_mtl.tasks.rows import label_messages, labeled_rows, untrained_classes
 from hf_async_mtl.training.evaluation import TaskEvaluator
 from hf_async_mtl.training.trainer import AsyncMTLTrainer
 
@@ -223,6 +223,24 @@ def test_classes_without_a_training_row_are_said(tmp_path: Path, caplog: pytest.
         "Task 't': 2 of 4 classes have no training row, and cannot be learned. They, and their number in the "
         "evaluation sets: meh: 2, odd: 0."
     ]
+
+
+@pytest.mark.parametrize("label_column", ["y", ["a", "b", "c"]])
+def test_labels_of_vectors_are_counted(label_column: Any) -> None:
+    """Bug: of vectors of 0 and 1 nobody says that labels are ignored, or never apply in training."""
+    vectors = [[1, -100, 0], [0, 0, 0], [1, 0, -100]]
+    columns = {name: [row[place] for row in vectors] for place, name in enumerate("abc")}
+    rows = Dataset.from_dict({"text": ["cat"] * 3, "y": vectors, **columns})
+    task = TaskConfig("multilabel", ["text"], label_column, label_names=["a", "b", "c"])
+    assert label_messages("t", task, rows, "train") == [
+        "Task 't': 2 of 9 labels of the train split say that there is no label (-100, or -1 for a word), and are "
+        "ignored."
+    ]
+    other = Dataset.from_dict({"text": ["dog"], "y": [[0, 1, 0]], "a": [0], "b": [1], "c": [0]})
+    assert untrained_classes("t", task, rows, [other]) == (
+        "Task 't': 2 of 3 classes have no training row, and cannot be learned. They, and their number in the "
+        "evaluation sets: b: 1, c: 0."
+    )
 
 
 @pytest.mark.parametrize("in_lists", [False, True])

@@ -162,7 +162,7 @@ class TaskType(ABC):
         """Return what the loss of the head takes while training; ``rows`` are the encoded training rows."""
         return {}
 
-    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[int], dict[Any, int]]:
+    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[Any], dict[Any, int]]:
         """Return `count_classes` of raw rows; nothing for a type, or a form of labels, without class labels."""
         if not task.has_label_names or not isinstance(task.label_column, str):
             return Counter(), {}

@@ -89,9 +89,20 @@ class Multilabel(TaskType):
             weights = np.where(without * having > 0, without / np.maximum(having, 1), 1.0).tolist()
         return {"pos_weight": weights}
 
-    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[int], dict[Any, int]]:
-        has_vectors = isinstance(task.label_column, str) and vector_length(dataset, task.label_column, task.num_labels)
-        return (Counter(), {}) if has_vectors else super().class_counts(task, dataset)
+    def class_counts(self, task: TaskConfig, dataset: Dataset) -> tuple[Counter[Any], dict[Any, int]]:
+        """Return how often each label applies (index), does not apply (None) and is ignored (-100), of 0 and 1 too."""
+        if isinstance(task.label_column, list):
+            present = [column for column in task.label_column if type(dataset.features.get(column)).__name__ == "Value"]
+            values = [label_counts(dataset, column) for column in present]
+        else:
+            length = vector_length(dataset, task.label_column, task.num_labels)
+            if not length:
+                return super().class_counts(task, dataset)
+            values = _vector_counts(dataset, task.label_column, length)
+        counts: Counter[Any] = Counter()
+        for index, found in enumerate(values):
+            counts.update({index: found[1], None: found[0], IGNORE: found[IGNORE]})
+        return counts, {}
 
     def check_known(self, task: TaskConfig, dataset: Dataset) -> None:
         if isinstance(task.label_column, str) and not vector_length(dataset, task.label_column, task.num_labels):
@@ -149,7 +160,7 @@ def vector_length(dataset: Dataset, column: str, count: int | None = None) -> in
 
     Vectors have one length, that of the ``count`` label names if these are known. -100 in a vector is ignored.
     """
-    lengths, feature = set(), dataset.features[column]
+    lengths, feature = set(), dataset.features.get(column)
     if type(getattr(feature, "feature", None)).__name__ != "Value":
         return None
     for _, labels in column_pieces(dataset, column):
@@ -162,6 +173,17 @@ def vector_length(dataset: Dataset, column: str, count: int | None = None) -> in
     # A list of one label is a vector only where there is one label.
     fits = length >= 2 if count is None else length == count and (count > 1 or 1 in values)
     return length if is_vector and fits else None
+
+
+def _vector_counts(dataset: Dataset, column: str, length: int) -> list[Counter[int]]:
+    """Return how often 0, 1 and -100 occur at each place of the vectors in a column."""
+    counts: list[Counter[int]] = [Counter() for _ in range(length)]
+    for _, labels in column_pieces(dataset, column):
+        vectors = labels.flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+        for value in (0, 1, IGNORE):
+            for place, number in enumerate((vectors == value).sum(0).tolist()):
+                counts[place][value] += number
+    return counts
 
 
 def _checked_list(labels: Any) -> list[Any]:
