@@ -369,7 +369,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         save(opened, **predicted)
     if method.get("controls"):
         curves = {name: np.stack(arrays) for name, arrays in trainer.validation_predictions.items()}
-        save(cell.file(work, "validation.npz"), **curves)  # for replay_criteria.py
+        save(cell.file(work, "validation.npz"), **curves)  # for `criteria.py replay`
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
     written = {
