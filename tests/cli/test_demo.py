@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
+import hf_async_mtl.cli.demo as demo_command
 import hf_async_mtl.demo.grammar as demo_grammar
 from hf_async_mtl.demo.grammar import TASKS, TaskGrammar
 from hf_async_mtl.demo.task_set import write_demo
@@ -198,3 +200,19 @@ def test_configuration_points_at_what_was_written(demo: Path) -> None:
                 assert {row[task["label_column"]] for row in rows_of(demo, name, split)} == set(task["label_names"])
     training = configuration["training"]
     assert all(isinstance(training[key], float) for key in ("learning_rate", "head_learning_rate"))
+
+
+@pytest.mark.parametrize(("plain", "action"), [(False, "distill"), (True, "continue")])
+def test_plain_training_differs_in_the_action_alone(
+    plain: bool, action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--plain` wrote into the folder of the other run, or compared two task sets."""
+    monkeypatch.chdir(tmp_path)
+    called: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(demo_command, "train", lambda *args: called.append(args))
+    demo_command.run(argparse.Namespace(plain=plain, output_dir=None, resume=None))
+    ((config, output_dir, _),) = called
+    args = config.arguments(tmp_path)
+    assert {args.convergence_of(name).on_convergence for name in TASKS} == {action}
+    assert args.mixing_config.strategy == "uniform"
+    assert output_dir == Path("runs/demo-plain" if plain else "runs/demo")

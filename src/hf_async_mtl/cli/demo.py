@@ -1,4 +1,4 @@
-"""``hf-async-mtl demo``: generate a small task set and train it."""
+"""``hf-async-mtl demo``: generate a small task set and train it, with distillation or plainly."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .train import train
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    output_dir = args.output_dir or Path("runs/demo")
+    output_dir = args.output_dir or Path("runs/demo-plain" if args.plain else "runs/demo")
+    overrides = ["convergence.on_convergence=continue"] if args.plain else []
     check_output_dir(output_dir, args.resume)
     with tempfile.TemporaryDirectory() as scratch:
         # Generated bitwise identically each time, so that a run can be resumed.
-        train(load_config(write_demo(Path(scratch))), output_dir, args.resume)
+        train(load_config(write_demo(Path(scratch)), overrides), output_dir, args.resume)

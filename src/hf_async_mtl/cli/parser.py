@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_overrides(train)
 
     demo = commands.add_parser("demo", help="generate a small task set and train it")
+    demo.add_argument("--plain", action="store_true", help="plain multi-task training of the same tasks, to compare")
     _add_run_options(demo)
 
     evaluate = commands.add_parser("evaluate", help="print a model's metrics as JSON")

@@ -294,9 +294,9 @@ class TaskGrammar:
 
 
 TASKS: dict[str, TaskGrammar] = {
-    "relevance": TaskGrammar(relevance_row, label="label", train_rows=3000, noise=0.05),
-    "category": TaskGrammar(category_row, label="label", train_rows=800, noise=0.1),
-    "match": TaskGrammar(match_row, label="label", train_rows=3000, noise=0.05),
-    "rating": TaskGrammar(rating_row, label="stars", train_rows=1200, noise=0.1),
-    "attributes": TaskGrammar(attributes_row, label="tags", train_rows=600, noise=0.1),
+    "relevance": TaskGrammar(relevance_row, label="label", train_rows=3000, noise=0.0),
+    "category": TaskGrammar(category_row, label="label", train_rows=300, noise=0.3),
+    "match": TaskGrammar(match_row, label="label", train_rows=3000, noise=0.0),
+    "rating": TaskGrammar(rating_row, label="stars", train_rows=400, noise=0.3),
+    "attributes": TaskGrammar(attributes_row, label="tags", train_rows=200, noise=0.3),
 }

@@ -24,7 +24,8 @@ SCALES = {"position_embeddings": 0.3, "token_type_embeddings": 0.3, "query": 2.0
 
 CONFIGURATION = """\
 # The demo of hf_async_mtl: five tasks of an invented shop, generated from seed {seed}.
-# A few minutes on two cores. The text comes from a small grammar: its figures are not evidence of quality.
+# Two tasks have 3,000 clean rows. The others have 200 to 400, and 30 % of their training labels are random: they peak
+# early and would then learn the noise. The text comes from a small grammar: its figures are not evidence of quality.
 encoder: encoder                # a tiny BERT that is not pretrained
 seed: {seed}
 max_length: 64
@@ -37,8 +38,6 @@ tasks:
     label_column: label
     label_names: [exact, substitute, complement, irrelevant]
     metrics: [accuracy, macro_f1]
-    # The hardest task: it starts late and then improves a little at every evaluation until the learning rate is 0.
-    convergence: {{patience: 2, min_delta: 0.02, min_steps: 1500}}
   category:                     # the department that sells a product
     type: classification
     data: {{train: category/train.jsonl, validation: category/validation.jsonl, test: category/test.jsonl}}
@@ -63,7 +62,7 @@ tasks:
     text_columns: [tokens]
     label_column: tags
     metrics: [seqeval_f1, seqeval_accuracy]
-convergence: {{criterion: plateau, patience: 3, min_delta: 0.005, on_convergence: distill}}
+mixing: {{strategy: uniform}}     # every task is drawn equally often, so that small ones are repeated
 training:
   learning_rate: 1.0e-3
   head_learning_rate: 1.0e-3
@@ -71,8 +70,8 @@ training:
   warmup_steps: 100
   per_device_train_batch_size: 48
   per_device_eval_batch_size: 64
-  num_train_epochs: 18
-  eval_steps: 170
+  num_train_epochs: 14
+  eval_steps: 144
 """
 
 
