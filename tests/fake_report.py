@@ -73,7 +73,7 @@ def fake_report(count: int = 5, last_step: int = 1900, ended: bool = True) -> di
         report["diagnosis"] = {
             "something_to_hold": False,
             "answer": "Held: match, which was 2.5 standard errors below the peak when taken off the labels; the saved "
-            "checkpoint is below no task's own peak by more than noise (a headroom under 0.0100 may not be seen).",
+            "checkpoint is below no task's own peak by more than noise, which hides a headroom of up to 0.0100.",
             "tasks": {
                 name: {"peak_step": task["teacher_step"], "fall_z": 2.5, "headroom": -0.0123, "headroom_error": 0.0042}
                 for name, task in tasks.items()

@@ -60,11 +60,11 @@ def test_a_fall_is_something_to_hold() -> None:
 def test_nothing_to_hold(history: list[float]) -> None:
     """A run advised to hold tasks that had not fallen: the best of twenty noisy values lies above the last one."""
     found = diagnosis_of({"match": task(history), "stars": task(RISING)})
-    visible = 1.96 * max(each["headroom_error"] for each in found["tasks"].values())
+    hidden = 1.96 * max(each["headroom_error"] for each in found["tasks"].values())
     assert found["something_to_hold"] is False
     assert found["answer"] == (
-        "Nothing to hold: the saved checkpoint is below no task's own peak by more than noise (a headroom under "
-        f"{visible:.4f} may not be seen)."
+        "Nothing to hold: the saved checkpoint is below no task's own peak by more than noise, which hides a "
+        f"headroom of up to {hidden:.4f}."
     )
 
 
@@ -127,21 +127,30 @@ def test_evaluations_without_a_value() -> None:
 
 def test_no_noise_no_correction() -> None:
     """The estimate was of another step than the saved one, or a peak of all tasks was lost among its neighbors."""
-    values = np.array([0.0, 3.0, 6.0, 6.0, 6.0, 0.0, 0.0])
-    still = np.zeros((7, 50))
-    assert [headroom(values, still, saved=k)[0] for k in range(7)] == [3, 1, 0, 0, 0, 2, 4]
-    assert headroom(values, still, saved=6)[1] == 0
+    values = np.array([0, 1, 2, 3, 4, 5, 5, 5, 5, 4, 3, 2, 1, 0], dtype=float)
+    found = [headroom(values, np.zeros((14, 50)), saved=k) for k in (0, 5, 6, 9, 12, 13)]
+    assert [estimate for estimate, _ in found] == pytest.approx([4, 0, 0, 1 / 3, 3, 4])
+    assert {error for _, error in found} == {0.0}
 
 
 def test_error_of_two_peaks_that_stand_out() -> None:
     """The error was that of one evaluation, not of a paired difference, or of too many or too few averages."""
-    noise = np.random.default_rng(0).normal(size=(7, 4000))
-    values = np.array([0.0, 99.0, 99.0, 99.0, 0.0, 0.0, 0.0])
-    estimate, error = headroom(values, noise, saved=6)
-    assert estimate == pytest.approx(99.0, abs=0.1)
+    noise = np.random.default_rng(0).normal(size=(12, 4000))
+    values = np.array([0.0] * 4 + [99.0] * 4 + [0.0] * 4)
+    estimate, error = headroom(values, noise, saved=11)
+    assert estimate == pytest.approx(99.0, abs=0.3)
     assert error == pytest.approx(np.sqrt(1 / 3 + 1 / 3), rel=0.05)
     common = noise[:1] + 0 * noise
-    assert headroom(values, common, saved=6) == (pytest.approx(99.0), pytest.approx(0.0, abs=1e-6))
+    assert headroom(values, common, saved=11) == (pytest.approx(99.0), pytest.approx(0.0, abs=1e-6))
+
+
+def test_weights_that_fluctuate() -> None:
+    """On a large validation set, the ups and downs of the weights from step to step were taken for overfitting."""
+    generator = np.random.default_rng(0)
+    examples = generator.normal(0, 1e-4, size=(20, 200))
+    found = [headroom(0.8 + generator.normal(0, 0.01, size=20), examples, saved=19) for _ in range(60)]
+    assert np.mean([estimate > 2.3 * error for estimate, error in found]) <= 0.05
+    assert np.mean([estimate for estimate, _ in found]) == pytest.approx(0, abs=0.002)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -159,7 +168,7 @@ def test_false_alarms(last: bool) -> None:
 def test_a_true_fall_is_found() -> None:
     """The correction was so careful that a fall of five points on 400 rows went unseen."""
     one = simulated.measure(simulated.TASK_SETS["one of five falls by 5"], 400, 20, runs=50, last=True)
-    assert one["something"] >= 45
+    assert one["something"] >= 40
     assert one["estimate"] == pytest.approx(3.8, abs=0.5)
     three = simulated.measure(simulated.TASK_SETS["three of five fall by 5"], 400, 20, runs=30, last=True)
-    assert three["something"] >= 85
+    assert three["something"] >= 80

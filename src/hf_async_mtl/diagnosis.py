@@ -21,6 +21,10 @@ from .significance import paired_standard_error
 _FALSE_ALARMS = 0.05
 """Share of the runs without headroom in which some task seems to have one."""
 _MIN_EVALUATIONS = 4
+_MEDIAN_OF_SQUARE = 0.455
+"""Of a standard normal variable."""
+_SECOND_DIFFERENCE = 1 + 4 + 1
+"""Variance of the second difference of independent variables of variance 1."""
 _OFF_LABELS = ("distilling", "stopped")
 Resamples = Mapping[int, Mapping[str, np.ndarray]]
 """Step -> task -> `hf_async_mtl.significance.bootstrap_values` of its monitored metric ``[R]``."""
@@ -30,7 +34,8 @@ def headroom(values: np.ndarray, resamples: np.ndarray, saved: int) -> tuple[flo
     r"""Return how far a task's curve is below its peak at one evaluation, and the standard error of this estimate.
 
     Values are means over three evaluations in a row: :math:`m_j` of the scores from j to j + 2, and :math:`\delta_{rj}`
-    of the deviations of resample r from the mean of all resamples. For each of the deviations and their negatives, the
+    of the deviations of resample r from the mean of all resamples, plus random numbers for what fluctuates more from
+    one evaluation to the next than resampling explains (`_jitter`). For each of the deviations and their negatives, the
     peak is :math:`p_r = \arg\max_j (m_j + \delta_{rj})`, and :math:`s_r` is the same among the means that contain the
     saved evaluation. The headroom is the mean over r of :math:`(m - \delta_r)_{p_r} - (m - \delta_r)_{s_r}`: the noise
     that chose a peak does not count in favor of it. The squared error is the mean over r of the variance of
@@ -44,7 +49,9 @@ def headroom(values: np.ndarray, resamples: np.ndarray, saved: int) -> tuple[flo
         resamples: Their bootstrap ``[K, R]``, on the same examples for all evaluations.
         saved: The index of the evaluation whose weights are kept.
     """
-    means, noise = _means_of_three(values), _means_of_three(resamples - resamples.mean(axis=1, keepdims=True))
+    noise = resamples - resamples.mean(axis=1, keepdims=True)
+    jitter = np.random.default_rng(0).normal(0, _jitter(values, noise), size=noise.shape)
+    means, noise = _means_of_three(values), _means_of_three(noise + jitter)
     first, draws = max(0, saved - 2), np.arange(noise.shape[1])
     estimates, variances = [], []
     covariance = noise @ noise.T / (noise.shape[1] - 1)
@@ -54,6 +61,18 @@ def headroom(values: np.ndarray, resamples: np.ndarray, saved: int) -> tuple[flo
         estimates.append(measured[peaks, draws] - measured[own, draws])
         variances.append(covariance[peaks, peaks] + covariance[own, own] - 2 * covariance[peaks, own])
     return float(np.mean(estimates)), math.sqrt(max(0.0, np.mean(variances)))
+
+
+def _jitter(values: np.ndarray, noise: np.ndarray) -> float:
+    """Return the deviation with which the weights themselves fluctuate: that of the curve beyond the examples' noise.
+
+    It is taken from the median second difference, on which a trend has little effect.
+    """
+    if len(values) < 3:
+        return 0.0
+    observed = float(np.median(np.diff(values, n=2) ** 2)) / _MEDIAN_OF_SQUARE
+    explained = float(np.median((np.diff(noise, n=2, axis=0) ** 2).mean(axis=1)))
+    return math.sqrt(max(0.0, observed - explained) / _SECOND_DIFFERENCE)
 
 
 def _means_of_three(values: np.ndarray) -> np.ndarray:
@@ -85,10 +104,10 @@ def diagnose(report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
         ]
         answer = f"the saved checkpoint is below a task's own peak by more than noise: {_join(losses)}."
     else:
-        visible = z * max(task["headroom_error"] for task in known.values())
+        hidden = z * max(task["headroom_error"] for task in known.values())
         answer = (
-            "the saved checkpoint is below no task's own peak by more than noise (a headroom under "
-            f"{visible:.4f} may not be seen)."
+            "the saved checkpoint is below no task's own peak by more than noise, which hides a headroom of up to "
+            f"{hidden:.4f}."
         )
     if known:
         held = _what_was_held(report, tasks)
