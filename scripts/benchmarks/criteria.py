@@ -248,13 +248,14 @@ def recorded_curves(plan: Plan, cell: Cell, content: Mapping[str, Any], work: Pa
 
 
 def references(config: RunConfig) -> dict[str, tuple[TaskConfig, list[Any]]]:
-    """Return name -> the task and the labels of its validation rows, as metrics expect them."""
+    """Return name -> the task and the labels of its validation rows, as the trainer hands them to the metrics."""
     splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
     found = {}
     for name, task in tasks.items():
         rows = encode(splits[name]["validation"], name, task, tokenizer, task.max_length or config.model["max_length"])
-        found[name] = (task, TASK_TYPES[task.type].references(task, rows))
+        kind = TASK_TYPES[task.type]
+        found[name] = (task, kind.in_metric_order(task, kind.references(task, rows)))
     return found
 
 

@@ -266,11 +266,14 @@ class KeepingTrainer(AsyncMTLTrainer):
 
 def value_of(rows: TaskDataset, predictions: Sequence[Any]) -> float:
     """Return the monitored metric of some predictions."""
-    task = rows.task
-    assert task.metrics is not None
-    metric = task.metrics[0]
-    references = TASK_TYPES[task.type].references(task, rows.rows)
-    return compute([metric], task.type, predictions, references, task.label_names)[metric]
+    return score_of(rows.task, predictions, TASK_TYPES[rows.task.type].references(rows.task, rows.rows))
+
+
+def score_of(task: TaskConfig, predictions: Sequence[Any], references: Sequence[Any]) -> float:
+    """Return the monitored metric of predictions and references in the order of the task's labels."""
+    metric, in_metric_order = task.monitored, TASK_TYPES[task.type].in_metric_order
+    given, true = (in_metric_order(task, list(values)) for values in (predictions, references))
+    return compute([metric], task.type, given, true, task.label_names)[metric]
 
 
 def to_array(task: TaskConfig, predictions: Sequence[Any]) -> np.ndarray:
@@ -524,13 +527,12 @@ def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dic
     with np.load(cell.file(cells, "npz"), allow_pickle=False) as predicted:
         for key in predicted.files:
             kind, name = key.split(".")
-            task, metric = tasks[name], tasks[name].monitored
+            task = tasks[name]
             length = task.max_length or (config.model["max_length"] or 128)
             rows = encode(splits[name]["test"], name, task, tokenizer, length, split="test")
             true = TASK_TYPES[task.type].references(task, rows)
             given = from_array(task, predicted[key], true)
-            value = compute([metric], task.type, given, true, task.label_names)[metric]
-            values.setdefault(kind, {})[name] = defined(value)
+            values.setdefault(kind, {})[name] = defined(score_of(task, given, true))
     return values
 
 

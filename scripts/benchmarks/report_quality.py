@@ -277,7 +277,7 @@ def comparison(task_set: TaskSet) -> str:
     relative = 100 * overall.value / mean(base.means(split).values())
     text = (
         f"`{DEFAULT}` minus {base.label}, the best baseline on validation, on {split}: "
-        f"**{overall.text(sign=True)} points** ({relative:+.1f} %, {overall.seeds} seeds). By task: {tasks}."
+        f"**{overall.text(sign=True)} points** ({relative:+.1f} %, seeds: {overall.seeds}). By task: {tasks}."
     )
     deviation = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
     if deviation > 1e-9:
@@ -388,17 +388,19 @@ def plot_curves(task_set: TaskSet, path: Path) -> None:
         "sum": {"color": GREY, "linestyle": (0, (4, 1.5))},
         DEFAULT: {"color": BLUE, "linestyle": "-"},
     }
+    shared = set.intersection(*({cell["seed"] for cell in task_set.of(method)} for method in styles))
+    runs = {method: [cell for cell in task_set.of(method) if cell["seed"] in shared] for method in styles}
     for place, task in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         for method, style in styles.items():
-            curves = [curve(cell, task) for cell in task_set.of(method)]
+            curves = [curve(cell, task) for cell in runs[method]]
             for points_of_seed in curves if len(curves) > 1 else []:
                 axes.plot(*zip(*points_of_seed.items(), strict=True), color=style["color"], linewidth=0.6, alpha=0.4)
             steps = sorted(set.intersection(*(set(found) for found in curves)))
             axes.plot(steps, [mean(found[step] for found in curves) for step in steps], **style, linewidth=1.9)
         marks = [
             (event["step"], curve(cell, task)[event["step"]])
-            for cell in task_set.of(DEFAULT)
+            for cell in runs[DEFAULT]
             for event in cell["events"]
             if event["event"] == "converged" and event["task"] == task
         ]
@@ -413,7 +415,7 @@ def plot_curves(task_set: TaskSet, path: Path) -> None:
         tidy(axes)
     handles = [Line2D([], [], **style, linewidth=2) for style in styles.values()]
     handles.append(Line2D([], [], color=ORANGE, linestyle="", marker="v", markersize=6))
-    labels = [f"{method}, seeds: {len(task_set.of(method))}" for method in styles]
+    labels = [f"{method}, seeds: {len(shared)}" for method in styles]
     labels.append("the task converged (in one seed)")
     figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=9, frameon=False, handlelength=3)
     figure.savefig(path, format="png")
