@@ -342,6 +342,22 @@ def test_tags_without_an_outside_tag_are_refused(names: list[str]) -> None:
     check_metric("seqeval_f1", dataclasses.replace(task, label_names=["B-x", "I-x", "PAD"]))
 
 
+@pytest.mark.parametrize("names", ["O B_x I_x", "o x-b x-i", "O B:PER I:PER B:LOC", "O PER_B PER_I LOC_B"])
+def test_tags_of_another_scheme_are_refused(names: str) -> None:
+    """`B_x` and `I_x` were two types of chunks, so that a chunk of two words was two."""
+    task = TaskConfig("token_classification", ["tokens"], label_names=names.split(), metrics=["seqeval_f1"])
+    with pytest.raises(ConfigurationError, match=rf"such as B-x; found {', '.join(names.split())}\. Rename the tags"):
+        check_metric("seqeval_f1", task)
+    for other in ("O B-B I-B B-S", "O E_MAIL PHONE", "O LOC PER", "o b i"):
+        check_metric("seqeval_f1", dataclasses.replace(task, label_names=other.split()))
+
+
+def test_prefixes_alone_are_chunks_in_any_case() -> None:
+    """`b` and `i` were two types of chunks."""
+    gold = [["o", "b", "i", "o", "b"]]
+    assert value("seqeval_f1", "token_classification", [["o", "b", "i", "i", "b"]], gold) == pytest.approx(1 / 2)
+
+
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag:UserWarning")
 def test_other_prefixes_score_as_in_seqeval_but_silently():
     """Tags such as `T-POS` make seqeval warn at every evaluation, or are refused though it can score them."""

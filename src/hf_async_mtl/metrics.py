@@ -23,7 +23,7 @@ from .modeling.configuration_multitask import TaskConfig
 from .modeling.losses import IGNORE
 from .span_metrics import chunk_score, exact_match, squad_f1, token_accuracy
 from .tasks.registry import TASK_TYPES
-from .tasks.special_labels import OUTSIDE_TAGS, has_chunks
+from .tasks.special_labels import OUTSIDE_TAGS, has_chunks, has_other_scheme
 from .validation import ConfigurationError
 
 Score = Callable[[Sequence[Any], Sequence[Any]], float]
@@ -267,6 +267,12 @@ def _check_chunks(name: str, labels: Sequence[str] | None) -> None:
             f"The metric {name!r} counts chunks of words, and needs a tag of the words outside of them, in any case "
             f"{', '.join(OUTSIDE_TAGS[:-1])} or {OUTSIDE_TAGS[-1]}; found the tags {', '.join(labels[:10])}"
             f"{', ...' if len(labels) > 10 else ''}. Use accuracy, or name the tags with `label_names`."
+        )
+    if labels is not None and has_other_scheme(labels):
+        raise ConfigurationError(
+            f"The metric {name!r} counts chunks of words, whose tags must begin with a letter and a hyphen, such as "
+            f"B-x; found {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}. Rename the tags, or use "
+            "accuracy."
         )
 
 

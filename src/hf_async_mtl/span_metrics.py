@@ -61,7 +61,7 @@ def chunk_tag(label: str) -> str:
 
     Any prefix but these, B-, I-, E- and S- becomes I-.
     """
-    if label == "o" or re.match(r"[OBIES]$", label):
+    if re.fullmatch("[OBIES]", label, re.IGNORECASE):
         return label.upper()
     prefix = re.match(r"([A-Za-z])-", label)
     if prefix is None:

@@ -113,6 +113,7 @@ def test_a_file_whose_name_has_brackets_is_no_pattern(tmp_path: Path) -> None:
     ("files", "train", "message"),
     [
         (["a.csv", "b.jsonl"], ["a.csv", "b.jsonl"], "must be files of one type; found a.csv and b.jsonl"),
+        (["a.csv", "b.tsv"], ["a.csv", "b.tsv"], "must be files of one type; found a.csv and b.tsv"),
         (["a.csv", "b.jsonl"], "*", "must be files of one type; found a.csv and b.jsonl"),
         (["s/a.csv", "s/b.jsonl"], "s", "must be files of one type; found a.csv and b.jsonl"),
         (["s/a.csv"], "t-*.csv", "there is no file or folder"),
@@ -269,6 +270,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
         for orient in ("columns", "index", "split", "records", "table")
     },
     "named rows": lambda path: pd.DataFrame(ROWS, index=list("abcdefghi")).to_json(path),
+    "named rows first": lambda path: pd.DataFrame(ROWS, index=list("abcdefghi")).to_json(path, orient="index"),
     "indented": lambda path: pd.DataFrame(ROWS).to_json(path, indent=2),
     "data": lambda path: path.write_text(json.dumps({"version": 2, "data": ROWS})),
     "list": lambda path: path.write_text(json.dumps(ROWS, indent=1)),

@@ -1,5 +1,6 @@
 """Labels: their names are found, and every raw label finds its index or is refused in words."""
 
+import dataclasses
 import datetime
 import math
 import random
@@ -7,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
+from hf_async_mtl import TaskConfig
 from hf_async_mtl.tasks.labels import (
     LabelEncoder,
     LabelError,
@@ -16,6 +19,7 @@ from hf_async_mtl.tasks.labels import (
     is_missing,
     label_text,
 )
+from hf_async_mtl.tasks.rows import labeled_rows
 from hf_async_mtl.tasks.special_labels import known_positive, outside_tag
 
 
@@ -54,7 +58,14 @@ def test_a_label_that_is_none_is_refused(bad: Any) -> None:
     """A missing label or a fraction became one more class, called "None" or "nan", or a class without a name."""
     with pytest.raises(LabelError, match="must be a string or a whole number other than -1") as error:
         find_label_names([0, 1, bad])
-    assert str(error.value).endswith(f"found {bad!r}.")
+    assert f"found {bad!r}." in str(error.value)
+
+
+def test_a_class_of_the_name_minus_one_has_a_way_out() -> None:
+    """Sentiments of -1, 0 and 1 were refused with the advice to leave the row out."""
+    with pytest.raises(LabelError, match=r"found -1\. If it is a class, name all classes in `label_names`\."):
+        find_label_names([-1, 0, 1])
+    assert [LabelEncoder(["-1", "0", "1"], None, [-1, 1])(value) for value in (-1, 1)] == [0, 2]
 
 
 def test_mixed_labels_are_refused() -> None:
@@ -88,6 +99,7 @@ def test_what_is_mixed_is_shown() -> None:
         # Booleans are named by their names, by their numbers, or by names that say which is positive.
         (["false", "true"], None, [(True, 1), (False, 0), ("true", 1), (np.bool_(True), 1)]),
         (["yes", "no"], None, [(True, 0), (False, 1)]),
+        (["FALSE", "MAYBE", "TRUE"], None, [(True, 2), (False, 0), ("MAYBE", 1)]),
         (["neg", "pos"], None, [(np.int64(1), 1), (np.float32(1.0), 1)]),
     ],
 )
@@ -143,6 +155,18 @@ def test_ignored_labels_have_no_class() -> None:
     assert find_label_names([0, 1, -100, -1], ignored=(-100, -1)) == ["0", "1"]
     encode = LabelEncoder(["a", "b"], None, [0, 1, -100], ignored=(-100,))
     assert [encode(value) for value in (-100, -100.0, 1)] == [-100, -100, 1]
+
+
+def test_strings_that_say_no_label_have_no_class() -> None:
+    """The tag "-1" beside "O" was a class, though -1 and "-100" were not."""
+    task = TaskConfig("token_classification", ["tokens"], label_column="tags")
+    rows = Dataset.from_list(
+        [{"tokens": ["a", "b", "c"], "tags": ["O", "-1", "B-x"]}, {"tokens": ["a"], "tags": ["-1"]}]
+    )
+    assert task.resolve(rows).label_names == ["O", "B-x"]
+    assert len(labeled_rows(rows, task)) == 1
+    named = dataclasses.replace(task, label_names=["O", "-1", "B-x"])
+    assert len(labeled_rows(rows, named)) == 2
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,25 @@ def test_labels_that_training_lacks_are_errors_of_the_model(tmp_path: Path, capl
     assert np.isfinite(metrics["eval_t_loss"])
 
 
+def test_messages_about_labels_name_the_task_and_its_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bug: a further set was a task of its own; a training label that is refused was first an error of the model."""
+    train = Dataset.from_dict({"text": ["good", "bad"] * 2, "label": ["pos", "neg"] * 2})
+    further = Dataset.from_dict({"text": ["good", "cat"], "label": ["pos", "meh"]})
+    task = TaskConfig("classification", ["text"]).resolve(train)
+    trainer = one_task_trainer(tmp_path, task, train)
+    trainer.evaluate({"t": train, "t_hard": further})
+    trainer.predict({"t": further})
+    found = [record.message.split(" are")[0] for record in caplog.records if "none of its classes" in record.message]
+    assert found == [
+        "Task 't': 1 of 2 labels of the validation_hard split",
+        "Task 't': 1 of 2 labels of the test split",
+    ]
+    caplog.clear()
+    with pytest.raises(ConfigurationError, match=r"Task 't', train split, column 'label', row 1: .* found 'meh'"):
+        one_task_trainer(tmp_path, task, further, train)
+    assert not [record for record in caplog.records if "errors of the model" in record.message]
+
+
 def test_tags_that_training_lacks_are_chunks_that_are_missed() -> None:
     """Bug: an `I-show` of a test file refuses the run; read as another tag, it would end a chunk and make it right."""
     train = Dataset.from_dict({"tokens": [["red", "cat"]], "tags": [["O", "B-show"]]})

@@ -224,7 +224,8 @@ def check_one_type(paths: Sequence[Path], what: str) -> None:
                 f"{what} must be a file of type {', '.join(READERS)}, several of one type, or one folder; found "
                 f"{path.name}.{f' {remedy}' if remedy else ''}"
             )
-        if READERS[data_suffix(path)] != READERS[data_suffix(paths[0])]:
+        first, other = data_suffix(paths[0]), data_suffix(path)
+        if READERS[other] != READERS[first] or (other == ".tsv") != (first == ".tsv"):
             raise ConfigurationError(f"{what} must be files of one type; found {paths[0].name} and {path.name}.")
 
 

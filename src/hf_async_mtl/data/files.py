@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,8 +116,8 @@ def _read_csv(paths: Sequence[Path], separator: str | None) -> Dataset:
     return _load("csv", paths, features=Features(dict.fromkeys(header, Value("string"))), **settings)
 
 
-def _read_json(paths: Sequence[Path], columns: Collection[str], **settings: Any) -> Dataset:
-    documents = [read_document(path) for path in paths]
+def _read_json(paths: Sequence[Path], columns: Set[str], **settings: Any) -> Dataset:
+    documents = [read_document(path, columns) for path in paths]
     if any(rows is not None for rows in documents):
         read = zip(paths, documents, strict=True)
         return _concatenate([_load("json", [path]) if rows is None else Dataset.from_list(rows) for path, rows in read])

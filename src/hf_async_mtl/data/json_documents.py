@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,8 +13,10 @@ from .config import data_suffix
 Row = dict[str, Any]
 
 
-def read_document(path: Path) -> list[Row] | None:
+def read_document(path: Path, columns: Set[str]) -> list[Row] | None:
     """Return the rows of a file that holds one JSON object in a known form; None for every other file.
+
+    ``columns`` are some of the table, which tell whether an object of objects has rows or columns.
 
     The forms are those of ``DataFrame.to_json`` with ``orient`` ``columns`` (its default), ``index``, ``split`` or
     ``table``, lists as columns (in a ``.json`` file, for a line of a ``.jsonl`` file with lists is a row), rows in a
@@ -26,7 +28,7 @@ def read_document(path: Path) -> list[Row] | None:
             if not first.startswith("{") or (_is_json(first) and any(line.strip() for line in file)):
                 return None
             file.seek(0)
-            return _rows(json.load(file), lists_are_columns=data_suffix(path) == ".json")
+            return _rows(json.load(file), columns, lists_are_columns=data_suffix(path) == ".json")
     except (ValueError, LookupError, TypeError, OSError, EOFError):
         return None  # The reader of `datasets` says what is wrong with the file.
 
@@ -53,7 +55,7 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _rows(found: Mapping[str, Any], *, lists_are_columns: bool) -> list[Row] | None:
+def _rows(found: Mapping[str, Any], columns: Set[str], *, lists_are_columns: bool) -> list[Row] | None:
     if found.keys() == {"columns", "index", "data"}:
         return [dict(zip(found["columns"], values, strict=True)) for values in found["data"]]
     rows = found.get("data")
@@ -63,9 +65,9 @@ def _rows(found: Mapping[str, Any], *, lists_are_columns: bool) -> list[Row] | N
         return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
     if not found or not all(isinstance(column, dict) for column in found.values()):
         return None
-    # The keys of the rows are numbers, unless the user has named them.
-    rows_first = all(key.isdigit() for key in found)
-    return list(found.values()) if rows_first else _transposed(found)
+    rows = list(found.values())
+    rows_first = bool(columns & rows[0].keys()) and not columns & found.keys()
+    return rows if rows_first or all(key.isdigit() for key in found) else _transposed(found)
 
 
 def _transposed(columns: Mapping[str, Mapping[str, Any]]) -> list[Row]:

@@ -104,8 +104,8 @@ def _hashable(label: Any) -> Any:
 
 
 def ignored_labels(task: TaskConfig, values: Collection[int]) -> set[int | str]:
-    """Return those of the values for "no label", and -100 as a string, that are not names of the task's classes."""
-    found: set[int | str] = {*values, *([str(IGNORE)] if IGNORE in values else [])}
+    """Return those of the values for "no label", also as strings, that are not names of the task's classes."""
+    found: set[int | str] = {*values, *map(str, values)}
     return {value for value in found if str(value) not in (task.label_names or ())}
 
 
@@ -130,9 +130,10 @@ def find_label_names(values: Iterable[Any], ignored: Collection[int | str] = ())
     found = {_plain(_hashable(value)) for value in values}.difference(ignored)
     for value in found:
         if is_missing(value) or value == "" or not isinstance(value, str | int):
+            way_out = " If it is a class, name all classes in `label_names`." if value == -1 else ""
             raise LabelError(
                 "A class label must be a string or a whole number other than -1, which says that there is no label; "
-                f"found {truncated_repr(value)}."
+                f"found {truncated_repr(value)}.{way_out}"
             )
     strings = [value for value in found if isinstance(value, str)]
     if 0 < len(strings) < len(found):
@@ -262,9 +263,10 @@ class LabelEncoder:
         return value if self._takes_indices and self._is_index(value) else None
 
     def _find_bool(self, value: bool) -> int | None:
-        for name in (str(value).lower(), str(value), str(int(value))):
-            if name in self._index:
-                return self._index[name]
+        lower = {name.lower(): index for name, index in self._index.items()}
+        for name in (str(value).lower(), str(int(value))):
+            if name in lower:
+                return lower[name]
         if len(self.names) != 2:
             return None
         positive = known_positive(self.names)

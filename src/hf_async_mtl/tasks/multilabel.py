@@ -194,5 +194,6 @@ def _checked_list(labels: Any) -> list[Any]:
 
 def _zero_or_one(value: Any) -> float:
     if value not in (0, 1, IGNORE):
-        raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {truncated_repr(value)}.")
+        way_out = " If it is not known, write -100." if value is None else ""
+        raise LabelError(f"A column of a multilabel task must hold 0 or 1; found {truncated_repr(value)}.{way_out}")
     return float(value)

@@ -10,6 +10,7 @@ from ..modeling.configuration_multitask import TaskConfig
 OUTSIDE_TAGS = ("o", "_", "-", "out", "outside", "other", "none", "null")
 """Tags of words outside of all chunks, in lower case; the first one that a task has is its outside tag."""
 _PREFIX = re.compile("[BIESLU]-.", re.IGNORECASE)
+_OTHER_SCHEME = re.compile("[BIESLU][_:/ ].+|.+[-_:/ ][BIESLU]", re.IGNORECASE)
 _PAIRS = (
     ("0", "1"),
     ("-1", "1"),
@@ -58,6 +59,16 @@ def outside_tag(names: Sequence[str]) -> str | None:
 def has_chunks(names: Sequence[str]) -> bool:
     """Return whether tags say where chunks are: one is that of words outside, or all have a prefix."""
     return outside_tag(names) is not None or all(map(_PREFIX.match, names))
+
+
+def has_other_scheme(names: Sequence[str]) -> bool:
+    """Return whether all tags but the outside one say where chunks are in another way than `_PREFIX`.
+
+    >>> has_other_scheme(["O", "B_x", "I_x"]), has_other_scheme(["O", "x-B", "x-I"]), has_other_scheme(["O", "B-x"])
+    (True, True, False)
+    """
+    tags = [name for name in names if name != outside_tag(names)]
+    return all(map(_OTHER_SCHEME.fullmatch, tags)) and not all(map(_PREFIX.match, tags))
 
 
 def positive_index(task: TaskConfig) -> int:

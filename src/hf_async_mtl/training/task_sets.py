@@ -122,17 +122,20 @@ class TaskSets:
         return self._encode(rows, task, task, needs_labels, split)
 
     def _encode(self, rows: Dataset, name: str, task_name: str, needs_labels: bool, split: str) -> TaskDataset:
-        task, split = self.tasks[task_name], {"eval": "validation"}.get(split, split)
+        task, split = self.tasks[task_name], {"eval": "validation"}.get(split, split) + name[len(task_name) :]
         if needs_labels:
-            rows = self._labeled(task_name, {name: rows})[name]
+            rows = self._labeled(task_name, {split: rows})[split]
         # All rows are predicted. If the label of some is null, none is scored.
         with_labels = needs_labels or (not is_unlabeled(rows, task) and is_scored(rows, task))
-        for message in label_messages(name, task, rows, split) if with_labels else ():
-            self._warn(message)
         with self.args.main_process_first():
             encoded = encode(
-                *(rows, name, task, self.tokenizer, self.length_of(task_name)), with_labels=with_labels, split=split
+                *(rows, task_name, task, self.tokenizer, self.length_of(task_name)),
+                with_labels=with_labels,
+                split=split,
             )
+        # After the rows are encoded: a label that is refused is no error of the model.
+        for message in label_messages(task_name, task, rows, split) if with_labels else ():
+            self._warn(message)
         return TaskDataset(task_name, list(self.tasks).index(task_name), task, encoded)
 
     def warn_truncated(self, sets: Mapping[str, Mapping[str, TaskDataset]]) -> None:
