@@ -110,5 +110,5 @@ def test_the_class_is_named_in_table_card_and_log(tmp_path: Path, caplog: pytest
     assert "`accuracy` of" not in (tmp_path / "README.md").read_text()
     assert MultiTaskModel.from_pretrained(tmp_path).config.task_configs["t"].positive_label == "fraud"
     assert [record.message for record in caplog.records if "positive_label" in record.message] == [
-        "Task 't': f1 is that of class 'fraud', that of `positive_label` (default: the rarer one)."
+        "Task 't': f1 is that of class 'fraud'. `positive_label` names another one."
     ]

@@ -175,14 +175,9 @@ def positive_class(name: str, task: TaskConfig) -> str | None:
     metrics = [metric for metric in task.metrics or () if kind.class_of_metric(task, metric) is not None]
     if not metrics or known_positive(task.label_names or ()) == positive_index(task):
         return None
-    reason = (
-        "the second one. `positive_label` names the other"
-        if task.positive_label is None
-        else "that of `positive_label` (default: the rarer one)"
-    )
     is_or_are = "is that" if len(metrics) == 1 else "are those"
     positive = kind.class_of_metric(task, metrics[0])
-    return f"Task {name!r}: {', '.join(metrics)} {is_or_are} of class {positive!r}, {reason}."
+    return f"Task {name!r}: {', '.join(metrics)} {is_or_are} of class {positive!r}. `positive_label` names another one."
 
 
 def untrained_classes(name: str, task: TaskConfig, train: Dataset, evaluation: Sequence[Dataset]) -> str | None:
