@@ -234,7 +234,7 @@ def recorded_curves(plan: Plan, cell: Cell, content: Mapping[str, Any], work: Pa
     clean = replace(plan, task_sets={cell.task_set: {**plan.task_sets[cell.task_set], "noise": 0.0}})
     monitored, true = (references(configuration(x, cell, work)) for x in (plan, clean))
     found = {}
-    with np.load(cell.file(work, "validation.npz")) as predictions:
+    with np.load(cell.file(work, "validation.npz"), allow_pickle=False) as predictions:
         for name, predicted in predictions.items():
             metric, (task, labels), (_, truth) = content["metrics"][name], monitored[name], true[name]
             given = [from_array(task, row, labels) for row in predicted]

@@ -276,7 +276,7 @@ def work(variant: Variant, settings: Settings, folder: Path, pipe: Connection) -
         load_best_model_at_end=False,
         report_to="none",
         disable_tqdm=True,
-        convergence={"criterion": "plateau", "patience": 1, "final_evaluations": None},
+        convergence={"criterion": "plateau", "patience": 1, "min_epochs": 0, "final_evaluations": None},
     )
     teachers = {name: RecordedLogits(LogitsFiles.of(folder, name)) for name in TASKS} if variant.distilling else {}
     if variant.loop == PLAIN:

@@ -58,7 +58,7 @@ def test_a_table_trains_as_the_rows_of_each_task_do(tmp_path: Path, caplog: pyte
         trainer.evaluate({"polarity": own["polarity"][1]})["eval_polarity_loss"]
     )
     assert [record.message for record in caplog.records if "left out" in record.message] == [
-        "Task 'polarity': 8 of 16 polarity rows have no label in 'label', and are left out of the task."
+        "Task 'polarity': 8 of 16 validation rows have no label in 'label', and are left out of the task."
     ]
     predicted = trainer.predict({"polarity": validation})["polarity"]
     labeled = [place for place, label in enumerate(validation["label"]) if label is not None]

@@ -42,7 +42,7 @@ class ConvergenceSchedule:
         ValueError: There is no task, ``final_evaluations`` is negative, or ``order`` does not name every task once.
 
     >>> from hf_async_mtl.convergence import ConvergenceConfig
-    >>> config = ConvergenceConfig(criterion="plateau", patience=1)
+    >>> config = ConvergenceConfig(criterion="plateau", patience=1, min_epochs=0)
     >>> schedule = ConvergenceSchedule({"match": TaskSpec("classification", "f1", config)}, final_evaluations=1)
     >>> schedule.observe(100, {"match": 0.9})
     []
