@@ -29,16 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import Cell, Plan, configuration, from_array, prepare_encoder, read_cells, validation_averages
+from quality import Cell, Plan, configuration, from_array, prepare_encoder, read_cells, references, validation_averages
 from scipy.stats import norm
 
-from hf_async_mtl import TaskConfig
-from hf_async_mtl.cli.config_file import RunConfig
 from hf_async_mtl.convergence.config import ConvergenceConfig
 from hf_async_mtl.convergence.criteria import CRITERIA
-from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.metrics import compute
-from hf_async_mtl.run import load_tasks, load_tokenizer
 from hf_async_mtl.significance import bootstrap_values
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import write_atomic
@@ -232,11 +228,13 @@ def recorded_curves(plan: Plan, cell: Cell, content: Mapping[str, Any], work: Pa
         work: The folder of the predictions, and of the rows with and without label noise.
     """
     clean = replace(plan, task_sets={cell.task_set: {**plan.task_sets[cell.task_set], "noise": 0.0}})
-    monitored, true = (references(configuration(x, cell, work)) for x in (plan, clean))
+    monitored, true = (references(configuration(x, cell, work), "validation") for x in (plan, clean))
     found = {}
     with np.load(cell.file(work, "validation.npz"), allow_pickle=False) as predictions:
         for name, predicted in predictions.items():
-            metric, (task, labels), (_, truth) = content["metrics"][name], monitored[name], true[name]
+            metric, (task, _) = content["metrics"][name], monitored[name]
+            # The trainer keeps its predictions in the order that the metrics read.
+            labels, truth = (TASK_TYPES[task.type].in_metric_order(task, x[name][1]) for x in (monitored, true))
             given = [from_array(task, row, labels) for row in predicted]
             values, replicates, real = (
                 [compute([metric], task.type, row, labels, task.label_names)[metric] for row in given],
@@ -244,18 +242,6 @@ def recorded_curves(plan: Plan, cell: Cell, content: Mapping[str, Any], work: Pa
                 [compute([metric], task.type, row, truth, task.label_names)[metric] for row in given],
             )
             found[name] = Curve(np.array(values), np.array(replicates), np.array(real))
-    return found
-
-
-def references(config: RunConfig) -> dict[str, tuple[TaskConfig, list[Any]]]:
-    """Return name -> the task and the labels of its validation rows, as the trainer hands them to the metrics."""
-    splits, tasks = load_tasks(config)
-    tokenizer = load_tokenizer(config.encoder, tasks)
-    found = {}
-    for name, task in tasks.items():
-        rows = encode(splits[name]["validation"], name, task, tokenizer, task.max_length or config.model["max_length"])
-        kind = TASK_TYPES[task.type]
-        found[name] = (task, kind.in_metric_order(task, kind.references(task, rows)))
     return found
 
 

@@ -518,19 +518,26 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
                 cell.file(cells, "npz").unlink()
 
 
-def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dict[str, float | None]]:
-    """Return kind of checkpoint -> task -> metric on test."""
-    config = configuration(plan, cell, work)
+def references(config: RunConfig, split: str) -> dict[str, tuple[TaskConfig, list[Any]]]:
+    """Return name -> the task and the true values of its rows of a split, in the order of the task's labels."""
     splits, tasks = load_tasks(config)
     tokenizer = load_tokenizer(config.encoder, tasks)
+    found = {}
+    for name, task in tasks.items():
+        length = task.max_length or (config.model["max_length"] or 128)
+        rows = encode(splits[name][split], name, task, tokenizer, length, split=split)
+        found[name] = (task, TASK_TYPES[task.type].references(task, rows))
+    return found
+
+
+def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dict[str, float | None]]:
+    """Return kind of checkpoint -> task -> metric on test."""
+    test = references(configuration(plan, cell, work), "test")
     values: dict[str, dict[str, float | None]] = {}
     with np.load(cell.file(cells, "npz"), allow_pickle=False) as predicted:
         for key in predicted.files:
             kind, name = key.split(".")
-            task = tasks[name]
-            length = task.max_length or (config.model["max_length"] or 128)
-            rows = encode(splits[name]["test"], name, task, tokenizer, length, split="test")
-            true = TASK_TYPES[task.type].references(task, rows)
+            task, true = test[name]
             given = from_array(task, predicted[key], true)
             values.setdefault(kind, {})[name] = defined(score_of(task, given, true))
     return values

@@ -174,6 +174,23 @@ def test_predictions_survive_the_array(
         assert bq.from_array(task, kept["a"], true) == predictions
 
 
+def test_score_cell(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One checkpoint had the scores of another, or F1 was that of the other class than in the run."""
+    task = TaskConfig(
+        type="classification", text_columns=["t"], label_names=["yes", "no"], metrics=["f1"], positive_label="yes"
+    )
+    monkeypatch.setattr(bq, "configuration", lambda *_: None)
+    monkeypatch.setattr(bq, "references", lambda _, split: {"a": (task, [0, 0, 1, 1])} if split == "test" else {})
+    cell = Cell("one", "sum", "low", 0)
+    file = cell.file(tmp_path, "npz")
+    file.parent.mkdir(parents=True)
+    np.savez_compressed(file, **{"last.a": np.array([0, 0, 1, 0]), "best_average.a": np.array([1, 1, 1, 1])})
+    assert bq.score_cell(plan, cell, tmp_path, tmp_path) == {
+        "last": {"a": pytest.approx(0.8)},
+        "best_average": {"a": 0},
+    }
+
+
 def test_average_weights() -> None:
     """The mean of each tensor in its own type; counters are not averaged; the states stay as they are."""
     states = [
