@@ -28,7 +28,7 @@ VOCABULARY = 99
 LONGEST = 20
 
 # Weights large enough for attention to be far from uniform: else a wrong mask would hardly show.
-_COMMON: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -96,7 +96,7 @@ TASKS = {
 def family_config(family: str, **settings: Any) -> PreTrainedConfig:
     """A tiny configuration; ``settings`` replace fields."""
     config_class, fields = _FAMILIES[family]
-    return config_class(**{**_COMMON, **fields, **settings})
+    return config_class(**{**SIZES, **fields, **settings})
 
 
 def without_dropout(family: str) -> PreTrainedConfig:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import TASKS, packed, padded_logits, random_examples, tiny_model
+from families import SIZES, TASKS, packed, padded_logits, random_examples, tiny_model
 from runs import tiny_trainer
 from tiny import task_configs, tiny_tokenizer
 from transformers import (
@@ -25,17 +25,6 @@ from transformers import (
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel
 from hf_async_mtl.building.build import position_limit
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 37,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-
 
 def gpt2(**settings: Any) -> GPT2Config:
     return GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2, **settings)
@@ -43,8 +32,8 @@ def gpt2(**settings: Any) -> GPT2Config:
 
 CAUSAL: dict[str, PreTrainedConfig] = {
     "gpt2": gpt2(),
-    "llama": LlamaConfig(**SIZES),
-    "bert": BertConfig(**SIZES, is_decoder=True),
+    "llama": LlamaConfig(**SIZES, pad_token_id=0),
+    "bert": BertConfig(**SIZES, pad_token_id=0, is_decoder=True),
 }
 
 
@@ -101,7 +90,7 @@ def test_packed_is_padded(name: str) -> None:
 
 def test_a_text_has_the_same_logits_in_every_batch() -> None:
     """Bug: an encoder that reads its padding (FNet has no mask) scores a text by the length of its neighbors."""
-    model, examples = tiny_model(FNetConfig(**SIZES)), random_examples(["topic"], per_task=4)
+    model, examples = tiny_model(FNetConfig(**SIZES, pad_token_id=0)), random_examples(["topic"], per_task=4)
     together = model(**packed(model, examples)).logits["topic"]
     for index, example in enumerate(examples):
         alone = model(**packed(model, [example])).logits["topic"]
@@ -123,12 +112,14 @@ def test_an_encoder_with_two_classes(tmp_path: Path) -> None:
 
 def test_an_encoder_that_needs_more_than_tokens_is_refused(tmp_path: Path) -> None:
     """Bug: an encoder of pages is accepted, and asks for the boxes of the words at the first batch."""
-    encoder = saved(BrosConfig(**SIZES), tmp_path)
+    encoder = saved(BrosConfig(**SIZES, pad_token_id=0), tmp_path)
     with pytest.raises(ConfigurationError, match=r"one of type 'bros' does not \(ValueError: .* bbox\)\. Choose"):
         MultiTaskModel.from_encoder(encoder, TASKS, max_length=32)
 
 
-@pytest.mark.parametrize("config", [gpt2(n_positions=16), OPTConfig(**SIZES, ffn_dim=37, word_embed_proj_dim=32)])
+@pytest.mark.parametrize(
+    "config", [gpt2(n_positions=16), OPTConfig(**SIZES, pad_token_id=0, ffn_dim=37, word_embed_proj_dim=32)]
+)
 def test_learned_positions_of_a_decoder_are_counted(config: PreTrainedConfig) -> None:
     """Bug: a text that is longer than the positions ends a run with an `IndexError`."""
     encoder, limit = AutoModel.from_config(config).eval(), config.max_position_embeddings
