@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+
 from ..data.tokenization import encode
 from ..report.tables import final_tables, render
 from ..run import prepare_run
@@ -13,14 +15,27 @@ from ..training.distributed import newest_checkpoint
 from ..utils import write_atomic
 from .config_file import RunConfig
 from .evaluate import evaluate_sets, to_json
-from .interruption import CheckpointOnSignal
+from .interruption import CheckpointOnSignal, RunInterrupted
 from .output_dir import check_output_dir, remove_empty_on_error
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     config: RunConfig = args.run_config
-    train(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
+    try:
+        train(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
+    except RunInterrupted:
+        _leave_process_group()
+        raise
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End the threads of gloo: a process that exits while they run can abort (pytorch/pytorch#179291).
+
+    After other errors the peers may be waiting in a collective call, and leaving could wait for them.
+    """
+    PartialState().destroy_process_group()
 
 
 def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
