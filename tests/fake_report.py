@@ -71,7 +71,7 @@ def fake_report(count: int = 5, last_step: int = 1900, ended: bool = True) -> di
             },
         }
         report["diagnosis"] = {
-            "something_to_hold": False,
+            "something_to_hold": "no",
             "answer": "Held: match, which was 2.5 standard errors below the peak when taken off the labels; the saved "
             "checkpoint is below no task's own peak by more than noise, which hides a headroom of up to 0.0100.",
             "tasks": {

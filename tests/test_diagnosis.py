@@ -44,7 +44,7 @@ def test_a_fall_is_something_to_hold() -> None:
     """A task that loses 15 points after its peak was not mentioned, or one that still rises was."""
     found = diagnosis_of({"match": task(FALLING), "stars": task(RISING)})
     match = found["tasks"]["match"]
-    assert found["something_to_hold"] is True
+    assert found["something_to_hold"] == "yes"
     assert found["answer"] == (
         "Something to hold: the saved checkpoint is below a task's own peak by more than noise: match by "
         f"{match['headroom']:.4f} (error {match['headroom_error']:.4f})."
@@ -61,18 +61,32 @@ def test_nothing_to_hold(history: list[float]) -> None:
     """A run advised to hold tasks that had not fallen: the best of twenty noisy values lies above the last one."""
     found = diagnosis_of({"match": task(history), "stars": task(RISING)})
     hidden = 1.96 * max(each["headroom_error"] for each in found["tasks"].values())
-    assert found["something_to_hold"] is False
+    assert found["something_to_hold"] == "no"
     assert found["answer"] == (
         "Nothing to hold: the saved checkpoint is below no task's own peak by more than noise, which hides a "
         f"headroom of up to {hidden:.4f}."
     )
 
 
+def test_perhaps_something_to_hold() -> None:
+    """A run that lost some points to overfitting, less than the noise of five tasks hides, was told to hold nothing."""
+    falling = [0.6, 0.7, 0.8, 0.9, *(0.9 - i / 300 for i in range(1, 17))]
+    tasks = {"match": task(falling), **{name: task(RISING) for name in "abcd"}}
+    found = diagnosis_of(tasks, noise=0.02)
+    match = found["tasks"]["match"]
+    assert 1 < match["headroom"] / match["headroom_error"] < 2.3
+    assert found["something_to_hold"] == "perhaps"
+    assert found["answer"] == (
+        "Perhaps something to hold: the saved checkpoint may be below a task's own peak: match by "
+        f"{match['headroom']:.4f} (error {match['headroom_error']:.4f}). More validation examples would tell."
+    )
+
+
 def test_a_checkpoint_at_the_peak_of_all_tasks_has_nothing_to_hold() -> None:
     """Tasks that fall together are a case for early stopping, and the run recommended to distill them."""
     tasks = {"match": task(FALLING), "stars": task(FALLING)}
-    assert diagnosis_of(tasks, saved=400)["something_to_hold"] is False
-    assert diagnosis_of(tasks)["something_to_hold"] is True
+    assert diagnosis_of(tasks, saved=400)["something_to_hold"] == "no"
+    assert diagnosis_of(tasks)["something_to_hold"] == "yes"
 
 
 def test_what_was_held() -> None:
@@ -160,6 +174,7 @@ def test_false_alarms(last: bool) -> None:
         simulated.measure(simulated.TASK_SETS[curves], 400, 20, runs=50, last=last)
         for curves in ("flat", "plateau", "rising")
     )
+    assert np.mean([found["something"] + found["perhaps"] for found in (flat, *others)]) <= (40 if last else 20)
     assert np.mean([found["something"] for found in (flat, *others)]) <= 5
     assert all(found["estimate"] < 0.3 for found in (flat, *others))
     assert flat["uncorrected"] > 1.2

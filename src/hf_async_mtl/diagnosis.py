@@ -20,6 +20,8 @@ from .significance import paired_standard_error
 
 _FALSE_ALARMS = 0.05
 """Share of the runs without headroom in which some task seems to have one."""
+_PERHAPS_Z = 1.0
+"""Number of standard errors above which a headroom is worth a second look."""
 _MIN_EVALUATIONS = 4
 _MEDIAN_OF_SQUARE = 0.455
 """Of a standard normal variable."""
@@ -87,32 +89,38 @@ def diagnose(report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
         resamples: Those of all evaluations, and of the final step.
 
     Returns:
-        ``something_to_hold``: whether the saved checkpoint of some task is below the task's own peak by more than the
-        noise; None if too little is known. ``answer``: one sentence. ``tasks``: per task ``peak_step``, the best step
-        while it learned from its labels; ``fall_z``, how far it then fell until the last such evaluation, in standard
-        errors; ``headroom`` and ``headroom_error``, see `headroom`. A value that is not known is None.
+        ``something_to_hold``: whether the saved checkpoint of some task is below the task's own peak: ``yes`` by more
+        than the noise of all tasks, ``perhaps`` by more than one standard error, ``no``; None if too little is known.
+        ``answer``: one sentence. ``tasks``: per task ``peak_step``, the best step while it learned from its labels;
+        ``fall_z``, how far it then fell until the last such evaluation, in standard errors; ``headroom`` and
+        ``headroom_error``, see `headroom`. A value that is not known is None.
     """
     tasks = {name: _diagnose_task(name, report, resamples) for name in report["tasks"]}
     known = {name: task for name, task in tasks.items() if task["headroom"] is not None}
-    z = NormalDist().inv_cdf(1 - _FALSE_ALARMS / max(1, len(known)))
-    below = [name for name, task in known.items() if task["headroom"] > z * task["headroom_error"]]
     if not known:
         answer = f"Not known: this takes at least {_MIN_EVALUATIONS} evaluations with a defined metric."
-    elif below:
-        losses = [
-            f"{name} by {known[name]['headroom']:.4f} (error {known[name]['headroom_error']:.4f})" for name in below
-        ]
-        answer = f"the saved checkpoint is below a task's own peak by more than noise: {_join(losses)}."
+        return {"something_to_hold": None, "answer": answer, "tasks": tasks}
+    z = NormalDist().inv_cdf(1 - _FALSE_ALARMS / len(known))
+    if below := _losses(known, z):
+        verdict, finding = "yes", f"is below a task's own peak by more than noise: {below}"
+    elif below := _losses(known, _PERHAPS_Z):
+        verdict, finding = "perhaps", f"may be below a task's own peak: {below}. More validation examples would tell"
     else:
         hidden = z * max(task["headroom_error"] for task in known.values())
-        answer = (
-            "the saved checkpoint is below no task's own peak by more than noise, which hides a headroom of up to "
-            f"{hidden:.4f}."
-        )
-    if known:
-        held = _what_was_held(report, tasks)
-        answer = f"{held}; {answer}" if held else f"{'Something' if below else 'Nothing'} to hold: {answer}"
-    return {"something_to_hold": bool(below) if known else None, "answer": answer, "tasks": tasks}
+        finding = f"is below no task's own peak by more than noise, which hides a headroom of up to {hidden:.4f}"
+        verdict = "no"
+    held = _what_was_held(report, tasks)
+    answer = f"{f'{held};' if held else _PREFIXES[verdict]} the saved checkpoint {finding}."
+    return {"something_to_hold": verdict, "answer": answer, "tasks": tasks}
+
+
+_PREFIXES = {"yes": "Something to hold:", "perhaps": "Perhaps something to hold:", "no": "Nothing to hold:"}
+
+
+def _losses(tasks: Mapping[str, Mapping[str, Any]], z: float) -> str:
+    """Return the tasks whose headroom is more than so many standard errors, in words; empty if there are none."""
+    below = {name: task for name, task in tasks.items() if task["headroom"] > z * task["headroom_error"]}
+    return _join([f"{k} by {task['headroom']:.4f} (error {task['headroom_error']:.4f})" for k, task in below.items()])
 
 
 def _diagnose_task(name: str, report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
@@ -163,4 +171,5 @@ def _what_was_held(report: Mapping[str, Any], tasks: Mapping[str, Mapping[str, A
 
 
 def _join(parts: Sequence[str]) -> str:
+    """Return a list in words; empty if there are none."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

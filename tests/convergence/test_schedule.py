@@ -173,9 +173,9 @@ def test_min_steps_delays_but_earlier_evaluations_count() -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_min_epochs_delays_every_criterion(name: str) -> None:
     """A new criterion did not know of min_epochs, or the patience began there, or it was taken as exclusive."""
-    for min_epochs, step in [(0, 300), (1.25, 500), (1.3, 600)]:
+    for min_epochs, step in [(0, 400), (1.25, 500), (1.3, 600)]:
         schedule = one_task(criterion=name, patience=2, min_epochs=min_epochs)
-        for number, score in enumerate([0.9] + [0.5] * 9, start=1):
+        for number, score in enumerate([0.8, 0.9] + [0.5] * 9, start=1):
             schedule.observe(100 * number, {"match": score}, epoch=number / 4)
         assert [event.step for event in schedule.events] == [step]
 
@@ -187,9 +187,9 @@ def test_min_epochs_are_passes_over_the_task(tmp_path: Path) -> None:
     task = TaskConfig(type="classification", text_columns=["text"], label_names=["x", "y"])
     schedule = new_schedule({"large": task, "small": task}, args, {"large": 90, "small": 10})
     assert {name: spec.passes_per_epoch for name, spec in schedule.tasks.items()} == {"large": 50 / 90, "small": 5}
-    for step, score in enumerate([0.9, 0.5, 0.5], start=1):
-        schedule.observe(step, {"large": score, "small": score}, epoch=0.8 * step)
-    assert [(event.task, event.step) for event in schedule.events] == [("small", 2), ("large", 3)]
+    for step, score in enumerate([0.8, 0.9, 0.5, 0.5], start=1):
+        schedule.observe(step, {"large": score, "small": score}, epoch=0.5 * step)
+    assert [(event.task, event.step) for event in schedule.events] == [("small", 3), ("large", 4)]
 
 
 def test_a_task_with_an_external_teacher() -> None:
@@ -240,7 +240,8 @@ def test_noise_reaches_the_criterion_of_its_task() -> None:
     """A standard error was taken for another task's, or `np.float32` reached the file."""
     spec = TaskSpec("classification", "f1", config_of(criterion="decline", patience=1, z=2))
     schedule = ConvergenceSchedule({"a": spec, "b": spec, "c": spec})
-    schedule.observe(100, dict.fromkeys("abc", 0.5))
+    for step in (50, 100):
+        schedule.observe(step, dict.fromkeys("abc", 0.5))
     errors = {"b": np.float32(0.25), "c": 0.0625, "a": None}
     events = schedule.observe(200, {"a": np.float32(0.5), "b": 0.25, "c": 0.25}, standard_errors=errors)
     assert [event.task for event in events] == ["c"]
@@ -260,6 +261,26 @@ def test_a_task_that_answers_all_alike_does_not_converge() -> None:
     assert schedule.observe(60, {name: 0.7}) == []
     (event,) = schedule.observe(70, {name: 0.6})
     assert (event.event, event.teacher_step) == ("converged", 50)
+
+
+def test_a_decline_does_not_begin_at_the_first_evaluation() -> None:
+    """Bug: a task that still gives nearly all examples the majority's answer falls from its F1 when it learns."""
+    scores = [0.8, 0.6, 0.65, 0.7, 0.75]
+    for name, switched in (("decline", []), ("plateau", [400])):
+        schedule = one_task(criterion=name, patience=3)
+        assert [event.step for event in feed(schedule, *scores)] == switched
+        assert schedule.report()["tasks"]["match"]["best"] == 0.8
+        assert schedule.teacher_step("match") == (500 if name == "decline" else 100)
+    waiting = ConvergenceSchedule(
+        {name: TaskSpec("classification", "f1", config_of(criterion="decline", patience=1)) for name in "ab"},
+        1,
+        ["a", "b"],
+    )
+    feed(waiting, 0.3, 0.9, 0.5)
+    assert waiting.phases == {"a": "distilling", "b": "learning"}
+    # The first evaluation after it has joined.
+    feed(waiting, 0.8, 0.5, 0.4)
+    assert waiting.teacher_step("b") == 500
 
 
 def test_a_distilling_task_may_answer_all_alike() -> None:

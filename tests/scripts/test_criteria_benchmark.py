@@ -46,6 +46,14 @@ def test_the_default_sees_a_fall(results: Results) -> None:
     assert results[DECLINE]["falls by 10"]["gain"] > 8
 
 
+def test_the_default_is_not_fooled_by_the_first_evaluation(results: Results) -> None:
+    """A task was switched because it began with the majority's answer; or a peak at the first evaluation was lost."""
+    assert results[PLATEAU]["one answer at first"]["switched"] == 100
+    assert results[DECLINE]["one answer at first"]["switched"] < 10
+    assert results[DECLINE]["best at first"]["switched"] > 95
+    assert results[DECLINE]["best at first"]["teacher"] > -1.5
+
+
 def test_measure() -> None:
     """A run that is never switched counted as held, or a delay was counted from the wrong peak."""
     falls = bc.Curve(np.zeros(4), np.zeros((4, 2)), np.array([0.5, 0.75, 0.625, 0.5]))

@@ -32,7 +32,8 @@ class ConvergenceConfig:
     """When a task counts as converged, and what happens to it then.
 
     Args:
-        criterion: ``decline`` (the score falls) or ``plateau`` (no improvement).
+        criterion: ``decline`` (the score falls below its best; the first evaluation does not count) or ``plateau`` (no
+            improvement).
         patience: Number of consecutive evaluations with a decrease (``decline``) or without improvement (``plateau``)
             after which the task has converged. Counted in evaluations, not in steps. With 1, the first noisy evaluation
             is enough.

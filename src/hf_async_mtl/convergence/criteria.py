@@ -18,11 +18,13 @@ class Criterion(ABC):
 
     Attributes:
         needs_standard_error: Whether `update` reads the standard error.
+        skips_first: Whether a task's first evaluation is withheld from `update`, and its weights are no teacher.
         state_names: The attributes that `update` changes.
         reference_step: The step of the evaluation that scores are compared with; None before there is one.
     """
 
     needs_standard_error: ClassVar[bool] = False
+    skips_first: ClassVar[bool] = False
     state_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: ConvergenceConfig) -> None:
@@ -96,6 +98,9 @@ class Decline(Criterion):
     A decrease must exceed ``min_delta`` and ``z`` standard errors of the difference to the best evaluation. A score
     that is not a number counts as a decrease, once there is a best. A task that stays at its best never converges.
 
+    The first evaluation of a task does not count. A model that gives nearly every example the same answer can have a
+    high F1 or accuracy, and falls from it when it begins to learn.
+
     >>> decline = Decline(ConvergenceConfig(criterion="decline", patience=2))
     >>> scores = [(10, 0.5), (20, 0.7), (30, 0.6), (40, 0.7), (50, 0.6), (60, 0.6)]
     >>> [decline.update(step, value) for step, value in scores], decline.reference_step
@@ -103,6 +108,7 @@ class Decline(Criterion):
     """
 
     needs_standard_error = True
+    skips_first = True
     state_names = ("reference", "reference_step", "falls")
 
     def __init__(self, config: ConvergenceConfig) -> None:

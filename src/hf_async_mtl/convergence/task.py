@@ -99,7 +99,7 @@ class TaskTracker:
         self._criterion = self._new_criterion()
         # The best score among the evaluations that counted, and the number of those that did not.
         self._counted_best: float | None = None
-        self._constant = 0
+        self._skipped = 0
         # The step and the epoch at which the task began to learn.
         self._joined: list[float] = [0, 0.0]
 
@@ -152,7 +152,7 @@ class TaskTracker:
         state.history.append([step, score])
         if score is not None and _is_better(score, state.best):
             state.best, state.best_step = score, step
-        if not self.is_supervised or self._skip_constant(evaluation.is_constant):
+        if not self.is_supervised or self._skip(evaluation.is_constant):
             return False
         if score is not None:
             self._note_counted(score)
@@ -224,7 +224,7 @@ class TaskTracker:
             "distilled_from_start": self.spec.distilled_from_start,
             **asdict(self.state),
             "counted_best": self._counted_best,
-            "constant": self._constant,
+            "skipped": self._skipped,
             "joined": list(self._joined),
             "criterion": {"name": self.spec.convergence.criterion, "state": self._criterion.state_dict()},
         }
@@ -238,7 +238,7 @@ class TaskTracker:
         criterion.load_state_dict(state["criterion"]["state"])
         self._criterion = criterion
         self.state = TaskState(**{item.name: state[item.name] for item in fields(TaskState)})
-        self._counted_best, self._constant, self._joined = state["counted_best"], state["constant"], state["joined"]
+        self._counted_best, self._skipped, self._joined = state["counted_best"], state["skipped"], state["joined"]
 
     def _check_same_task(self, state: Mapping[str, Any]) -> None:
         name, spec, criterion = self.name, self.spec, self.spec.convergence.criterion
@@ -268,12 +268,12 @@ class TaskTracker:
         own = self.spec.convergence.return_below
         return self.action.return_below if own is None else own
 
-    def _skip_constant(self, is_constant: bool) -> bool:
-        """Return whether the criterion skips an evaluation, because the task has not begun to learn."""
-        limit = _CONSTANT_EVALUATIONS * self.spec.convergence.patience
-        if not is_constant or self.state.teacher_step is not None or self._constant >= limit:
+    def _skip(self, is_constant: bool) -> bool:
+        """Return whether the criterion skips an evaluation, because the task has hardly begun to learn."""
+        limit = _CONSTANT_EVALUATIONS * self.spec.convergence.patience if is_constant else self._criterion.skips_first
+        if self.state.teacher_step is not None or self._skipped >= limit:
             return False
-        self._constant += 1
+        self._skipped += 1
         return True
 
     def _may_converge(self, step: int, epoch: float) -> bool:
