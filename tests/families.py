@@ -161,10 +161,10 @@ def random_examples(
 
 
 def packed(model: MultiTaskModel, examples: Sequence[Mapping[str, Any]], row_length: int = 48) -> dict[str, Any]:
-    """The packed batch, as `MultiTaskModel.forward` takes it."""
+    """The packed batch, as `MultiTaskModel.forward` takes it, in tensors alone."""
     types = {name: task.type for name, task in TASKS.items()}
     batch = MultiTaskCollator(types, row_length, model.encoder.config.pad_token_id or 0)(examples)
-    del batch["example_ids"]
+    del batch["example_ids"], batch["host"]
     return batch
 
 

@@ -179,6 +179,7 @@ def test_workers_give_the_same_batches(mixture):
     for left, right in zip(*batches, strict=True):
         assert list(left) == list(right)
         labels = left.pop("labels"), right.pop("labels")
+        assert vars(left.pop("host")) == vars(right.pop("host"))
         assert list(labels[0]) == list(labels[1])
         for a, b in [*((left[key], right[key]) for key in left), *((labels[0][t], labels[1][t]) for t in labels[0])]:
             assert a.dtype == b.dtype

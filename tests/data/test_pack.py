@@ -57,7 +57,7 @@ def test_every_token_comes_back(seed: int) -> None:
     for found, expected in ((rows.input_ids, segments), (rows.token_type_ids, types)):
         states = found.unsqueeze(-1).float()
         counts = torch.tensor([5, 12])
-        ragged = ragged_from_rows(states, rows.segment_starts, rows.segment_lengths, counts)
+        ragged = ragged_from_rows(states, rows, counts)
         assert ragged.states.flatten().int().tolist() == list(itertools.chain(*expected))
         assert ragged.layout.tokens.diff().tolist() == [len(segment) for segment in segments]
         assert ragged.layout.segments.tolist() == [0, 5, 17]

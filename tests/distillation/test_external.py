@@ -301,10 +301,10 @@ def test_tasks_distil_from_the_first_step(tmp_path: Path) -> None:
     steps = set()
     real = trainer.teachers.losses
 
-    def losses(task: str, head: Any, logits: Tensor, example_ids: Tensor, *args: Any) -> Tensor:
+    def losses(task: str, head: Any, logits: Tensor, example_ids: list[int], *args: Any) -> Tensor:
         steps.add((trainer.state.global_step, task))
-        for example in example_ids.tolist():
-            given[task, example] = trainer.teachers._loaded[task].lookup(torch.tensor([example]))
+        for example in example_ids:
+            given[task, example] = trainer.teachers._loaded[task].lookup([example])
         return real(task, head, logits, example_ids, *args)
 
     trainer.teachers.losses = losses  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ import hf_async_mtl.modeling.packing as packing_module
 from hf_async_mtl import ConfigurationError, MultiTaskConfig, MultiTaskModel
 from hf_async_mtl.modeling.configuration_multitask import RENAMED
 from hf_async_mtl.modeling.heads import Head
-from hf_async_mtl.modeling.packing import length_groups
+from hf_async_mtl.modeling.packing import HostBatch, length_groups
 
 SOURCES = Path(modeling.__file__).parents[2]
 PACKING = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert")
@@ -421,6 +421,19 @@ def test_a_plain_call_with_labels() -> None:
     output = model(ids, mask, labels=labels)
     assert list(output.losses) == ["topic"]
     torch.testing.assert_close(output.loss, loss_of(model, packed(model, examples)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("packing", ["auto", "off"])
+def test_a_batch_with_its_integers_on_the_host(packing: str) -> None:
+    """What the trainer gives, and what a plain call reads from the tensors, gave different logits."""
+    model = tiny_model("bert", packing=packing)
+    batch = packed(model, random_examples())
+    names = ("task_ids", "segment_counts", "segment_lengths")
+    host = HostBatch(*(batch[name].tolist() for name in names))
+    found, expected = model(**batch, host=host), model(**batch)
+    assert found.loss == expected.loss
+    for name, logits in expected.logits.items():
+        assert torch.equal(found.logits[name], logits)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ..modeling.heads import HEADS
-from ..modeling.packing import PackedRows, segment_tokens
+from ..modeling.packing import HostBatch, PackedRows, segment_tokens
 from ..tasks.registry import TASK_TYPES
+
+_ROWS = 8
+"""Multiple to which the number of rows is rounded up for a compiled encoder."""
 
 
 class MultiTaskCollator:
@@ -18,30 +21,42 @@ class MultiTaskCollator:
 
     The examples of a batch are sorted by task, so that the model reads those of one task as a slice. ``example_ids``
     comes first, because Trainer and accelerate take the size of a batch from its first tensor. ``tasks`` are name ->
-    type, in the order of the task ids; ``row_length`` is a maximum in tokens.
+    type, in the order of the task ids; ``row_length`` is a maximum in tokens. With ``constant_shapes``, rows have that
+    length and their number is a multiple of 8, so that a compiled encoder sees few shapes.
     """
 
-    def __init__(self, tasks: Mapping[str, str], row_length: int, pad_token_id: int) -> None:
+    def __init__(
+        self, tasks: Mapping[str, str], row_length: int, pad_token_id: int, *, constant_shapes: bool = False
+    ) -> None:
         self.tasks = dict(tasks)
         self.row_length = row_length
         self.pad_token_id = pad_token_id
+        self.constant_shapes = constant_shapes
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of the items of a `MultiTaskDataset` or a `TaskDataset`.
 
         Returns:
             ``example_ids``, ``task_ids``, ``segment_counts`` ``[B]``; ``input_ids``, ``position_ids``, ``segment_ids``,
-            ``token_type_ids`` ``[R, L]``; ``segment_starts``, ``segment_lengths`` ``[S]``; ``labels``: task -> targets.
+            ``token_type_ids`` ``[R, L]``; ``segment_starts``, ``segment_lengths`` ``[S]``; ``labels``: task -> targets;
+            ``host``: a `HostBatch`.
         """
         examples = sorted(examples, key=lambda example: example["task_id"])
         segments = [segment for example in examples for segment in example["input_ids"]]
         types = [segment for example in examples for segment in example.get("token_type_ids", ())]
-        rows = pack(segments, types or None, self.row_length, self.pad_token_id)
+        rows = pack(segments, types or None, self.row_length, self.pad_token_id, constant_shape=self.constant_shapes)
+        host = HostBatch(
+            task_ids=[example["task_id"] for example in examples],
+            segment_counts=[len(example["input_ids"]) for example in examples],
+            segment_lengths=[len(segment) for segment in segments],
+            example_ids=[example["example_id"] for example in examples],
+        )
         batch: dict[str, Any] = {
-            "example_ids": torch.tensor([example["example_id"] for example in examples]),
-            "task_ids": torch.tensor([example["task_id"] for example in examples]),
-            "segment_counts": torch.tensor([len(example["input_ids"]) for example in examples]),
+            "example_ids": torch.tensor(host.example_ids),
+            "task_ids": torch.tensor(host.task_ids),
+            "segment_counts": torch.tensor(host.segment_counts),
             **{name: tensor for name, tensor in rows._asdict().items() if tensor is not None},
+            "host": host,
         }
         if "labels" in examples[0]:
             batch["labels"] = {}
@@ -107,13 +122,23 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
 
 
 def pack(
-    segments: Sequence[Sequence[int]], token_types: Sequence[Sequence[int]] | None, row_length: int, pad_token_id: int
+    segments: Sequence[Sequence[int]],
+    token_types: Sequence[Sequence[int]] | None,
+    row_length: int,
+    pad_token_id: int,
+    *,
+    constant_shape: bool = False,
 ) -> PackedRows:
-    """Pack the token ids of segments, and their token types if there are some, into rows as wide as the fullest."""
+    """Pack the token ids of segments, and their token types if there are some, into rows as wide as the fullest.
+
+    With ``constant_shape`` they have ``row_length`` tokens, and their number is rounded up to a multiple of 8.
+    """
     sizes = [len(segment) for segment in segments]
     places = pack_rows(sizes, row_length)
     rows = max(row for row, _ in places) + 1
     width = max(start + size for (_, start), size in zip(places, sizes, strict=True))
+    if constant_shape:
+        rows, width = -(-rows // _ROWS) * _ROWS, row_length
     numbers, in_row = [0] * len(places), [0] * rows
     # In the order of their places, so that the ids of a row's segments count up from left to right.
     for index in sorted(range(len(places)), key=lambda i: places[i]):
@@ -122,7 +147,7 @@ def pack(
 
     lengths = torch.tensor(sizes)
     starts = torch.tensor([row * width + start for row, start in places])
-    tokens = segment_tokens(starts, lengths)
+    tokens = segment_tokens(starts, lengths, sum(sizes))
 
     def fill(values: Tensor, padding: int = 0) -> Tensor:
         flat = torch.full((rows * width,), padding)
@@ -131,8 +156,8 @@ def pack(
 
     return PackedRows(
         input_ids=fill(_flatten(segments), pad_token_id),
-        position_ids=fill(segment_tokens(torch.zeros_like(lengths), lengths)),
-        segment_ids=fill(torch.tensor(numbers).repeat_interleave(lengths)),
+        position_ids=fill(segment_tokens(torch.zeros_like(lengths), lengths, sum(sizes))),
+        segment_ids=fill(torch.tensor(numbers).repeat_interleave(lengths, output_size=sum(sizes))),
         segment_starts=starts,
         segment_lengths=lengths,
         token_type_ids=None if token_types is None else fill(_flatten(token_types)),

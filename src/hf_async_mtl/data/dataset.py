@@ -84,12 +84,12 @@ class MultiTaskDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return [examples[position] for position in range(len(indices))]
 
 
-def decode_example_ids(example_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the indices of a batch's examples in the datasets of their tasks, and whether each counts, both ``[B]``.
+def decode_example_ids(example_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the indices of a batch's examples in the datasets of their tasks, and the positions of those that count.
 
     Examples:
-        >>> decode_example_ids(torch.tensor([7, ~0]))
-        (tensor([7, 0]), tensor([ True, False]))
+        >>> decode_example_ids([7, ~0])
+        ([7, 0], [0])
     """
-    counts = example_ids >= 0
-    return torch.where(counts, example_ids, ~example_ids), counts
+    indices = [example if example >= 0 else ~example for example in example_ids]
+    return indices, [position for position, example in enumerate(example_ids) if example >= 0]

@@ -20,7 +20,6 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from ..modeling.packing import segment_tokens
 from ..utils import atomic_path, nearest_existing, write_atomic
 
 
@@ -141,15 +140,16 @@ class RecordedLogits:
                 "from another checkpoint, or start afresh."
             )
 
-    def lookup(self, example_ids: Tensor) -> Tensor:
+    def lookup(self, example_ids: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """Return the logits ``[U]`` or ``[U, C]`` of the units of some examples, float32, on the CPU."""
-        return torch.from_numpy(self.logits[_rows_of(self.offsets, example_ids.cpu().numpy())])
+        return torch.from_numpy(self.logits[_rows_of(self.offsets, np.asarray(example_ids, dtype=np.int64))])
 
 
 def _rows_of(offsets: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the rows of logits of some examples, one example after the other."""
-    starts = torch.from_numpy(offsets[ids])
-    return segment_tokens(starts, torch.from_numpy(offsets[ids + 1]) - starts).numpy()
+    starts, lengths = offsets[ids], offsets[ids + 1] - offsets[ids]
+    ends = lengths.cumsum()
+    return np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def _read_info(path: Path) -> tuple[str, int]:

@@ -18,7 +18,7 @@ from ..data.fingerprint import fingerprint
 from ..data.tokenization import unit_counts
 from ..modeling.configuration_multitask import TaskConfig
 from ..modeling.heads import Head
-from ..modeling.packing import Layout
+from ..modeling.packing import Layout, to_device
 from ..tasks.registry import TASK_TYPES
 from .config import DistillationConfig
 from .logits import LogitsWriter, RecordedLogits, check_disk_space, record_logits
@@ -90,7 +90,7 @@ class Teachers:
         train, recorded = self.train[task], self._loaded[task]
         # Evenly spaced: the rows of a file may be sorted.
         indices = np.unique(np.linspace(0, len(train) - 1, min(len(train), _SAMPLE), dtype=np.int64))
-        logits = recorded.lookup(torch.from_numpy(indices))
+        logits = recorded.lookup(indices)
         labels = [example["labels"] for example in train.read(indices.tolist())]
         entropy = normalized_entropy(train.task.type, logits / self.config.temperature, labels)
         if (message := near_one_hot_warning(task, entropy)) is not None:
@@ -101,7 +101,7 @@ class Teachers:
         task: str,
         head: Head,
         logits: Tensor,
-        example_ids: Tensor,
+        examples: Sequence[int],
         labels: Tensor,
         layout: Layout,
         supervised: Tensor,
@@ -109,10 +109,10 @@ class Teachers:
         r"""Return the losses ``[B]`` of some examples of a distilling task.
 
         With w the ``hard_label_weight``, they are :math:`(1 - w) \, l_{teacher} + w \, l_{labels}`. The student's
-        ``logits`` are those of ``example_ids`` ``[B]``, indices in the training set; ``supervised`` ``[B]`` are the
+        ``logits`` are those of ``examples`` ``[B]``, indices in the training set; ``supervised`` ``[B]`` are the
         losses on the labels.
         """
-        teacher = self._loaded[task].lookup(example_ids).to(logits.device).view(logits.shape)
+        teacher = to_device(self._loaded[task].lookup(examples), logits.device).view(logits.shape)
         losses = head.distillation_loss(logits, teacher, labels, layout, self.config.temperature)
         weight = self.config.hard_label_weight
         # Not always: 0 * NaN is NaN.

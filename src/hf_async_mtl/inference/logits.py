@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -73,7 +74,7 @@ def iterate_logits(
     )
     for batch in loader:
         batch.pop("labels", None)
-        inputs = {key: value.to(device) for key, value in batch.items()}
+        inputs = send_to_device(batch, device)
         yield inputs.pop("example_ids"), model(inputs)
 
 

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, from_package
 from .heads import HEADS, Head
 from .packing import (
+    HostBatch,
     Layout,
     PackedRows,
     Ragged,
@@ -25,6 +26,7 @@ from .packing import (
     padding_changes_states,
     probe_packing,
     ragged_from_mask,
+    ragged_from_rows,
 )
 
 
@@ -201,6 +203,8 @@ class MultiTaskModel(PreTrainedModel):
         self._is_probed = True
         return self._position_offset is not None
 
+    # Compiled is the encoder alone: the parts of the heads differ from batch to batch.
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         input_ids: Tensor,
@@ -216,6 +220,7 @@ class MultiTaskModel(PreTrainedModel):
         segment_counts: Tensor | None = None,
         return_dict: bool | None = None,
         example_ids: Tensor | None = None,
+        host: HostBatch | None = None,
     ) -> MultiTaskOutput | tuple[Any, ...]:
         """Encode a batch and compute logits, and losses if labels are given.
 
@@ -233,6 +238,7 @@ class MultiTaskModel(PreTrainedModel):
             segment_counts: Packed: ``[B]``, the number of segments of each example.
             return_dict: False for a tuple without the fields that are None.
             example_ids: Not read: a batch of the trainer may be given as it is.
+            host: Packed: integers of the batch. Without it they are read from the tensors, for which the host waits.
 
         Returns:
             A `MultiTaskOutput`.
@@ -246,27 +252,51 @@ class MultiTaskModel(PreTrainedModel):
             if segment_starts is None or segment_lengths is None or segment_counts is None:
                 raise ValueError("A packed batch needs `segment_starts`, `segment_lengths` and `segment_counts`.")
             rows = PackedRows(input_ids, position_ids, segment_ids, segment_starts, segment_lengths, token_type_ids)
-            output = self._forward_packed(rows, segment_counts, task_ids, labels or {}, tasks)
+            output = self._forward_packed(rows, segment_counts, task_ids, labels, tasks, host)
         else:
             inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
             output = self._forward_padded(inputs, attention_mask, labels or {}, tasks)
         return output if return_dict is not False else output.to_tuple()
 
+    @torch.compiler.disable(recursive=False)
     def _forward_packed(
         self,
         rows: PackedRows,
         segment_counts: Tensor,
         task_ids: Tensor,
-        labels: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor] | None,
         tasks: Sequence[str] | None,
+        host: HostBatch | None,
     ) -> MultiTaskOutput:
         if self.packs:
             assert self._position_offset is not None
-            ragged = encode_rows(self.encoder, rows, segment_counts, self._position_offset)
+            states: Tensor | Ragged = encode_rows(self.encoder, rows, self._position_offset)
         else:
-            ragged = encode_length_groups(self.encoder, rows, segment_counts, self._length_groups)
+            sizes = None if host is None else host.segment_lengths
+            states = encode_length_groups(self.encoder, rows, segment_counts, self._length_groups, sizes)
+        return self._run_heads(states, rows, segment_counts, task_ids, labels, tasks, host)
+
+    @torch.compiler.disable
+    def _run_heads(
+        self,
+        states: Tensor | Ragged,
+        rows: PackedRows,
+        segment_counts: Tensor,
+        task_ids: Tensor,
+        labels: Mapping[str, Tensor] | None,
+        tasks: Sequence[str] | None,
+        host: HostBatch | None,
+    ) -> MultiTaskOutput:
+        """Run each head on its part of a batch. Not compiled: the parts differ from batch to batch."""
+        if host is None:
+            host = HostBatch(*(x.tolist() for x in (task_ids, segment_counts, rows.segment_lengths)))
+        if isinstance(states, Ragged):
+            ragged = states
+        else:
+            ragged = ragged_from_rows(states, rows, segment_counts, host.segment_lengths)
+        labels = labels or {}
         logits, losses, layouts = {}, {}, {}
-        parts = self._split(ragged, task_ids) if tasks is None else dict.fromkeys(tasks, ragged)
+        parts = self._split(ragged, host) if tasks is None else dict.fromkeys(tasks, ragged)
         for name, part in parts.items():
             head = self._head(name)
             scores = head(part)
@@ -280,22 +310,15 @@ class MultiTaskModel(PreTrainedModel):
         loss = torch.cat(list(losses.values())).sum() / len(task_ids) if losses else None
         return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
 
-    def _split(self, ragged: Ragged, task_ids: Tensor) -> dict[str, Ragged]:
+    def _split(self, ragged: Ragged, host: HostBatch) -> dict[str, Ragged]:
         """Return the part of each task, a slice: the examples of a packed batch are sorted by task."""
-        ids = task_ids.tolist()
-        if ids != sorted(ids):
-            raise ValueError(f"The examples of a packed batch must be in the order of their tasks; found {ids}.")
-        segments, tokens = ragged.layout.segments.tolist(), ragged.layout.tokens.tolist()
-        parts, example = {}, 0
-        for index, name in enumerate(self.config.task_order):
-            end = example + ids.count(index)
-            first, last = segments[example], segments[end]
-            start, stop = tokens[first], tokens[last]
+        parts, (tokens, segments) = {}, ragged.layout
+        slices = host.slices(len(self.config.task_order))
+        for name, (examples, own, run) in zip(self.config.task_order, slices, strict=True):
             layout = Layout(
-                ragged.layout.tokens[first : last + 1] - start, ragged.layout.segments[example : end + 1] - first
+                tokens[own.start : own.stop + 1] - run.start, segments[examples.start : examples.stop + 1] - own.start
             )
-            parts[name] = Ragged(ragged.states[start:stop], layout)
-            example = end
+            parts[name] = Ragged(ragged.states[run], layout)
         return parts
 
     def _forward_padded(

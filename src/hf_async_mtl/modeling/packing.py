@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,58 @@ class Layout(NamedTuple):
     def example_tokens(self) -> Tensor:
         """``[B + 1]``: example ``b`` holds the tokens ``example_tokens[b]:example_tokens[b + 1]``."""
         return self.tokens[self.segments]
+
+
+class HostBatch:
+    """What the host must know of a packed batch, as Python integers: to read them from a GPU is to wait for it.
+
+    It is neither a tensor nor a collection, so that accelerate and wrappers of the model leave it where it is.
+
+    Attributes:
+        task_ids: ``[B]``, ascending.
+        segment_counts: ``[B]``.
+        segment_lengths: ``[S]``.
+        example_ids: ``[B]``; empty where nobody asks for them.
+    """
+
+    def __init__(
+        self,
+        task_ids: Sequence[int],
+        segment_counts: Sequence[int],
+        segment_lengths: Sequence[int],
+        example_ids: Sequence[int] = (),
+    ) -> None:
+        self.task_ids = task_ids
+        self.segment_counts = segment_counts
+        self.segment_lengths = segment_lengths
+        self.example_ids = example_ids
+
+    def slices(self, tasks: int) -> list[tuple[slice, slice, slice]]:
+        """Return the examples, the segments and the tokens of each task; ``tasks`` is their number.
+
+        Raises:
+            ValueError: The examples are not in the order of their tasks.
+
+        Examples:
+            >>> HostBatch([0, 2], [1, 2], [5, 2, 4]).slices(3)[2]
+            (slice(1, 2, None), slice(1, 3, None), slice(5, 11, None))
+        """
+        ids = list(self.task_ids)
+        if ids != sorted(ids):
+            raise ValueError(f"The examples of a packed batch must be in the order of their tasks; found {ids}.")
+        segments, tokens = [0, *accumulate(self.segment_counts)], [0, *accumulate(self.segment_lengths)]
+        found, start = [], 0
+        for task in range(tasks):
+            stop = start + ids.count(task)
+            first, last = segments[start], segments[stop]
+            found.append((slice(start, stop), slice(first, last), slice(tokens[first], tokens[last])))
+            start = stop
+        return found
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device without waiting for the device."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 class Ragged(NamedTuple):
@@ -66,23 +118,35 @@ def offsets_of(lengths: Tensor) -> Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-def segment_tokens(starts: Tensor, lengths: Tensor) -> Tensor:
+def segment_tokens(starts: Tensor, lengths: Tensor, total: int | None = None) -> Tensor:
     """Return the indices of all tokens, segment by segment: ``[T]``, from starts and lengths of shape ``[S]``.
+
+    ``total`` is T, where the host knows it; otherwise it is read from ``lengths``.
 
     Examples:
         >>> segment_tokens(torch.tensor([4, 0]), torch.tensor([2, 3]))
         tensor([4, 5, 0, 1, 2])
     """
     offsets = offsets_of(lengths)
-    total = int(offsets[-1])
+    total = int(offsets[-1]) if total is None else total
     shift = torch.repeat_interleave(starts - offsets[:-1], lengths, output_size=total)
     return torch.arange(total, device=starts.device) + shift
 
 
-def ragged_from_rows(hidden: Tensor, starts: Tensor, lengths: Tensor, segment_counts: Tensor) -> Ragged:
-    """Return the token states of packed rows: ``hidden`` ``[R, L, H]``, ``segment_counts`` ``[B]``."""
-    states = hidden.flatten(0, 1).index_select(0, segment_tokens(starts, lengths))
-    return Ragged(states, Layout(offsets_of(lengths), offsets_of(segment_counts)))
+def ragged_from_rows(
+    hidden: Tensor, rows: PackedRows, segment_counts: Tensor, sizes: Sequence[int] | None = None
+) -> Ragged:
+    """Return the token states of packed rows.
+
+    Args:
+        hidden: ``[R, L, H]``.
+        rows: The rows.
+        segment_counts: ``[B]``, the number of segments of each example.
+        sizes: ``[S]``, the lengths of the segments, where the host knows them.
+    """
+    total = None if sizes is None else sum(sizes)
+    states = hidden.flatten(0, 1).index_select(0, segment_tokens(rows.segment_starts, rows.segment_lengths, total))
+    return Ragged(states, Layout(offsets_of(rows.segment_lengths), offsets_of(segment_counts)))
 
 
 def ragged_from_mask(hidden: Tensor, attention_mask: Tensor, segments_per_example: int = 1) -> Ragged:
@@ -108,16 +172,15 @@ def encode(encoder: Any, **inputs: Any) -> Tensor:
     return encoder(**{name: x for name, x in inputs.items() if x is not None and name in known}).last_hidden_state
 
 
-def encode_rows(encoder: Any, rows: PackedRows, segment_counts: Tensor, position_offset: int) -> Ragged:
-    """Encode packed rows of examples with ``segment_counts`` ``[B]`` in one forward; see also `probe_packing`."""
-    hidden = encode(
+def encode_rows(encoder: Any, rows: PackedRows, position_offset: int) -> Tensor:
+    """Return the states ``[R, L, H]`` of packed rows, from one forward; see also `probe_packing`."""
+    return encode(
         encoder,
         input_ids=rows.input_ids,
         attention_mask=attention_mask(encoder, rows.segment_ids),
         position_ids=rows.position_ids + position_offset,
         token_type_ids=rows.token_type_ids,
     )
-    return ragged_from_rows(hidden, rows.segment_starts, rows.segment_lengths, segment_counts)
 
 
 def block_mask(segment_ids: Tensor) -> Tensor:
@@ -153,19 +216,31 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int | None = 4) -> Ragged:
+def encode_length_groups(
+    encoder: Any,
+    rows: PackedRows,
+    segment_counts: Tensor,
+    groups: int | None = 4,
+    sizes: Sequence[int] | None = None,
+) -> Ragged:
     """Encode the segments of packed rows in at most ``groups`` padded forwards.
 
     None: one forward per length, so that a segment's padding does not depend on the batch. Those of less than 8 tokens
-    are padded to 8: Funnel cannot pool two.
+    are padded to 8: Funnel cannot pool two. ``sizes`` are the lengths of the segments, where the host knows them.
     """
     starts, lengths, types = rows.segment_starts, rows.segment_lengths, rows.token_type_ids
-    sizes, pad, device = lengths.tolist(), padding_id(encoder), starts.device
-    padded, padded_starts, end = [], torch.empty_like(starts), 0
+    sizes = lengths.tolist() if sizes is None else sizes
     widths = sizes if groups is not None else [max(size, 8) for size in sizes]
-    for group in length_groups(widths, groups or len(widths)):
-        longest, members = max(widths[i] for i in group), torch.tensor(group, device=device)
-        column = torch.arange(longest, device=device)
+    cut = length_groups(widths, groups or len(widths))
+    places, end = [0] * len(widths), 0
+    for group in cut:
+        for i in group:
+            places[i], end = end, end + widths[group[0]]
+    pad, device = padding_id(encoder), starts.device
+    order, padded_starts = to_device(torch.tensor([[i for group in cut for i in group], places]), device)
+    padded = []
+    for group, members in zip(cut, order.split([len(group) for group in cut]), strict=True):
+        column = torch.arange(widths[group[0]], device=device)
         mask = column < lengths[members, None]
         tokens = torch.where(mask, starts[members, None] + column, 0)
         hidden = encode(
@@ -175,9 +250,7 @@ def encode_length_groups(encoder: Any, rows: PackedRows, segment_counts: Tensor,
             token_type_ids=None if types is None else types.flatten()[tokens].where(mask, 0),
         )
         padded.append(hidden.flatten(0, 1))
-        padded_starts[members] = end + torch.arange(len(group), device=device) * longest
-        end += len(group) * longest
-    states = torch.cat(padded)[segment_tokens(padded_starts, lengths)]
+    states = torch.cat(padded).index_select(0, segment_tokens(padded_starts, lengths, sum(sizes)))
     return Ragged(states, Layout(offsets_of(lengths), offsets_of(segment_counts)))
 
 
@@ -241,7 +314,7 @@ def _packed_equals_padded(encoder: Any, position_offset: int) -> bool:
     rows = random_row(encoder)
     counts = torch.ones_like(rows.segment_lengths)
     try:
-        packed = encode_rows(encoder, rows, counts, position_offset).states
+        packed = ragged_from_rows(encode_rows(encoder, rows, position_offset), rows, counts).states
     except _UNPACKABLE:
         return False
     return _are_close(packed, encode_length_groups(encoder, rows, counts, groups=1).states)

@@ -80,6 +80,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool | None = field(default=None, metadata={"help": "Default: if checkpoints are saved."})
     metric_for_best_model: str | None = field(default="average", metadata={"help": "average, or <task>_<metric>."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Refused."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Refused."})
     head_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of the heads."})
     conflict_steps: int = field(default=0, metadata={"help": "Measure gradient conflicts every n steps; 0: never."})
@@ -96,6 +97,7 @@ class AsyncMTLTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self._set_defaults()
         self._refuse_without_effect()
+        transfer_is_default = self.accelerator_config is None
         if self.disable_tqdm is None and not (sys.stderr.isatty() or is_in_notebook()):
             # In a log file each step of a bar is a line.
             self.disable_tqdm = True
@@ -119,6 +121,9 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             # There is no memory to pin for; torch warns at every loader.
             self.dataloader_pin_memory = False
+        if transfer_is_default and self.dataloader_pin_memory:
+            # From pinned memory a batch is copied while the device computes.
+            self.accelerator_config.non_blocking = True
         self._parse_sections()
         check("training.conflict_steps", self.conflict_steps, whole_number(0))
 

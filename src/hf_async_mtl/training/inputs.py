@@ -52,7 +52,8 @@ class TrainerInputs:
         tasks = self.task_sets.tasks
         longest = max(map(self.task_sets.length_of, tasks))
         types = {name: task.type for name, task in tasks.items()}
-        return MultiTaskCollator(types, longest, self.task_sets.tokenizer.pad_token_id)
+        padding = self.task_sets.tokenizer.pad_token_id
+        return MultiTaskCollator(types, longest, padding, constant_shapes=self.args.torch_compile)
 
 
 def prepare_inputs(

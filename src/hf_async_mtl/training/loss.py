@@ -19,6 +19,7 @@ from ..convergence.schedule import ConvergenceSchedule
 from ..data.dataset import decode_example_ids
 from ..distillation.teachers import Teachers
 from ..modeling.modeling_multitask import MultiTaskModel, MultiTaskOutput
+from ..modeling.packing import HostBatch, to_device
 from ..validation import ConfigurationError
 from .arguments import AsyncMTLTrainingArguments
 from .nonfinite import FiniteCheck
@@ -50,7 +51,7 @@ class MultiTaskLoss:
         self.model, self.schedule, self.teachers, self.accelerator = model, schedule, teachers, accelerator
         self.task_weights = args.balancing_config.weights
         tasks = list(schedule.tasks)
-        self.running, self.finite = RunningTaskLoss(tasks), FiniteCheck()
+        self.running, self.finite = RunningTaskLoss(tasks), FiniteCheck(is_deferred=accelerator.device.type == "cuda")
         calls_per_epoch = max(1, -(-epoch_size // max(1, args.per_device_train_batch_size * args.world_size)))
         self.balancer = build_balancer(args.balancing_config, tasks, args.seed, calls_per_epoch)
         if isinstance(self.balancer, GradientBalancer):
@@ -64,56 +65,49 @@ class MultiTaskLoss:
 
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
         """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss."""
-        in_loss = torch.tensor(list(self.schedule.in_loss(step).values()), device=device)
-        count = sum(
-            (in_loss[batch["task_ids"].to(device)] & (batch["example_ids"].to(device) >= 0)).sum() for batch in batches
-        )
-        return self._sum_over_ranks(torch.as_tensor(count, device=device))
+        in_loss = list(self.schedule.in_loss(step).values())
+        hosts: list[HostBatch] = [batch["host"] for batch in batches]
+        pairs = (pair for host in hosts for pair in zip(host.task_ids, host.example_ids, strict=True))
+        count = sum(in_loss[task] and example >= 0 for task, example in pairs)
+        return self._sum_over_ranks(torch.full((), count, dtype=torch.int64, device=device))
 
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], num_examples: Tensor | int | None, step: int
     ) -> tuple[Tensor, MultiTaskOutput]:
         """Run the wrapped model on a packed batch; N defaults to the examples of this batch."""
-        example_ids = inputs["example_ids"]
         # DDP would reduce each task's gradient separately.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
-        losses = self._task_losses(outputs, inputs, example_ids, step)
+        losses = self._task_losses(outputs, inputs, step)
         self.running.add(list(losses.values()))
         if self.conflicts is not None:
             self.conflicts.observe(list(losses.values()), step)
-        n = (
-            (example_ids >= 0).sum()
-            if num_examples is None
-            else torch.as_tensor(num_examples, device=example_ids.device)
-        )
+        device = inputs["example_ids"].device
+        n = sum(example >= 0 for example in inputs["host"].example_ids) if num_examples is None else num_examples
+        n = n.to(device) if isinstance(n, Tensor) else torch.full((), n, device=device)
         # DDP takes the mean over the ranks, and N counts the examples of all of them.
         return self._combine(losses, n.clamp(min=1)) * self.accelerator.num_processes, outputs
 
-    def _task_losses(
-        self, outputs: MultiTaskOutput, inputs: Mapping[str, Any], example_ids: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def _task_losses(self, outputs: MultiTaskOutput, inputs: Mapping[str, Any], step: int) -> dict[str, Tensor]:
         """Return task -> the losses of its examples by its phase, empty if the task is not in the loss."""
         assert outputs.losses is not None
         assert outputs.logits is not None
         assert outputs.layouts is not None
         in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
-        indices, counts = decode_example_ids(example_ids)
-        # On one process all examples count, and it need not wait for the device.
-        all_count = self.accelerator.num_processes == 1 or bool(counts.all())
+        host: HostBatch = inputs["host"]
         found: dict[str, Tensor] = {}
-        for task_id, (name, losses) in enumerate(outputs.losses.items()):
+        for (name, losses), (own, _, _) in zip(outputs.losses.items(), host.slices(len(in_loss)), strict=True):
             if len(losses) and not in_loss[name]:
                 losses = outputs.logits[name][:0].flatten().float()
             if len(losses):
-                rows = inputs["task_ids"] == task_id
-                own = indices[rows]
+                examples, counted = decode_example_ids(host.example_ids[own])
                 if phases[name] == "distilling":
                     head: Any = self.model.heads[name]
                     logits, labels, layout = outputs.logits[name], inputs["labels"][name], outputs.layouts[name]
-                    losses = self.teachers.losses(name, head, logits, own, labels, layout, losses)
-                if not all_count:
-                    losses, own = losses[counts[rows]], own[counts[rows]]
-                self.finite.add(name, losses, own)
+                    losses = self.teachers.losses(name, head, logits, examples, labels, layout, losses)
+                if len(counted) < len(examples):
+                    losses = losses.index_select(0, to_device(torch.tensor(counted, dtype=torch.int64), losses.device))
+                    examples = [examples[position] for position in counted]
+                self.finite.add(name, losses, examples)
             found[name] = losses
         return found
 

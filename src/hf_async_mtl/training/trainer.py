@@ -166,9 +166,9 @@ class AsyncMTLTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the norm before clipping, once the losses and the gradient of the step are known to be finite."""
+        """Return the norm before clipping, and check that the losses and the gradient are finite; see `FiniteCheck`."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self.multi_task_loss.finite.check(self.accelerator, self.state.global_step, float(norm))
+        self.multi_task_loss.finite.check(self.accelerator, self.state.global_step, norm)
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
