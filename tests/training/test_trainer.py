@@ -787,3 +787,20 @@ def test_what_is_given_is_kept() -> None:
         "out", use_cpu=True, eval_steps=5, save_strategy="epoch", load_best_model_at_end=False
     )
     assert (args.eval_strategy, args.save_strategy, args.eval_steps) == ("steps", "epoch", 5)
+
+
+# -- what a GPU gets --------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_copied_while_the_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: each tensor of a batch waits for the device; or a user's own setting is overridden."""
+    monkeypatch.setattr(AsyncMTLTrainingArguments, "device", torch.device("cuda"))
+    args = AsyncMTLTrainingArguments(str(tmp_path))
+    assert args.dataloader_pin_memory
+    assert args.accelerator_config.non_blocking
+    # One kernel for all parameters.
+    assert args.optim == "adamw_torch_fused"
+    for settings in ({"dataloader_pin_memory": False}, {"accelerator_config": {"split_batches": False}}):
+        assert not AsyncMTLTrainingArguments(str(tmp_path), **settings).accelerator_config.non_blocking
+    monkeypatch.undo()
+    assert not AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True).accelerator_config.non_blocking
