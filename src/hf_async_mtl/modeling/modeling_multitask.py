@@ -252,7 +252,7 @@ class MultiTaskModel(PreTrainedModel):
             if segment_starts is None or segment_lengths is None or segment_counts is None:
                 raise ValueError("A packed batch needs `segment_starts`, `segment_lengths` and `segment_counts`.")
             rows = PackedRows(input_ids, position_ids, segment_ids, segment_starts, segment_lengths, token_type_ids)
-            output = self._forward_packed(rows, segment_counts, task_ids, labels, tasks, host)
+            output = self._forward_packed(rows, segment_counts, task_ids, labels or {}, tasks, host)
         else:
             inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
             output = self._forward_padded(inputs, attention_mask, labels or {}, tasks)
@@ -264,37 +264,24 @@ class MultiTaskModel(PreTrainedModel):
         rows: PackedRows,
         segment_counts: Tensor,
         task_ids: Tensor,
-        labels: Mapping[str, Tensor] | None,
+        labels: Mapping[str, Tensor],
         tasks: Sequence[str] | None,
         host: HostBatch | None,
     ) -> MultiTaskOutput:
+        if host is None:
+            host = HostBatch(*(x.tolist() for x in (task_ids, segment_counts, rows.segment_lengths)))
+        sizes = host.segment_lengths
         if self.packs:
             assert self._position_offset is not None
-            states: Tensor | Ragged = encode_rows(self.encoder, rows, self._position_offset)
-        else:
-            sizes = None if host is None else host.segment_lengths
-            states = encode_length_groups(self.encoder, rows, segment_counts, self._length_groups, sizes)
-        return self._run_heads(states, rows, segment_counts, task_ids, labels, tasks, host)
+            hidden = encode_rows(self.encoder, rows, self._position_offset)
+            return self._run_heads(ragged_from_rows(hidden, rows, segment_counts, sizes), labels, tasks, host)
+        ragged = encode_length_groups(self.encoder, rows, segment_counts, self._length_groups, sizes)
+        return self._run_heads(ragged, labels, tasks, host)
 
     @torch.compiler.disable
     def _run_heads(
-        self,
-        states: Tensor | Ragged,
-        rows: PackedRows,
-        segment_counts: Tensor,
-        task_ids: Tensor,
-        labels: Mapping[str, Tensor] | None,
-        tasks: Sequence[str] | None,
-        host: HostBatch | None,
+        self, ragged: Ragged, labels: Mapping[str, Tensor], tasks: Sequence[str] | None, host: HostBatch
     ) -> MultiTaskOutput:
-        """Run each head on its part of a batch. Not compiled: the parts differ from batch to batch."""
-        if host is None:
-            host = HostBatch(*(x.tolist() for x in (task_ids, segment_counts, rows.segment_lengths)))
-        if isinstance(states, Ragged):
-            ragged = states
-        else:
-            ragged = ragged_from_rows(states, rows, segment_counts, host.segment_lengths)
-        labels = labels or {}
         logits, losses, layouts = {}, {}, {}
         parts = self._split(ragged, host) if tasks is None else dict.fromkeys(tasks, ragged)
         for name, part in parts.items():
@@ -307,7 +294,7 @@ class MultiTaskModel(PreTrainedModel):
             elif labels:
                 # A head without an example stays in the graph: every parameter has a gradient on every rank.
                 losses[name] = scores.flatten().float()
-        loss = torch.cat(list(losses.values())).sum() / len(task_ids) if losses else None
+        loss = torch.cat(list(losses.values())).sum() / len(host.task_ids) if losses else None
         return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
 
     def _split(self, ragged: Ragged, host: HostBatch) -> dict[str, Ragged]:

@@ -133,16 +133,13 @@ def segment_tokens(starts: Tensor, lengths: Tensor, total: int | None = None) ->
     return torch.arange(total, device=starts.device) + shift
 
 
+@torch.compiler.disable
 def ragged_from_rows(
     hidden: Tensor, rows: PackedRows, segment_counts: Tensor, sizes: Sequence[int] | None = None
 ) -> Ragged:
-    """Return the token states of packed rows.
+    """Return the token states of packed rows: ``hidden`` ``[R, L, H]``, ``segment_counts`` ``[B]``.
 
-    Args:
-        hidden: ``[R, L, H]``.
-        rows: The rows.
-        segment_counts: ``[B]``, the number of segments of each example.
-        sizes: ``[S]``, the lengths of the segments, where the host knows them.
+    ``sizes`` ``[S]`` are the lengths of the segments, where the host knows them.
     """
     total = None if sizes is None else sum(sizes)
     states = hidden.flatten(0, 1).index_select(0, segment_tokens(rows.segment_starts, rows.segment_lengths, total))
@@ -216,6 +213,7 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+@torch.compiler.disable
 def encode_length_groups(
     encoder: Any,
     rows: PackedRows,
