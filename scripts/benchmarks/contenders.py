@@ -5,9 +5,10 @@
 This is the process of one contender, which `peers.py` starts. It answers each line on stdin with one run: a JSON object
 on stdout with
 
-* ``seconds``: from the raw weights to the scores of the validation sets;
-* ``training``: of these, from the begin of training to the end of the last step; ``processor``: the processor time of
-  the process in it, which depends less on what else the machine does;
+* ``seconds``: from the raw weights to the scores of the validation sets; ``training``: of these, from the begin of
+  training to the end of the last step;
+* ``total_processor``, ``processor``: the processor time of the process in these, which depends less on what else the
+  machine does;
 * ``peak``: the peak of anonymous memory (``RssAnon``) in MiB, and ``before``: that before the first run;
 * ``scores``: task -> monitored metric on validation.
 
@@ -16,6 +17,7 @@ Tokenization is in no figure: it is done once, before the first run. Needs Linux
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ from typing import Any
 import datasets
 import numpy as np
 import peer_loops
+import torch
 import transformers
 from memory import memory
 from transformers import (
@@ -196,8 +199,10 @@ def hand_written(load: Workload, clock: Clock, *, packs: bool, mixes: bool) -> d
 
 def plain_settings(load: Workload) -> dict[str, Any]:
     """Return the training arguments that other Trainers share with ours."""
-    names = ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "bf16")
-    names += ("weight_decay", "lr_scheduler_type", "warmup_steps", "use_cpu", "seed", "disable_tqdm")
+    names = [
+        *("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "bf16"),
+        *("weight_decay", "lr_scheduler_type", "warmup_steps", "use_cpu", "seed", "disable_tqdm"),
+    ]
     return {
         **{name: getattr(load.args, name) for name in names},
         **{"output_dir": f"{load.work}/peer", "save_strategy": "no", "report_to": "none", "eval_strategy": "no"},
@@ -240,8 +245,7 @@ def tasknet(load: Workload, clock: Clock) -> dict[str, float]:
 
     # It loads a metric from the network when it is imported; the scores here are ours.
     evaluate.load = lambda *args, **kwargs: None
-    import tasknet as tn
-    import torch
+    tn: Any = importlib.import_module("tasknet")
 
     def rows(name: str, parts: Mapping[str, TaskDataset], raw: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
         task = load.run.tasks[name]
@@ -249,6 +253,7 @@ def tasknet(load: Workload, clock: Clock) -> dict[str, float]:
         if task.type != "token_classification":
             values = parts[name].rows["labels"]
             return kept.add_column("labels", [float(v) if task.type == "regression" else int(v) for v in values])
+        assert task.label_names is not None
         tags = [[task.label_names.index(tag) for tag in row] for row in raw[name][task.label_column]]
         kept = kept.add_column("labels", tags)
         return kept.cast_column("labels", datasets.Sequence(datasets.ClassLabel(names=task.label_names)))
@@ -308,14 +313,15 @@ def run_once(name: str, load: Workload) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    begun = time.perf_counter()
+    begun = time.perf_counter(), time.process_time()
     try:
         scores = CONTENDERS[name](load, clock)
-        seconds = time.perf_counter() - begun
+        seconds, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
     finally:
         over.set()
         watcher.join()
-    times = {"seconds": seconds, "training": clock.training, "processor": clock.processor}
+    times = {"seconds": seconds, "total_processor": processor}
+    times |= {"training": clock.training, "processor": clock.processor}
     return {**times, "steps": clock.steps, "peak": peak[0], "scores": scores}
 
 

@@ -1,7 +1,7 @@
 """Measure training speed, time, memory and scores against other libraries and hand-written loops.
 
     GLUE_DATA=/data/glue ENCODER=/models/all-MiniLM-L6-v2 OMP_NUM_THREADS=1 \
-      python scripts/benchmarks/peers.py glue5 --rows 200 --epochs 3 --rounds 3 --output peers-glue5.json
+      python scripts/benchmarks/peers.py glue5 --rows 320 --epochs 3 --rounds 3 --output peers-glue5.json
 
 The task sets are those of `scripts/configs`: ``glue5`` in its real proportions, ``ecommerce`` in equal parts (a pair
 task, ten classes, a regression, tags, two classes). All contenders of `contenders.py` start from the same encoder, read
@@ -70,7 +70,7 @@ def make_environment(folder: Path, packages: Sequence[str]) -> str:
 
 
 def settings_of(task_set: str, rows: int, validation: int, epochs: int, batch_size: int) -> list[str]:
-    """Return the settings of a run: so many rows, and one evaluation, at the last step."""
+    """Return the settings of plain training: so many rows, and one evaluation, at the last step."""
     shares = TASK_SETS[task_set]
     train = {name: max(8, round(rows * share / sum(shares.values()))) for name, share in shares.items()}
     steps = epochs * -(-sum(train.values()) // batch_size)
@@ -89,7 +89,7 @@ class Contender:
     def __init__(self, name: str, workload: Path, work: Path) -> None:
         self.name, self.failed = name, ""
         self.runs: list[dict[str, Any]] = []
-        self.errors = work / f"{name.replace(' ', '-')}.log"
+        self.errors = work / f"{workload.stem}-{name.replace(' ', '-')}.log"
         own = OWN_ENVIRONMENT.get(name)
         try:
             python = make_environment(work / f"environment-{name}", own) if own else sys.executable
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task_set", choices=list(TASK_SETS))
-    parser.add_argument("--rows", type=int, default=200, help="training rows of all tasks together")
+    parser.add_argument("--rows", type=int, default=320, help="training rows of all tasks together")
     parser.add_argument("--validation", type=int, default=50, help="validation rows of each task")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
