@@ -458,7 +458,7 @@ def measure(settings: Settings, folder: Path) -> list[list[dict[str, Any]]]:
     return reports
 
 
-def receive(pipe: Connection, variant: Variant) -> dict[str, Any]:
+def receive(pipe: Connection, variant: object) -> dict[str, Any]:
     """Return the report of a variant after a round."""
     try:
         return pipe.recv()

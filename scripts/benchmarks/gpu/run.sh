@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Check and measure hf_async_mtl on one GPU machine, within eight minutes and without a network.
+#
+#     bash run.sh [--device cuda|cpu] [--quick] OUTPUT
+#
+# From the folder that pack.sh made, on a machine with PyTorch and numpy: it makes a virtual environment on top of the
+# Python that it finds (python3), installs what was packed, and runs four parts, each with a time limit of its own:
+# smoke, right, fast and quality (see the Python files of these names). Each writes OUTPUT/<part>.json and
+# OUTPUT/<part>.log. A part that fails leaves its last lines under `errors`, and the others run. Exit status: 1 if a part
+# has an error.
+#
+# In a clone, or to use an environment that has all packages, give its Python, and the data and the encoder that the
+# folder would have:
+#
+#     PYTHON=.venv/bin/python DATA=data ENCODER=all-MiniLM-L6-v2 bash scripts/benchmarks/gpu/run.sh runs/gpu
+#
+# --quick takes tiny sizes: it shows that the parts work, and its figures mean nothing.
+set -uo pipefail
+
+device=cuda quick=() output=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --device) device=$2; shift 2 ;;
+        --quick) quick=(--quick); shift ;;
+        -*) echo "run.sh takes --device cuda|cpu, --quick and a folder; found $1." >&2; exit 2 ;;
+        *) output=$1; shift ;;
+    esac
+done
+if [ -z "$output" ]; then
+    echo "run.sh needs the folder for its results: bash run.sh [--device cuda|cpu] [--quick] OUTPUT" >&2
+    exit 2
+fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "$output" && output=$(cd "$output" && pwd)
+total=475  # seconds of all parts, the installation included
+parts=(smoke right fast quality)
+for part in "${parts[@]}"; do rm -f "$output/$part.json" "$output/$part.log"; done
+
+if [ -n "${PYTHON:-}" ]; then
+    python=$PYTHON
+else
+    work=$output/work
+    rm -rf "$work" && mkdir -p "$work"
+    python3 -m venv --system-site-packages --without-pip "$work/venv" || exit 1
+    python=$work/venv/bin/python
+    "$python" "$here/unpack.py" "$here" "$work" || exit 1
+    "$python" -m pip install -q --no-index --no-deps --find-links "$work/wheels" "$work"/wheels/*.whl || exit 1
+    here=$work/scripts/benchmarks/gpu DATA=$work/data ENCODER=$work/encoder HF_DATASETS_CACHE=$work/cache
+    export HF_DATASETS_CACHE
+    echo "installed after $SECONDS s"
+fi
+export DATA=${DATA:-} ENCODER=${ENCODER:-} HF_HUB_OFFLINE=1 PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
+[ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=
+
+# run_part NAME SCRIPT LIMIT [VARIABLE=VALUE ...]
+run_part() {
+    local name=$1 script=$2 limit=$3
+    shift 3
+    [ "$limit" -gt $((total - SECONDS)) ] && limit=$((total - SECONDS))
+    if [ "$limit" -lt 1 ]; then
+        echo "There was no time left for this part." > "$output/$name.log"
+        "$python" "$here/common.py" "$output" "$name" 0
+        return
+    fi
+    env "$@" timeout --kill-after=10 "$limit" "$python" "$here/$script" "$output" --device "$device" "${quick[@]}" \
+        --seconds "$limit" > "$output/$name.log" 2>&1 || "$python" "$here/common.py" "$output" "$name" "$limit"
+    echo "$name ended after $SECONDS s"
+}
+
+run_part smoke smoke.py 60
+run_part right right.py 110 CUBLAS_WORKSPACE_CONFIG=:4096:8
+run_part fast fast.py 170
+run_part quality quality_part.py "$total" OMP_NUM_THREADS=1
+
+"$python" "$here/common.py" "$output" "${parts[@]}"
