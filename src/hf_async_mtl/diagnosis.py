@@ -70,8 +70,6 @@ def _jitter(values: np.ndarray, noise: np.ndarray) -> float:
 
     It is taken from the median second difference, on which a trend has little effect.
     """
-    if len(values) < 3:
-        return 0.0
     observed = float(np.median(np.diff(values, n=2) ** 2)) / _MEDIAN_OF_SQUARE
     explained = float(np.median((np.diff(noise, n=2, axis=0) ** 2).mean(axis=1)))
     return math.sqrt(max(0.0, observed - explained) / _SECOND_DIFFERENCE)
