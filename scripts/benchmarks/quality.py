@@ -415,11 +415,16 @@ def average_of(values: Mapping[str, float | None]) -> float | None:
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
+def commit() -> str:
+    """Return the commit of this clone."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True).stdout.decode().strip()
+
+
 def environment() -> dict[str, Any]:
-    """Return the version of the code, and what the measured seconds depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True)
+    """Return the version of the code ($COMMIT where there is no clone), and what the measured seconds depend on."""
     return {
-        "commit": commit.stdout.decode().strip(),
+        "commit": os.environ.get("COMMIT") or commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy import stats
 from tiny import WORDS, tiny_encoder
+from transformers import AutoTokenizer
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks" / "gpu"
 PARTS = ("smoke", "right", "fast", "quality")
@@ -96,3 +100,83 @@ def test_a_failed_part_is_in_its_file(tmp_path: Path) -> None:
     assert content["errors"]["part"].endswith("fast: glue\nKilled")
     shown = subprocess.run(script, capture_output=True, text=True)
     assert (shown.returncode, "within 170 s" in shown.stderr) == (1, True)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_section_of_the_page(tmp_path: Path) -> None:
+    """The page showed figures of `--quick`, or lost a part that had failed."""
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    results.mkdir()
+    page.write_text("before\n<!-- gpu -->\n<!-- /gpu -->\nafter\n", encoding="utf-8")
+    path = os.pathsep.join([str(FOLDER.parent), *(entry for entry in sys.path if entry)])
+
+    def written(**parts: Any) -> tuple[str, str]:
+        for name, content in parts.items():
+            (results / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        command = [sys.executable, str(FOLDER / "report.py"), "--page", str(page), "--results", str(results)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        return page.read_text(encoding="utf-8"), done.stderr
+
+    assert written()[0].splitlines()[1:4:2] == ["<!-- gpu -->", "<!-- /gpu -->"]
+    assert "Not measured on a GPU yet." in page.read_text(encoding="utf-8")
+    card = {"card": "Some GPU", "torch": "2.11.0", "date": "2030-01-01T00:00:00+00:00", "quick": False}
+    cases = {"bert sdpa fp32": {"difference": 2e-6, "limit": 1e-4, "holds": True}}
+    entry = {"examples_per_second": 1234.4, "ratio": 1.5, "ratio_range": [1.4, 1.6]}
+    found, _ = written(
+        smoke={"errors": {"part": "out of time"}, "results": {}},
+        right={**card, "errors": {}, "results": {"packed": {"cases": cases, "holds": True}}},
+        fast={**card, "errors": {}, "results": {"glue": {"loops": {"AsyncMTLTrainer": entry}}}},
+    )
+    assert "Measured on Some GPU, torch 2.11.0, 2030-01-01." in found
+    assert "| packed bert sdpa fp32 | 2.00e-06 | 1.0e-04 | yes |" in found
+    assert "| MiniLM, GLUE-5 | AsyncMTLTrainer | 1234 |  | 1.50 (1.40-1.60) |  |" in found
+    assert "Failed, see the files: smoke, part." in found
+    assert "without" in written(right={**card, "quick": True, "errors": {}, "results": {}})[1]
+
+
+# -- the packed folder ------------------------------------------------------------------------------------------------
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    """The scores of a machine without scipy were others."""
+    sys.path.insert(0, str(FOLDER))
+    import correlations
+
+    rng = np.random.default_rng(0)
+    for ties in (False, True):
+        x, y = rng.normal(size=(2, 50)) + rng.normal(size=50)
+        if ties:
+            x, y = np.round(x), np.round(y)
+        for name in ("pearsonr", "spearmanr"):
+            expected = getattr(stats, name)(x, y).statistic
+            assert getattr(correlations, name)(x, y).statistic == pytest.approx(expected, abs=1e-12)
+    with pytest.warns(correlations.ConstantInputWarning):
+        assert np.isnan(correlations.pearsonr([1.0, 1.0], [1.0, 2.0]).statistic)
+
+
+def test_weights_survive_packing(tmp_path: Path) -> None:
+    """Bytes or tensors changed places between `pack.py` and `unpack.py`, or a word piece that is used was cleared."""
+    sys.path.insert(0, str(FOLDER))
+    import pack
+    import unpack
+    from safetensors.torch import load_file
+
+    encoder = Path(tiny_encoder(tmp_path / "encoder"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "train.jsonl").write_text(json.dumps({"text": "red shoe", "label": 1}) + "\n", encoding="utf-8")
+    pack.write_encoder(tmp_path / "packed", encoder, [texts])
+    unpack.write_weights(tmp_path / "packed")
+    found, given = load_file(tmp_path / "packed" / "model.safetensors"), load_file(encoder / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "packed")
+    used = tokenizer("red shoe")["input_ids"]
+    for name, tensor in found.items():
+        if name.endswith("word_embeddings.weight"):
+            cleared = [row for row in range(len(tensor)) if row not in used and row not in tokenizer.all_special_ids]
+            assert cleared
+            assert not tensor[cleared].any()
+            assert torch.equal(tensor[used], given[name][used].bfloat16())
+        elif name in given:
+            assert torch.equal(tensor, given[name].bfloat16())

@@ -8,8 +8,8 @@ round, to the first loop of each table; median and range over the rounds.
 * ``matmul``: the measured rate of bf16 matrix multiplication, 8192 x 8192 x 8192.
 * ``bert_base``: random weights, 256 rows of 128 tokens, no padding, bf16: `AsyncMTLTrainer` with one task against
   `transformers.Trainer`. ``share`` is that of the rate of ``matmul``.
-* ``glue``: the encoder of $ENCODER on cola, sst2, mrpc, stsb and rte of $DATA, batches of 32: against a hand-written
-  loop with mixed and padded batches, and one with batches of one task (both from ``speed.py``).
+* ``glue``: an encoder like that of $ENCODER with random weights, on cola, sst2, mrpc, stsb and rte of $DATA, batches of
+  32: against a hand-written loop with mixed and padded batches, and one with batches of one task (``speed.py``).
 * ``stalls``: per step of a run of two tasks, how often the host waited for the device, from the profiler; the same for
   `transformers.Trainer`. On a processor the operators that would wait are counted.
 * ``tasks``: 1 against 64 tasks, the same number of rows.
@@ -35,7 +35,10 @@ from common import Results, Settings, parse
 from datasets import Dataset
 from stalls import stalls
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     DataCollatorWithPadding,
     Trainer,
@@ -160,12 +163,24 @@ def rounds_and_steps(settings: Settings, steps: int) -> tuple[int, int]:
     return settings.size(full=5, quick=1), settings.size(full=steps, quick=2)
 
 
-def glue_settings(settings: Settings) -> speed.Settings:
+def random_encoder(folder: Path) -> str:
+    """Write an encoder like that of $ENCODER with random weights, and return its folder.
+
+    The weights do not matter for the speed, and the packed folder does not have those of all layers.
+    """
+    source = os.environ["ENCODER"]
+    set_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(source)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
+def glue_settings(settings: Settings, folder: Path) -> speed.Settings:
     for name in ("DATA", "ENCODER"):
         if name not in os.environ:
             raise SystemExit(f"The environment variable {name} must be set; see scripts/benchmarks/gpu/run.sh.")
     rounds, steps = rounds_and_steps(settings, steps=40)
-    data, encoder = str(Path(os.environ["DATA"], "glue")), os.environ["ENCODER"]
+    data, encoder = str(Path(os.environ["DATA"], "glue")), random_encoder(folder / "encoder")
     batch, longest = settings.size(full=32, quick=4), settings.size(full=128, quick=32)
     return speed.Settings(data, encoder, steps, rounds, batch, longest, threads=None, bf16=True)
 
@@ -198,7 +213,7 @@ def one_task_a_batch(settings: speed.Settings, pipe: Connection, lengths: list[i
 
 
 def glue(settings: Settings, folder: Path) -> dict[str, Any]:
-    given = glue_settings(settings)
+    given = glue_settings(settings, folder)
     encoded = speed.TaskSet.load(given).encoded(given.max_length)  # cached for the processes
     drawn = speed.drawn_examples(encoded, given)
     mean = sum(len(example["input_ids"][0]) for example in drawn) / len(drawn)
@@ -221,9 +236,9 @@ def minilm(settings: Settings, tasks: int = 2, compiled: bool = False) -> Work:
 
 
 def number_of_tasks(settings: Settings, folder: Path) -> dict[str, Any]:
-    works = {f"{tasks} tasks": minilm(settings, tasks) for tasks in (1, 64)}
+    works = {"1 task": minilm(settings, 1), "64 tasks": minilm(settings, 64)}
     loops: dict[str, Loop] = {name: partial(ours, work) for name, work in works.items()}
-    return {"loops": compare(loops, *rounds_and_steps(settings, steps=30), works["1 tasks"].batch_size, folder)}
+    return {"loops": compare(loops, *rounds_and_steps(settings, steps=30), works["1 task"].batch_size, folder)}
 
 
 def compiled(settings: Settings, folder: Path) -> dict[str, Any] | None:
@@ -238,9 +253,8 @@ def stalls_of_a_step(settings: Settings, folder: Path) -> dict[str, Any]:
     work = minilm(settings)
     steps = settings.size(full=10, quick=2)
     found = {}
-    always = {"criterion": "plateau", "patience": 1, "min_epochs": 0, "min_delta": 10.0, "final_evaluations": None}
     for phase in ("learning", "distilling"):
-        given = work.settings(400) | {"eval_steps": settings.size(full=20, quick=8), "convergence": always}
+        given = work.settings(400) | {"eval_steps": settings.size(full=20, quick=8), "convergence": runs.AT_ONCE}
         model = runs.model_of(runs.family("bert", **work.encoder), runs.tasks(work.tasks), max_length=128)
         args = runs.arguments(folder / phase, work.on_cpu, learning_rate=5e-4, **given)
         trainer = runs.trainer_of(model, args, work.data())

@@ -3,23 +3,22 @@
     DATA=... ENCODER=... python quality_part.py OUTPUT [--device cuda] [--quick] [--seconds 200]
 
 The cells are those of ``quality.py`` with ``scripts/configs/quality.yaml`` (see model_cards/quality/PROTOCOL.md), on
-the device: the trials of the learning rate first, then seed by seed. Several processes share the card, each with a
-thread of its own. The cells are kept in ``OUTPUT/cells``. The figures are those of validation: test labels are not
-read.
+the device, seed by seed, with the learning rate that the trials on processors chose. Several processes share the card,
+each with a thread of its own. The cells are kept in ``OUTPUT/cells``. The figures are those of validation: test labels
+are not read. Cells that are not finished in time are lost.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import traceback
 from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
-from traceback import format_exception
 from typing import Any
 
 import quality
@@ -29,27 +28,33 @@ from quality import Cell, Plan
 PLAN = Path(__file__).parents[2] / "configs" / "quality.yaml"
 METHODS = ("sum", "distill")
 TASK_SET = "noisy5"
+CHOICE = "low"  # the rate that the protocol's trials chose
+MARGIN = 8.0  # seconds to the time limit
 GIBIBYTES_PER_CELL = 4
 QUICK = {"training.max_steps": 4, "training.eval_steps": 2, "training.logging_steps": 2, "max_length": 32}
 QUICK |= {"tasks.stars.max_length": 32, "training.per_device_train_batch_size": 8}
 
 
 def plan_of(settings: Settings) -> Plan:
-    """Return the plan of the comparison, cut to the pair, on the device."""
+    """Return the plan of the comparison, cut to the pair and the rate, on the device."""
     plan = Plan.load(PLAN)
-    changes: dict[str, Any] = {"training.use_cpu": settings.on_cpu}
-    choices = {name: {**choice, **changes} for name, choice in plan.choices.items()}
+    changes = {"training.use_cpu": settings.on_cpu, **(QUICK if settings.quick else {})}
+    choices = {CHOICE: {**plan.choices[CHOICE], **changes}}
     task_set = {**plan.task_sets[TASK_SET], "methods": list(METHODS)}
     if settings.quick:
-        choices = {"low": {**choices["low"], **QUICK}}
         task_set["seeds"] = 1
-        plan = replace(plan, layers=None)
+        plan = replace(plan, layers=1)
     return replace(plan, choices=choices, task_sets={TASK_SET: task_set})
 
 
 def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
+    """Run a cell in its own process; its error goes into a file."""
     quieten()
-    quality.run_cell(plan, cell, cells, work)
+    try:
+        quality.run_cell(plan, cell, cells, work)
+    except (Exception, SystemExit):
+        cell.file(work, "error").write_text(last_lines(traceback.format_exc()), encoding="utf-8")
+        raise
 
 
 def processes(settings: Settings) -> int:
@@ -63,64 +68,56 @@ def processes(settings: Settings) -> int:
 
 
 def run_cells(settings: Settings, results: Results, plan: Plan, cells: Path, work: Path) -> None:
-    """Run cells until the time is over, and write the result file after each."""
+    """Run cells until the time is over, seed by seed, and write the result file after each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hf_async_mtl.training.trainer"])
-    jobs, running, failed = processes(settings), dict[Future[None], Cell](), list[Cell]()
-    with ProcessPoolExecutor(jobs, context) as pool:
-        while True:
-            taken = {*running.values(), *failed}
-            ready = [cell for cell in plan.ready(quality.validation_averages(cells)) if cell not in taken]
-            for cell in ready[: jobs - len(running)]:
-                running[pool.submit(run_cell, plan, cell, cells, work)] = cell
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell, error = running.pop(future), future.exception()
-                if error is not None:
-                    failed.append(cell)
-                    results.errors[f"{cell.method}, seed {cell.seed}"] = last_lines("".join(format_exception(error)))
-            results.results["pair"] = summary(plan, cells)
-            results.write()
+    waiting, running = plan.cells(TASK_SET, CHOICE), dict[Any, Cell]()
+    while (waiting or running) and results.left() > MARGIN:
+        while waiting and len(running) < processes(settings):
+            cell = waiting.pop(0)
+            process = context.Process(target=run_cell, args=(plan, cell, cells, work), daemon=True)
+            process.start()
+            running[process] = cell
+        connection.wait([process.sentinel for process in running], timeout=max(0.0, results.left() - MARGIN))
+        for process in [process for process in running if process.exitcode is not None]:
+            cell = running.pop(process)
+            if process.exitcode:
+                file = cell.file(work, "error")
+                said = file.read_text(encoding="utf-8") if file.is_file() else f"exit status {process.exitcode}"
+                results.errors[f"{cell.method}, seed {cell.seed}"] = said
+        results.results["pair"] = {**summary(cells), "not_finished": len(running) + len(waiting)}
+        results.write()
+    for process in running:
+        process.terminate()
+        process.join()
 
 
-def summary(plan: Plan, cells: Path) -> dict[str, Any]:
-    """Return the validation averages of both methods by seed, and their paired difference."""
-    done = quality.read_cells(cells)
-    choice = plan.choice(TASK_SET, quality.validation_averages(cells))
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for cell, content in done.items():
-        if cell.choice == choice:
-            found.setdefault(str(cell.seed), {})[cell.method] = content
-    seeds = {
-        seed: {
-            method: {**content["averages"], "converged": content["events"], "seconds": content["seconds"]}
-            for method, content in methods.items()
-        }
-        for seed, methods in sorted(found.items())
-    }
+def summary(cells: Path) -> dict[str, Any]:
+    """Return the validation averages of both methods by seed, and their paired differences in points."""
+    seeds: dict[str, dict[str, Any]] = {}
+    for cell, content in sorted(quality.read_cells(cells).items(), key=lambda item: item[0].seed):
+        kept = {"converged": content["events"], "seconds": content["seconds"]}
+        seeds.setdefault(str(cell.seed), {})[cell.method] = {**content["averages"], **kept}
     pairs = [methods for methods in seeds.values() if set(methods) == set(METHODS)]
     gains = {
         kind: [100 * (methods["distill"][kind] - methods["sum"][kind]) for methods in pairs]
         for kind in ("best_average", "last")
     }
-    differences = {
+    points = {
         kind: {"mean": statistics.mean(values), "each": values} if values else None for kind, values in gains.items()
     }
-    return {"choice": choice, "split": "validation", "pairs": len(pairs), "points": differences, "seeds": seeds}
+    return {"choice": CHOICE, "split": "validation", "pairs": len(pairs), "points": points, "seeds": seeds}
 
 
 def main() -> None:
     settings = parse(__doc__)
     results = Results("quality", settings)
     cells = settings.output / "cells"
+    shutil.rmtree(cells, ignore_errors=True)  # of an earlier run
     with tempfile.TemporaryDirectory() as scratch:
         plan, work = plan_of(settings), Path(scratch)
         os.environ["ENCODER"] = quality.prepare_encoder(plan, work)
-        begin = time.monotonic()
         run_cells(settings, results, plan, cells, work)
-        print(f"{len(quality.read_cells(cells))} cells in {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@
 #
 #     PYTHON=.venv/bin/python DATA=data ENCODER=all-MiniLM-L6-v2 bash scripts/benchmarks/gpu/run.sh runs/gpu
 #
-# --quick takes tiny sizes: it shows that the parts work, and its figures mean nothing.
+# --quick takes tiny sizes, and four times as long limits: it shows that the parts work, and its figures mean nothing.
 set -uo pipefail
 
 device=cuda quick=() output=
+scale=1  # of the time limits
 while [ $# -gt 0 ]; do
     case $1 in
         --device) device=$2; shift 2 ;;
-        --quick) quick=(--quick); shift ;;
+        --quick) quick=(--quick) scale=4; shift ;;
         -*) echo "run.sh takes --device cuda|cpu, --quick and a folder; found $1." >&2; exit 2 ;;
         *) output=$1; shift ;;
     esac
@@ -32,7 +33,7 @@ if [ -z "$output" ]; then
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$output" && output=$(cd "$output" && pwd)
-total=475  # seconds of all parts, the installation included
+total=$((475 * scale))  # seconds of all parts, the installation included
 parts=(smoke right fast quality)
 for part in "${parts[@]}"; do rm -f "$output/$part.json" "$output/$part.log"; done
 
@@ -43,10 +44,14 @@ else
     rm -rf "$work" && mkdir -p "$work"
     python3 -m venv --system-site-packages --without-pip "$work/venv" || exit 1
     python=$work/venv/bin/python
+    # python3 may be that of a virtual environment, whose packages are not those of the system.
+    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' > "$packages/machine.pth"
     "$python" "$here/unpack.py" "$here" "$work" || exit 1
-    "$python" -m pip install -q --no-index --no-deps --find-links "$work/wheels" "$work"/wheels/*.whl || exit 1
+    "$python" -m pip install -q --no-index --no-deps --ignore-installed "$work"/wheels/*.whl || exit 1
     here=$work/scripts/benchmarks/gpu DATA=$work/data ENCODER=$work/encoder HF_DATASETS_CACHE=$work/cache
-    export HF_DATASETS_CACHE
+    COMMIT=$(cat "$work/commit")
+    export HF_DATASETS_CACHE COMMIT
     echo "installed after $SECONDS s"
 fi
 export DATA=${DATA:-} ENCODER=${ENCODER:-} HF_HUB_OFFLINE=1 PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
@@ -54,7 +59,7 @@ export DATA=${DATA:-} ENCODER=${ENCODER:-} HF_HUB_OFFLINE=1 PYTHONPATH="$here/..
 
 # run_part NAME SCRIPT LIMIT [VARIABLE=VALUE ...]
 run_part() {
-    local name=$1 script=$2 limit=$3
+    local name=$1 script=$2 limit=$(($3 * scale))
     shift 3
     [ "$limit" -gt $((total - SECONDS)) ] && limit=$((total - SECONDS))
     if [ "$limit" -lt 1 ]; then

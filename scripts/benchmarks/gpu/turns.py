@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import quieten
-from speed import GO_ON, STOP, WARM_UP, Turns, receive
+from speed import GO_ON, WARM_UP, Turns, receive
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -47,23 +47,26 @@ def take_turns(loops: Mapping[str, Loop], rounds: int, steps: int, folder: Path)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hf_async_mtl.training.trainer"])
     lengths = [WARM_UP, *[steps] * rounds]
-    pipes, processes = {}, {}
-    reports: dict[str, list[dict[str, Any]]] = {}
-    for number, (name, loop) in enumerate(loops.items()):
-        pipes[name], theirs = context.Pipe()
-        given = (loop, theirs, lengths, folder / str(number))
-        processes[name] = context.Process(target=process, args=given, daemon=True)
-        processes[name].start()
-        theirs.close()
-        receive(pipes[name], name)
-        reports[name] = []
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send(GO_ON)
-            reports[name].append(receive(pipe, name))
-    for name, pipe in pipes.items():
-        pipe.send(STOP)
-        processes[name].join(30)
+    pipes: dict[str, Connection] = {}
+    processes: list[Any] = []
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in loops}
+    try:
+        for name, loop in loops.items():
+            pipes[name], theirs = context.Pipe()
+            given = (loop, theirs, lengths, folder / str(len(processes)))
+            processes.append(context.Process(target=process, args=given, daemon=True))
+            processes[-1].start()
+            theirs.close()
+            receive(pipes[name], name)
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                pipe.send(GO_ON)
+                reports[name].append(receive(pipe, name))
+    finally:
+        # If one has failed, the others wait, and hold memory of the card.
+        for started in processes:
+            started.terminate()
+            started.join()
     return reports
 
 

@@ -1,0 +1,131 @@
+"""Write the tables of the GPU benchmark into the page about performance.
+
+    PYTHONPATH=scripts/benchmarks python scripts/benchmarks/gpu/report.py [--results model_cards/gpu] [--page PAGE.md]
+
+The results are the four JSON files of ``run.sh``. The section stands between ``<!-- gpu -->`` and
+``<!-- /gpu -->`` in ``docs/performance.md``. A part that has no file is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from performance_page import table
+
+ROOT = Path(__file__).parents[3]
+BEGIN, END = "<!-- gpu -->", "<!-- /gpu -->"
+NOT_MEASURED = "Not measured on a GPU yet."
+COMPARISONS = {
+    "bert_base": "BERT-base, full rows, one task",
+    "glue": "MiniLM, GLUE-5",
+    "tasks": "MiniLM, number of tasks",
+    "compiled": "MiniLM, `torch_compile`",
+}
+Found = Mapping[str, Any]
+
+
+def section(found: Mapping[str, Found]) -> str:
+    """Return the text between the markers, from part -> its file."""
+    if not found:
+        return NOT_MEASURED
+    if any(part.get("quick") for part in found.values()):
+        raise SystemExit("The results must be those of a full run; found some of `run.sh --quick`. Run it without.")
+    ran = [part for part in found.values() if "card" in part]  # one that failed at once has no more than its error
+    machines = sorted({f"{part['card']}, torch {part['torch']}, {part['date'][:10]}" for part in ran})
+    results = {name: part["results"] for name, part in found.items()}
+    blocks = [f"Measured on {'; '.join(machines)}."]
+    blocks += [checks({**results.get("smoke", {}), **results.get("right", {})})]
+    blocks += [speed(results.get("fast", {})), stalls(results.get("fast", {})), quality(results.get("quality", {}))]
+    blocks += [failures(found)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def checks(results: Found) -> str:
+    """Return the table of what was checked."""
+    rows = []
+    for name, result in results.items():
+        for case, entry in result["cases"].items() if "cases" in result else [("", result)]:
+            value = entry.get("difference", entry.get("ratio"))
+            limit = f"{entry['limit']:.1e}" if "limit" in entry else ""
+            shown = "" if value is None else f"{value:.2e}" if "difference" in entry else f"{value:.3f}"
+            rows.append([f"{name} {case}".strip(), shown, limit, "yes" if entry["holds"] else "**no**"])
+    return table(["check", "found", "limit", "holds"], rows) if rows else ""
+
+
+def speed(results: Found) -> str:
+    """Return the table of the comparisons of loops."""
+    rows = [row for name, title in COMPARISONS.items() if name in results for row in loops(title, results[name])]
+    if not rows:
+        return ""
+    shown = table(["measurement", "loop", "examples/s", "tokens/s", "ratio (range)", "share of matmul rate"], rows)
+    rate = results.get("matmul", {}).get("flops")
+    return shown if rate is None else f"{shown}\n\nbf16 matrix multiplication: {rate / 1e12:.0f} TFLOP/s."
+
+
+def loops(title: str, result: Found) -> Iterator[list[str]]:
+    """Yield a row for each loop of a comparison."""
+    for loop, entry in result["loops"].items():
+        low, high = entry["ratio_range"]
+        tokens, share = entry.get("tokens_per_second"), entry.get("share")
+        yield [
+            *(title, loop, f"{entry['examples_per_second']:.0f}"),
+            "" if tokens is None else f"{tokens:.0f}",
+            f"{entry['ratio']:.2f} ({low:.2f}-{high:.2f})",
+            "" if share is None else f"{share:.1%}",
+        ]
+
+
+def stalls(results: Found) -> str:
+    """Return the table of waits per step."""
+    per_step = {loop: counts for loop, counts in results.get("stalls", {}).get("per_step", {}).items() if counts}
+    if not per_step:
+        return ""
+    names = list(next(iter(per_step.values())))
+    rows = [[loop, *(f"{counts[name]:.1f}" for name in names)] for loop, counts in per_step.items()]
+    return table(["waits per step", *(f"`{name}`" for name in names)], rows)
+
+
+def quality(results: Found) -> str:
+    """Return a sentence on the pair of methods."""
+    pair = results.get("pair")
+    if not pair or not pair["pairs"]:
+        return ""
+    best, last = (f"{pair['points'][kind]['mean']:+.2f}" for kind in ("best_average", "last"))
+    return (
+        f"`noisy5`, `distill` minus `sum` on {pair['split']}, {pair['pairs']} seeds: {best} points at the checkpoint "
+        f"with the best average, {last} at the last one. Validation is as noisy as training."
+    )
+
+
+def failures(found: Mapping[str, Found]) -> str:
+    """Return a sentence on what failed."""
+    names = [f"{part}, {name}" for part, content in found.items() for name in content["errors"]]
+    return f"Failed, see the files: {'; '.join(names)}." if names else ""
+
+
+def replaced(page: str, text: str) -> str:
+    """Return a page with other text between its markers."""
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"The page must have the lines {BEGIN} and {END}, between which the section stands. Add them.")
+    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gpu")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    args = parser.parse_args()
+    files = {name: args.results / f"{name}.json" for name in ("smoke", "right", "fast", "quality")}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    page = args.page.read_text(encoding="utf-8")
+    args.page.write_text(replaced(page, section(found)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
