@@ -99,13 +99,13 @@ def disk(found: Figures) -> str:
         [
             count,
             *(f"{entry[key] / MIB:.1f}" for key in ("weights", "snapshots")),
-            f"{entry['logits'] / entry['rows']:.0f}",
+            f"{entry['logits'] / 1024:.0f}",
             f"{entry['checkpoints'] / MIB:.1f}",
             f"{entry['distilling']}, of {entry['teachers']} steps",
         ]
         for count, entry in found["found"].items()
     ]
-    headers = ["tasks", "weights, MiB", "snapshots, MiB", "logits, bytes a row", "checkpoints, MiB", "distilling"]
+    headers = ["tasks", "weights, MiB", "snapshots, MiB", "logits, KiB", "checkpoints, MiB", "distilling"]
     return table(headers, rows)
 
 

@@ -191,7 +191,7 @@ def balancing(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Return the bytes of snapshots, recorded logits and checkpoints in the folder of a run."""
+    """Return the bytes of snapshots, of the other files of teachers (logits), and of checkpoints in a run's folder."""
     found, seen = dict.fromkeys(("snapshots", "logits", "checkpoints"), 0), set()
     for path in sorted(folder.rglob("*"), key=lambda path: ("checkpoint-" in str(path), str(path))):
         try:
