@@ -283,6 +283,30 @@ def test_a_decline_does_not_begin_at_the_first_evaluation() -> None:
     assert waiting.teacher_step("b") == 500
 
 
+def test_a_rollback_to_an_evaluation_that_did_not_count() -> None:
+    """Bug: another task's rollback makes the first evaluation, which did not count, a task's teacher after all."""
+    specs = {
+        "a": TaskSpec("classification", "f1", config_of(criterion="plateau", patience=1, on_convergence="rollback")),
+        "b": TaskSpec("classification", "f1", config_of(criterion="decline", patience=2)),
+    }
+    schedule = ConvergenceSchedule(specs)
+    for step, (a, b) in enumerate([(0.9, 0.9), (0.5, 0.5), (0.5, 0.6), (0.5, 0.7), (0.5, 0.65), (0.5, 0.65)], start=1):
+        schedule.observe(step, {"a": a, "b": b})
+    assert [(event.task, event.event, event.teacher_step) for event in schedule.events] == [
+        ("a", "converged", 1),
+        ("a", "rolled_back", 1),
+        ("b", "converged", 4),
+    ]
+
+
+def test_an_evaluation_before_the_first_step_is_not_the_first() -> None:
+    """Bug: with `eval_on_start`, the one evaluation that is left out is that of untrained heads."""
+    schedule = one_task(criterion="decline", patience=9)
+    for step, score in ((0, 0.9), (10, 0.8), (20, 0.5)):
+        schedule.observe(step, {"match": score})
+    assert schedule.teacher_step("match") == 20
+
+
 def test_a_distilling_task_may_answer_all_alike() -> None:
     """Bug: an evaluation after the switch is left out of what may send a task back to its labels."""
     schedule = one_task(patience=1, return_below=0.9)

@@ -246,11 +246,53 @@ def test_a_loss_that_is_not_finite_writes_no_checkpoint(tmp_path: Path, is_defer
     # On a GPU the check is made one step later, or before an evaluation.
     trainer.multi_task_loss.finite.is_deferred = is_deferred
     spoil(trainer, "overlap", after=step - 1, value=math.nan)
-    when = "one step ago: the weights have changed" if is_deferred else "before any weight was changed"
+    when = "found after it: the weights are spoiled" if is_deferred else "before any weight was changed"
     with pytest.raises(FloatingPointError, match=rf"task 'overlap': nan for .* at step {step}, {when}"):
         trainer.train()
     assert trainer.state.global_step == (4 if is_deferred else step) - (step == 3 or not is_deferred)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+class SaveAt(TrainerCallback):
+    """A user's callback: it wants an evaluation and a checkpoint at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_evaluate = control.should_save = True
+
+
+def test_a_checkpoint_that_a_callback_asks_for_is_checked_too(tmp_path: Path) -> None:
+    """Bug: a callback that comes after ours saves weights that are not finite, and the run resumes from them."""
+    trainer = tiny_trainer(tmp_path, PAIR, logging_steps=100, eval_steps=2, num_train_epochs=4)
+    trainer.multi_task_loss.finite.is_deferred = True
+    trainer.add_callback(SaveAt(3))
+    spoil(trainer, "overlap", after=2, value=math.nan)
+    with pytest.raises(FloatingPointError, match="at step 3, found after it"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_second_run_does_not_check_the_last_step_of_the_first(tmp_path: Path) -> None:
+    """Bug: a run that was interrupted after a bad step ends the next one, which is sound."""
+    trainer = tiny_trainer(tmp_path, PAIR, max_steps=2, eval_steps=2)
+    finite = trainer.multi_task_loss.finite
+    finite.is_deferred = True
+    finite.add("overlap", torch.tensor([math.nan]), [0])
+    finite.check(trainer.accelerator, 7, 1.0)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_batch_of_another_collator(tmp_path: Path) -> None:
+    """Bug: a collator of the user's ends the run with a KeyError."""
+    trainer = tiny_trainer(tmp_path, PAIR)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda examples: {k: v for k, v in collate(examples).items() if k != "host"}
+    with pytest.raises(ValueError, match="A batch must have `host`, a `HostBatch`"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("balancing", ["uw", "pcgrad"])
@@ -704,7 +746,7 @@ def test_a_teacher_of_the_first_evaluation_is_told(tmp_path: Path, caplog: pytes
     for script, told in ((flat, True), (rising, False)):
         caplog.clear()
         tiny_trainer(tmp_path / str(told), {"polarity": 12}, script).train()
-        assert any("its first evaluation: that is its teacher" in record.message for record in caplog.records) is told
+        assert any("its first evaluation that counts: that is its teacher" in record.message for record in caplog.records) is told
 
 
 # -- what is not defined, and what follows from other settings --------------------------------------------------------
@@ -802,5 +844,8 @@ def test_batches_are_copied_while_the_device_computes(tmp_path: Path, monkeypatc
     assert args.optim == "adamw_torch_fused"
     for settings in ({"dataloader_pin_memory": False}, {"accelerator_config": {"split_batches": False}}):
         assert not AsyncMTLTrainingArguments(str(tmp_path), **settings).accelerator_config.non_blocking
+    # Torch does not pin memory for it, and a copy that is not waited for would read what has been freed.
+    monkeypatch.setattr(AsyncMTLTrainingArguments, "device", torch.device("mps"))
+    assert not AsyncMTLTrainingArguments(str(tmp_path)).accelerator_config.non_blocking
     monkeypatch.undo()
     assert not AsyncMTLTrainingArguments(str(tmp_path), use_cpu=True).accelerator_config.non_blocking

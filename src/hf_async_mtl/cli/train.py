@@ -11,7 +11,7 @@ from accelerate import PartialState
 from ..data.tokenization import encode
 from ..report.tables import final_tables, render
 from ..run import prepare_run
-from ..training.distributed import newest_checkpoint
+from ..training.distributed import leave_process_group, newest_checkpoint
 from ..utils import write_atomic
 from .config_file import RunConfig
 from .evaluate import evaluate_sets, to_json
@@ -22,20 +22,7 @@ from .output_dir import check_output_dir, remove_empty_on_error
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     config: RunConfig = args.run_config
-    try:
-        train(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
-    except RunInterrupted:
-        _leave_process_group()
-        raise
-    _leave_process_group()
-
-
-def _leave_process_group() -> None:
-    """End the threads of gloo: a process that exits while they run can abort (pytorch/pytorch#179291).
-
-    After other errors the peers may be waiting in a collective call, and leaving could wait for them.
-    """
-    PartialState().destroy_process_group()
+    train(config, args.output_dir or config.output_dir or Path("runs", config.name), args.resume)
 
 
 def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
@@ -43,6 +30,17 @@ def train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> Non
 
     If the input is wrong, nothing is left behind.
     """
+    try:
+        _train(config, output_dir, resume)
+    except (RunInterrupted, FloatingPointError):
+        # All processes raise these together. After other errors the others may wait for this one.
+        leave_process_group()
+        raise
+    PartialState().wait_for_everyone()
+    leave_process_group()
+
+
+def _train(config: RunConfig, output_dir: Path, resume: str | bool | None) -> None:
     check_output_dir(output_dir, resume)
     ready = prepare_run(config, output_dir)
     checkpoint = newest_checkpoint(output_dir) if resume is True else resume

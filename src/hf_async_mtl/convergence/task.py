@@ -97,9 +97,9 @@ class TaskTracker:
         if spec.distilled_from_start:
             self.state = TaskState(phase="distilling", converged_step=0)
         self._criterion = self._new_criterion()
-        # The best score among the evaluations that counted, and the number of those that did not.
+        # The best score among the evaluations that counted, and the steps of those that did not.
         self._counted_best: float | None = None
-        self._skipped = 0
+        self._skipped: list[int] = []
         # The step and the epoch at which the task began to learn.
         self._joined: list[float] = [0, 0.0]
 
@@ -138,6 +138,11 @@ class TaskTracker:
         """Whether the next evaluation is compared with an earlier one by a standard error."""
         return self._criterion.needs_standard_error and self.is_supervised
 
+    @property
+    def first_counted_step(self) -> int | None:
+        """The step of the first evaluation that the criterion was given; None before there is one."""
+        return next((step for step, _ in self.state.history if step not in self._skipped), None)
+
     def is_in_loss(self, step: int) -> bool:
         """Return whether the task's loss counts in the optimizer step that follows ``step`` earlier ones."""
         phase, action = self.state.phase, self.action
@@ -152,7 +157,7 @@ class TaskTracker:
         state.history.append([step, score])
         if score is not None and _is_better(score, state.best):
             state.best, state.best_step = score, step
-        if not self.is_supervised or self._skip(evaluation.is_constant):
+        if not self.is_supervised or self._skip(evaluation):
             return False
         if score is not None:
             self._note_counted(score)
@@ -210,7 +215,8 @@ class TaskTracker:
         if not self.is_supervised:
             return
         score = dict(self.state.history).get(step)
-        has_candidate = score is not None and self.state.teacher_step is not None
+        counted = self.state.teacher_step is not None and step not in self._skipped
+        has_candidate = score is not None and counted
         self.state.teacher_step, self.state.teacher_value = (step, score) if has_candidate else (None, None)
         self._criterion = self._new_criterion()
         # A criterion that compares predictions has none of that step: the next evaluation is its first.
@@ -224,7 +230,7 @@ class TaskTracker:
             "distilled_from_start": self.spec.distilled_from_start,
             **asdict(self.state),
             "counted_best": self._counted_best,
-            "skipped": self._skipped,
+            "skipped": list(self._skipped),
             "joined": list(self._joined),
             "criterion": {"name": self.spec.convergence.criterion, "state": self._criterion.state_dict()},
         }
@@ -268,12 +274,16 @@ class TaskTracker:
         own = self.spec.convergence.return_below
         return self.action.return_below if own is None else own
 
-    def _skip(self, is_constant: bool) -> bool:
+    def _skip(self, evaluation: Evaluation) -> bool:
         """Return whether the criterion skips an evaluation, because the task has hardly begun to learn."""
-        limit = _CONSTANT_EVALUATIONS * self.spec.convergence.patience if is_constant else self._criterion.skips_first
-        if self.state.teacher_step is not None or self._skipped >= limit:
+        if self.state.teacher_step is not None or (evaluation.score is None and not evaluation.is_constant):
             return False
-        self._skipped += 1
+        skips_first, first_step = self._criterion.skips_first, self._joined[0]
+        most = _CONSTANT_EVALUATIONS * self.spec.convergence.patience if evaluation.is_constant else int(skips_first)
+        is_untrained = skips_first and evaluation.step <= first_step
+        if not is_untrained and sum(step > first_step for step in self._skipped) >= most:
+            return False
+        self._skipped.append(evaluation.step)
         return True
 
     def _may_converge(self, step: int, epoch: float) -> bool:

@@ -82,12 +82,14 @@ class HostBatch:
             first, last = segments[start], segments[stop]
             found.append((slice(start, stop), slice(first, last), slice(tokens[first], tokens[last])))
             start = stop
+        if start != len(ids):
+            raise ValueError(f"The tasks of a packed batch must be ids below {tasks}; found {ids[-1]}.")
         return found
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host to a device without waiting for the device."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Ragged(NamedTuple):
@@ -137,10 +139,7 @@ def segment_tokens(starts: Tensor, lengths: Tensor, total: int | None = None) ->
 def ragged_from_rows(
     hidden: Tensor, rows: PackedRows, segment_counts: Tensor, sizes: Sequence[int] | None = None
 ) -> Ragged:
-    """Return the token states of packed rows: ``hidden`` ``[R, L, H]``, ``segment_counts`` ``[B]``.
-
-    ``sizes`` ``[S]`` are the lengths of the segments, where the host knows them.
-    """
+    """Return the token states of packed rows ``[R, L, H]``; ``segment_counts`` is ``[B]``, ``sizes`` is ``[S]``."""
     total = None if sizes is None else sum(sizes)
     states = hidden.flatten(0, 1).index_select(0, segment_tokens(rows.segment_starts, rows.segment_lengths, total))
     return Ragged(states, Layout(offsets_of(rows.segment_lengths), offsets_of(segment_counts)))

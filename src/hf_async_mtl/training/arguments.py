@@ -121,8 +121,8 @@ class AsyncMTLTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             # There is no memory to pin for; torch warns at every loader.
             self.dataloader_pin_memory = False
-        if transfer_is_default and self.dataloader_pin_memory:
-            # From pinned memory a batch is copied while the device computes.
+        if transfer_is_default and self.dataloader_pin_memory and self.device.type == "cuda":
+            # From pinned memory a batch is copied while the device computes. Elsewhere nothing is pinned.
             self.accelerator_config.non_blocking = True
         self._parse_sections()
         check("training.conflict_steps", self.conflict_steps, whole_number(0))

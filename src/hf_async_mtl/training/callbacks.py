@@ -91,12 +91,6 @@ class RunCallback(TrainerCallback):
             if not is_in_loss:
                 model.heads[task].zero_grad(set_to_none=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Let no evaluation, checkpoint or final model have the weights of a step that has not been checked."""
-        is_last = control.should_training_stop or state.global_step >= state.max_steps
-        if is_last or control.should_evaluate or control.should_save:
-            self.loss.finite.flush(self.loss.accelerator)
-
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

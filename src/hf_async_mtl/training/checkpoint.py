@@ -58,6 +58,7 @@ class RunCheckpoint:
 
     def prepare(self, checkpoint: Path, state: TrainerState) -> None:
         """Write what a resume elsewhere needs into a checkpoint, before the Trainer writes its own files."""
+        self.loss.finite.flush(self.accelerator)
         if not self.args.should_save:
             return
         # While it is written again it is not complete; and weights that are written in place would change under the

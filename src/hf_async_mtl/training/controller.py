@@ -194,10 +194,10 @@ class ConvergenceController:
         """Run a task's best weights over its training set once, and restore the present weights."""
         step = self.schedule.teacher_step(event.task)
         assert step is not None  # the task has converged, so it had a score
-        if event.teacher_step == self.schedule.report()["tasks"][event.task]["history"][0][0]:
+        if event.teacher_step == self.schedule.trackers[event.task].first_counted_step:
             logger.warning(
-                f"Task {event.task!r} has converged without an improvement on its first evaluation: that is its "
-                "teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
+                f"Task {event.task!r} has converged without an improvement on its first evaluation that counts: that "
+                "is its teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
             )
         with ExitStack() as stack:
             if step != event.step:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -38,6 +38,12 @@ def any_rank(flag: bool) -> bool:
     flags = torch.tensor(int(flag))
     dist.all_reduce(flags, group=_cpu_group())
     return bool(flags)
+
+
+def leave_process_group() -> None:
+    """End the threads of gloo: a process that exits while they run can abort (pytorch/pytorch#179291)."""
+    PartialState().destroy_process_group()
+    _cpu_group.cache_clear()
 
 
 def gather_examples(accelerator: Accelerator, example_ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

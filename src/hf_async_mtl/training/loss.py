@@ -66,6 +66,8 @@ class MultiTaskLoss:
     def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
         """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss."""
         in_loss = list(self.schedule.in_loss(step).values())
+        if not all("host" in batch for batch in batches):
+            raise ValueError("A batch must have `host`, a `HostBatch`. Use the data collator of the trainer.")
         hosts: list[HostBatch] = [batch["host"] for batch in batches]
         pairs = (pair for host in hosts for pair in zip(host.task_ids, host.example_ids, strict=True))
         count = sum(in_loss[task] and example >= 0 for task, example in pairs)
@@ -117,7 +119,7 @@ class MultiTaskLoss:
             return weighted_sums(losses, self.task_weights).sum() / num_examples
         own = torch.cat(list(losses.values()))
         if self._sum_over_ranks((~own.detach().isfinite()).sum()):
-            # `FiniteCheck` ends the run before the update, and names the task; a balancing method would fail first.
+            # `FiniteCheck` ends the run, and names the task; a balancing method would fail first.
             loss = weighted_sums(losses, self.task_weights).sum() / num_examples
             return loss.detach().requires_grad_() if self.balances_gradients else loss
         learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
@@ -166,6 +168,7 @@ class MultiTaskLoss:
         if self.conflicts is not None and state["conflicts"] is not None:
             self.conflicts.load_state_dict(state["conflicts"])
         self.running.reset()
+        self.finite.reset()
         if self.balancer is not None:
             self.balancer.load_state_dict(state["balancer"] or {})
 
@@ -173,7 +176,7 @@ class MultiTaskLoss:
 class RunningTaskLoss:
     """Add up each task's losses on the device, so that no training step waits for a number.
 
-    Losses that are not finite are left out: `FiniteCheck` ends the run at their step.
+    Losses that are not finite are left out: `FiniteCheck` ends the run.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:

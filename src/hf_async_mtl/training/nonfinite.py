@@ -29,8 +29,8 @@ class _Step:
 class FiniteCheck:
     """Check the losses and the gradients of each optimizer step.
 
-    On a CPU the check is made before the weights are changed. On a GPU it would wait for the step, and is made one step
-    later, and before an evaluation or a checkpoint.
+    On a CPU the check is made before the weights are changed. On a GPU it would wait for the step. It is made one step
+    later there, and before an evaluation or a checkpoint, so that the host is at most one step ahead.
 
     Args:
         is_deferred: Whether the check is made one step later.
@@ -38,6 +38,10 @@ class FiniteCheck:
 
     def __init__(self, *, is_deferred: bool) -> None:
         self.is_deferred = is_deferred
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the steps of an earlier run."""
         self._added: Added = []
         self._last: _Step | None = None
 
@@ -57,8 +61,9 @@ class FiniteCheck:
             FloatingPointError: A loss or the gradient is not finite.
         """
         added, self._added = self._added, []
-        losses = torch.cat([losses.float() for _, losses, _ in added]) if added else torch.zeros(1)
-        wrong = accelerator.reduce((~losses.isfinite()).sum().to(accelerator.device), "sum")
+        empty = torch.zeros(0, device=accelerator.device)
+        losses = torch.cat([empty, *(losses.float() for _, losses, _ in added)])
+        wrong = accelerator.reduce((~losses.isfinite()).sum(), "sum")
         self.flush(accelerator)
         self._last = _Step(step, wrong, gradient_norm, added)
         if self.is_deferred:
@@ -85,11 +90,11 @@ class FiniteCheck:
                 if not loss.isfinite()
             ]
         )
-        when = "one step ago: the weights have changed, those of the checkpoints have not"
+        spoiled = "found after it: the weights are spoiled, those of the checkpoints are not"
         raise FloatingPointError(
             f"{_requirement(found, norm)} at step {last.step + 1}, "
-            f"{when if self.is_deferred else 'before any weight was changed'}. Look at these rows, lower the learning "
-            "rate, or use bf16 in place of fp16, and resume from the last checkpoint."
+            f"{spoiled if self.is_deferred else 'before any weight was changed'}. Look at these rows, lower the "
+            "learning rate, or use bf16 in place of fp16, and resume from the last checkpoint."
         )
 
 

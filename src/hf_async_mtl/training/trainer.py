@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl
+from transformers.data.data_collator import DataCollator
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, SaveStrategy, TrainOutput, rotate_checkpoints
 
@@ -32,9 +34,6 @@ from .loss import MultiTaskLoss
 from .publishing import publish
 from .state_dict import savable
 from .upstream import refused, replaced_fields, split_head_groups
-
-if TYPE_CHECKING:
-    from transformers import DataCollator, PreTrainedTokenizerBase
 
 
 class AsyncMTLTrainer(Trainer):
@@ -215,6 +214,7 @@ class AsyncMTLTrainer(Trainer):
             ``<prefix>_<task>_<metric>``, ``<prefix>_<task>_loss`` (the supervised one), and ``<prefix>_average``: see
             `TaskEvaluator.average`. For one set ``<prefix>_<metric>``.
         """
+        self.multi_task_loss.finite.flush(self.accelerator)
         if isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
