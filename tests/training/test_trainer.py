@@ -746,7 +746,10 @@ def test_a_teacher_of_the_first_evaluation_is_told(tmp_path: Path, caplog: pytes
     for script, told in ((flat, True), (rising, False)):
         caplog.clear()
         tiny_trainer(tmp_path / str(told), {"polarity": 12}, script).train()
-        assert any("its first evaluation that counts: that is its teacher" in record.message for record in caplog.records) is told
+        assert (
+            any("its first evaluation that counts: that is its teacher" in record.message for record in caplog.records)
+            is told
+        )
 
 
 # -- what is not defined, and what follows from other settings --------------------------------------------------------
