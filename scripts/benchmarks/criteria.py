@@ -64,13 +64,13 @@ def built_in(**config: Any) -> Criterion:
 
     def decide(curve: Curve) -> Decision:
         task = TaskTracker("task", TaskSpec("classification", "accuracy", settings))
-        for step, value in enumerate(curve.values):
+        # An evaluation at step 0 would be one before the training.
+        for step, value in enumerate(curve.values, start=1):
             reference = task.noise_reference
-            error = None if reference is None else spread(curve.replicates[step] - curve.replicates[reference])
-            converged = task.observe(Evaluation(step=step, score=float(value), standard_error=error))
-            if converged:
-                return step, task.state.teacher_step or 0
-        return None, task.state.teacher_step or 0
+            error = None if reference is None else spread(curve.replicates[step - 1] - curve.replicates[reference - 1])
+            if task.observe(Evaluation(step=step, score=float(value), standard_error=error)):
+                return step - 1, (task.state.teacher_step or 1) - 1
+        return None, (task.state.teacher_step or 1) - 1
 
     return decide
 
