@@ -71,7 +71,7 @@ training:
   per_device_train_batch_size: 48
   per_device_eval_batch_size: 64
   num_train_epochs: 14
-  eval_steps: 144
+  eval_steps: 72
 """
 
 
