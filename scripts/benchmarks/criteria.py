@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import Cell, Plan, configuration, from_array, prepare_encoder, read_cells, references, validation_averages
+from comparison_trainers import from_array
+from quality import Cell, Plan, configuration, prepare_encoder, read_cells, references, validation_averages
 from scipy.stats import norm
 
 from hf_async_mtl.convergence.config import ConvergenceConfig

@@ -33,7 +33,6 @@ cells that were in progress. Rows, logs and scratch files are in ``--work``.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -42,7 +41,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,21 +51,26 @@ import torch
 import transformers
 import yaml
 from build_task_set import build
-from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from comparison_trainers import (
+    TRIALS,
+    KeepingTrainer,
+    MovingAverage,
+    Weights,
+    average_weights,
+    copy_of,
+    from_array,
+    score_of,
+    to_array,
+)
+from transformers import AutoModel, AutoTokenizer
 
-from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
+from hf_async_mtl import TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.convergence.config import ConvergenceSettings
-from hf_async_mtl.data.dataset import TaskDataset
-from hf_async_mtl.data.tokenization import encode, unit_counts
-from hf_async_mtl.inference.logits import IndexBatches, iterate_logits, split_by_example
-from hf_async_mtl.metrics import compute
+from hf_async_mtl.data.tokenization import encode
 from hf_async_mtl.run import load_tasks, load_tokenizer, prepare_run
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import atomic_path, write_atomic
-
-Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ class Plan:
         layers: Number of the encoder's first layers; None: all.
         choose_with: The method that decides on the choice.
         choices: Choice -> changes of the configuration.
-        task_sets: Name -> ``config``, ``rows`` (the task set that is built), ``noise``, ``seeds``, ``methods``, and
-            ``choice_of``: the task set whose choice is used, if it is another one.
-        methods: Name -> ``set`` (changes of the configuration), ``controls``, ``single_task``.
+        task_sets: Name -> ``config``, ``rows`` (the task set that is built), ``noise``, ``seeds`` (their number, or a
+            list), ``methods``, ``choice_of``: the task set whose choice is used, if it is another one, and
+            ``validation_only``: its test labels are never read.
+        methods: Name -> ``set`` (changes of the configuration), ``controls``, ``single_task``, ``trial`` (a key of
+            ``comparison_trainers.TRIALS``).
     """
 
     name: str
@@ -140,8 +146,9 @@ class Plan:
 
     def cells(self, task_set: str, choice: str) -> list[Cell]:
         """Return all cells of a task set, seed by seed, so that each seed is complete before the next."""
-        rows, seeds = self.rows(task_set), range(self.task_sets[task_set]["seeds"])
-        return [Cell(task_set, row, choice, seed) for seed in seeds for row in rows]
+        rows, seeds = self.rows(task_set), self.task_sets[task_set]["seeds"]
+        of_each = range(seeds) if isinstance(seeds, int) else seeds
+        return [Cell(task_set, row, choice, seed) for seed in of_each for row in rows]
 
     def trials(self, task_set: str) -> list[Cell]:
         """Return the cells that decide on the choice of a task set."""
@@ -151,10 +158,14 @@ class Plan:
     def choice(self, task_set: str, done: Mapping[Cell, float]) -> str | None:
         """Return the best choice of a task set; None until all have been tried. A tie goes to the first.
 
+        A single choice needs no trial.
+
         Args:
             task_set: The task set.
             done: Cell -> validation average.
         """
+        if len(self.choices) == 1:
+            return next(iter(self.choices))
         trials = self.trials(task_set)
         return max(trials, key=done.__getitem__).choice if all(cell in done for cell in trials) else None
 
@@ -168,132 +179,6 @@ class Plan:
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
-
-
-def average_weights(states: Sequence[Weights]) -> Weights:
-    """Return the mean of each tensor; integers are those of the first."""
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if tensor.is_floating_point() else tensor
-        for name, tensor in states[0].items()
-    }
-
-
-class MovingAverage(TrainerCallback):
-    """Keep an exponential moving average of the weights, with one update per optimizer step."""
-
-    def __init__(self, model: MultiTaskModel, decay: float) -> None:
-        self.decay = decay
-        self.seconds = 0.0
-        self.weights = copy_of(model)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        begin = time.monotonic()
-        for name, tensor in kwargs["model"].state_dict().items():
-            if tensor.is_floating_point():
-                self.weights[name].lerp_(tensor.detach(), 1 - self.decay)
-        self.seconds += time.monotonic() - begin
-
-
-def copy_of(model: torch.nn.Module) -> Weights:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class KeepingTrainer(AsyncMTLTrainer):
-    """Keep the weights of each task's best evaluation and of the best average in memory."""
-
-    moving_average: MovingAverage | None = None
-
-    def keep_from_here(self) -> None:
-        self.best: dict[str, Weights] = {}
-        self.validation_losses: dict[str, list[float]] = {name: [] for name in self.tasks}
-        self.validation_predictions: dict[str, list[np.ndarray]] = {name: [] for name in self.tasks}
-        self.best_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
-        self.best_moving_average: tuple[float, int, Weights] = (float("-inf"), 0, {})
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
-        if self.is_in_train and eval_dataset is None:
-            self.keep(metrics, copy_of(self.model))
-        return metrics
-
-    def keep(self, metrics: Mapping[str, float], measured: Weights) -> None:
-        report = self.schedule.report()
-        for name, task in report["tasks"].items():
-            self.validation_losses[name].append(metrics[f"eval_{name}_loss"])
-            predicted = self.evaluator.predictions[name]
-            self.validation_predictions[name].append(to_array(self.tasks[name], predicted))
-            if task["best_step"] == report["step"]:
-                self.best[name] = measured
-        # A correlation with a constant is not defined; such an evaluation is the best only while there is no other.
-        average, step = float(np.nan_to_num(metrics["eval_average"], nan=-1e9)), self.state.global_step
-        if average > self.best_average[0]:
-            self.best_average = (average, step, measured)
-        if self.moving_average is not None:
-            begin = time.monotonic()
-            average = float(np.nan_to_num(np.mean([*self.values_at(self.moving_average.weights).values()]), nan=-1e9))
-            if average > self.best_moving_average[0]:
-                weights = {name: tensor.clone() for name, tensor in self.moving_average.weights.items()}
-                self.best_moving_average = (average, step, weights)
-            self.moving_average.seconds += time.monotonic() - begin
-
-    def values_at(self, weights: Weights) -> dict[str, float]:
-        """Return the monitored validation metric of each task with other weights."""
-        present = copy_of(self.model)
-        self.model.load_state_dict(weights)
-        sets: Mapping[str, TaskDataset] = self.eval_dataset
-        values = {name: value_of(sets[name], self.predictions(sets[name])) for name in self.tasks}
-        self.model.load_state_dict(present)
-        return values
-
-    def predictions(self, rows: TaskDataset) -> list[Any]:
-        """Return the predictions on some rows, without their labels."""
-
-        def forward(batch: dict[str, Any]) -> dict[str, Tensor]:
-            with self.compute_loss_context_manager():
-                return self.model(**batch).logits
-
-        self.model.eval()
-        units = unit_counts(rows.task, rows.rows) if self.model.heads[rows.name].unit == "token" else None
-        batches = IndexBatches(len(rows), self.args.eval_batch_size)
-        found = dict(
-            example
-            for ids, logits in iterate_logits(forward, rows, self.data_collator, batches, self.args.device)
-            for example in split_by_example(ids, logits[rows.name], units)
-        )
-        logits: Any = [found[index] for index in range(len(rows))]
-        return TASK_TYPES[rows.task.type].metric_predictions(rows.task, logits, rows.rows)
-
-
-def value_of(rows: TaskDataset, predictions: Sequence[Any]) -> float:
-    """Return the monitored metric of some predictions."""
-    return score_of(rows.task, predictions, TASK_TYPES[rows.task.type].references(rows.task, rows.rows))
-
-
-def score_of(task: TaskConfig, predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Return the monitored metric of predictions and references in the order of the task's labels."""
-    metric, in_metric_order = task.monitored, TASK_TYPES[task.type].in_metric_order
-    given, true = (in_metric_order(task, list(values)) for values in (predictions, references))
-    return compute([metric], task.type, given, true, task.label_names)[metric]
-
-
-def to_array(task: TaskConfig, predictions: Sequence[Any]) -> np.ndarray:
-    """Return predictions as a flat array; see `from_array`."""
-    if task.type == "regression":
-        return np.asarray(predictions, dtype=np.float32)
-    if task.type == "token_classification":
-        assert task.label_names is not None
-        place = {label: index for index, label in enumerate(task.label_names)}
-        return np.asarray([place[label] for words in predictions for label in words], dtype=np.int16)
-    return np.asarray(predictions, dtype=np.int16)
-
-
-def from_array(task: TaskConfig, array: np.ndarray, true: Sequence[Any]) -> list[Any]:
-    """Return predictions as metrics expect them; the references give the lengths of lists."""
-    if task.type != "token_classification":
-        return array.tolist()
-    assert task.label_names is not None
-    names = iter([task.label_names[index] for index in array.tolist()])
-    return [list(itertools.islice(names, len(words))) for words in true]
 
 
 def configuration(plan: Plan, cell: Cell, work: Path) -> RunConfig:
@@ -316,7 +201,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
     settings = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
     run = prepare_run(configuration(plan, cell, work), cell.file(work, "run"), **settings)
     tasks, model, arguments = run.tasks, run.model, run.args
-    trainer = KeepingTrainer(
+    trainer = TRIALS.get(method.get("trial", ""), KeepingTrainer)(
         model=model,
         args=arguments,
         processing_class=run.tokenizer,
@@ -509,7 +394,9 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
     """Read the test labels of each task set whose cells are complete, and write the metrics into its cells."""
     done = read_cells(cells)
     averages = validation_averages(cells)
-    for task_set in plan.task_sets:
+    for task_set, content in plan.task_sets.items():
+        if content.get("validation_only"):
+            continue
         choice = plan.choice(task_set, averages)
         wanted = [] if choice is None else plan.cells(task_set, choice)
         missing = [cell for cell in wanted if cell not in done]

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 from tiny import WORDS, tiny_encoder
 from transformers import AutoTokenizer
 
@@ -137,23 +135,6 @@ def test_the_section_of_the_page(tmp_path: Path) -> None:
 
 
 # -- the packed folder ------------------------------------------------------------------------------------------------
-
-
-def test_correlations_are_those_of_scipy() -> None:
-    """The scores of a machine without scipy were others."""
-    sys.path.insert(0, str(FOLDER))
-    import correlations
-
-    rng = np.random.default_rng(0)
-    for ties in (False, True):
-        x, y = rng.normal(size=(2, 50)) + rng.normal(size=50)
-        if ties:
-            x, y = np.round(x), np.round(y)
-        for name in ("pearsonr", "spearmanr"):
-            expected = getattr(stats, name)(x, y).statistic
-            assert getattr(correlations, name)(x, y).statistic == pytest.approx(expected, abs=1e-12)
-    with pytest.warns(correlations.ConstantInputWarning):
-        assert np.isnan(correlations.pearsonr([1.0, 1.0], [1.0, 2.0]).statistic)
 
 
 def test_weights_survive_packing(tmp_path: Path) -> None:

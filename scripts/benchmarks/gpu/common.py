@@ -51,14 +51,23 @@ class Settings:
         return quick if self.quick else full
 
 
-def parse(description: str | None) -> Settings:
-    """Read the command line of a part, and quieten the libraries."""
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of what all parts take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=3600.0)
-    args = parser.parse_args()
+    return parser
+
+
+def parse(description: str | None) -> Settings:
+    """Read the command line of a part, and quieten the libraries."""
+    return settings_of(command_line(description).parse_args())
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return the settings of a part, and quieten the libraries."""
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """The steps of ``pack.sh`` that need Python: what is absent, smaller wheels, a smaller encoder, archives.
 
 python pack.py absent FOLDER TORCH_VERSION CONSTRAINTS.txt   # empty wheels; writes the constraints to stdout
-python pack.py scipy FOLDER                                  # the wheel of correlations.py
 python pack.py strip FOLDER                                  # every wheel in it
 python pack.py rest FOLDER ROOT DATA ENCODER                 # scripts, data and encoder
 python pack.py compress ARCHIVE.tar.xz FOLDER NAME code|text
@@ -28,38 +27,40 @@ from typing import Any
 
 FILTER_OF = {"code": [{"id": lzma.FILTER_X86}], "text": []}
 
-# What a machine with PyTorch has. The versions of other packages than torch are those that it would need at least.
+# What a machine with PyTorch has, as images for scientific work do. The versions of other packages than torch are those
+# that it would need at least.
 IMAGE = {
     **{"numpy": "2.4.6", "sympy": "1.14.0", "networkx": "3.6.1", "jinja2": "3.1.6", "filelock": "4.3.1"},
     **{"fsspec": "2026.9.0", "typing_extensions": "4.16.0", "mpmath": "1.3.0", "markupsafe": "3.0.4"},
-    **{"setuptools": "81.0.0"},
+    **{"setuptools": "81.0.0", "scipy": "1.17.1", "scikit_learn": "1.9.1", "joblib": "1.5.2", "threadpoolctl": "3.6.0"},
+    **{"pandas": "3.1.1", "python_dateutil": "2.9.0", "six": "1.17.0", "matplotlib": "3.11.2", "contourpy": "1.3.3"},
+    **{"cycler": "0.12.1", "fonttools": "4.60.0", "kiwisolver": "1.4.9", "pillow": "12.0.0", "pyparsing": "3.2.5"},
+    **{"narwhals": "2.10.0"},
 }
 # Required by metadata, and imported by no part of the benchmark.
 LEFT_OUT = {
     "hf-xet": ("1.8.0", "downloads from the Hub"),
     "typer": ("0.29.2", "the command line of transformers; pydantic would come with it"),
     "aiohttp": ("3.14.5", "remote files of fsspec"),
-    "seqeval": ("1.2.2", "metrics of tags, of which no part has any; scikit-learn would come with it"),
-    "scipy": ("1.17.1", "see correlations.py"),
 }
 
 DROPPED_EVERYWHERE = r"(^|/)tests?/|/include/|\.(pyi|pyx|pxd|pxi|h|hpp|c|cc|cpp|a|lib|afm)$"
 DROPPED = {
     "pyarrow": r"(flight|/_substrait|libarrow_s3|_s3fs|_gcsfs|_azurefs|_hdfs|[/_]orc|_cpp_tests)[^/]*\.(so|so\..*)$"
     r"|/src/|libarrow_python[a-z_]*\.so(\.\d+\.\d+\.\d+)?$",
-    "pillow": r"_avif|libavif|_imagingft|_imagingcms|_webp|libwebp|libsharpyuv|libfreetype|libharfbuzz|liblcms2"
-    r"|libbrotli|libpng|_imagingmath|_imagingmorph",
-    "matplotlib": r"mpl-data/(sample_data|images|fonts/(?!ttf/DejaVuSans(-Bold)?\.ttf))|web_backend|_tkagg|_macosx",
     "pygments": r"pygments/(lexers|styles)/(?!__init__|_mapping|python|special|text|default)",
-    "tzdata": r"tzdata/zoneinfo/",
-    "fonttools": r"^fontTools/(?!(__init__\.py|agl\.py|misc/))|^share/",
     # Tokenizers are searched in all models, whose `__init__` must be there.
     "transformers": r"transformers/cli/|transformers/models/"
     r"(?!(auto|bert|roberta|distilbert|modernbert|encoder_decoder)/)[^/]+/(?!__init__\.py$)",
 }
 
-SOURCES = ("glue/stsb", "glue/sst2", "glue/qnli", "ecommerce/counterfactual", "ecommerce/stars")
-TRAINED_ON = ("glue/cola", "glue/mrpc", "glue/rte")
+SOURCES = (
+    *("glue/stsb", "glue/sst2", "glue/qnli", "glue/mrpc"),
+    *("ecommerce/counterfactual", "ecommerce/stars", "ecommerce/aspects"),
+    *("weak/chemprot", "weak/wikigold"),
+)
+TRAINED_ON = ("glue/cola", "glue/rte")
+CONFIGS = ("quality.yaml", "noisy5.yaml", "natural5.yaml", "distant5.yaml")
 ENCODER_LAYERS, LONGEST = 3, 128  # layers, and tokens of a sequence
 
 
@@ -101,20 +102,6 @@ def write_absent(folder: Path, torch: str, constraints: Path) -> None:
         pinned = re.match(r"([A-Za-z0-9_.-]+)==", line)
         if pinned and pinned[1].lower().replace("-", "_") not in versions:
             print(line)
-
-
-def write_scipy(folder: Path) -> None:
-    """Write the wheel that stands for scipy."""
-    functions = Path(__file__).with_name("correlations.py").read_text(encoding="utf-8")
-    version = f"{LEFT_OUT['scipy'][0]}+correlations"
-    refusal = '"""Imported by transformers; no part calls it."""\n\n\ndef linear_sum_assignment(*args, **kwargs):\n'
-    refusal += '    raise NotImplementedError("This is not scipy: see scripts/benchmarks/gpu/correlations.py.")\n'
-    files = {
-        "scipy/__init__.py": f'"""Not scipy: two of its functions, in `scipy.stats`."""\n\n__version__ = "{version}"\n',
-        "scipy/stats.py": functions,
-        "scipy/optimize.py": refusal,
-    }
-    write_wheel(folder, "scipy", version, files, "Requires-Dist: numpy\n")
 
 
 def strip_wheels(folder: Path) -> None:
@@ -164,7 +151,7 @@ def write_rest(folder: Path, root: Path, data: Path, encoder: Path) -> None:
         root / "scripts" / "benchmarks", folder / "scripts" / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
     )
     (folder / "scripts" / "configs").mkdir()
-    for name in ("quality.yaml", "noisy5.yaml"):
+    for name in CONFIGS:
         shutil.copy(root / "scripts" / "configs" / name, folder / "scripts" / "configs")
     for source in SOURCES:
         shutil.copytree(data / source, folder / "data" / source, copy_function=shutil.copyfile)
@@ -230,8 +217,6 @@ def main() -> None:
     paths = [Path(item) for item in given]
     if command == "absent":
         write_absent(paths[0], given[1], paths[2])
-    elif command == "scipy":
-        write_scipy(paths[0])
     elif command == "strip":
         strip_wheels(paths[0])
     elif command == "rest":

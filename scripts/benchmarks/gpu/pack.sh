@@ -3,18 +3,17 @@
 #
 #     DATA=data ENCODER=all-MiniLM-L6-v2 PYTHON=.venv/bin/python bash scripts/benchmarks/gpu/pack.sh OUTPUT_FOLDER
 #
-# DATA has the folders glue and ecommerce, with the columns of the Hub; ENCODER is a folder with a BERT encoder; PYTHON
+# DATA has the folders glue, ecommerce and weak, with the columns of the Hub; ENCODER is a folder with a BERT encoder; PYTHON
 # has this project's packages, pip and a network. `strip` (binutils) must be there too.
 #
-# The target is Python 3.12 on Linux x86-64 with PyTorch 2.11, numpy and what PyTorch itself requires. PYTHON_VERSION
-# and TORCH_VERSION change it.
+# The target is Python 3.12 on Linux x86-64 with PyTorch 2.11 and what it requires, numpy, scipy, scikit-learn, pandas and
+# matplotlib. PYTHON_VERSION and TORCH_VERSION change it.
 #
 # As they are, the wheels would take 150 MiB, and the encoder 43. What does not fit, and what is done instead:
 #
 # * Wheels lose their tests, headers, typing stubs and symbol tables; pyarrow its clients of S3, Azure, HDFS and Flight;
 #   transformers the models that no part uses. All is compressed again, together. The rules are in pack.py.
 # * Packages that no part imports are left out, although metadata require them: see LEFT_OUT in pack.py.
-# * scipy is left out: correlations.py has the two functions that are needed, and a test compares them.
 # * The encoder has the three layers that the comparison of methods uses, in bfloat16, and zeros for the word pieces that
 #   the packed texts do not have. The measurement on GLUE uses random weights of all its layers, which are as fast.
 #
@@ -47,11 +46,11 @@ done
 
 # Empty wheels stand for what the machine has and for what is left out, so that pip does not fetch it.
 "$python" "$here/pack.py" absent "$absent" "${TORCH_VERSION:-2.11.0}" "$root/constraints.txt" > "$scratch/constraints.txt"
-"$python" -m pip wheel -q --no-deps --wheel-dir "$wheels" "$root"
+# seqeval has no wheel in the index.
+"$python" -m pip wheel -q --no-deps -c "$root/constraints.txt" --wheel-dir "$wheels" "$root" seqeval
 "$python" -m pip download -q --dest "$wheels" --find-links "$absent" -c "$scratch/constraints.txt" "${target[@]}" \
-    "$wheels"/hf_async_mtl-*.whl torchjd
+    "$wheels"/*.whl torchjd
 rm -f "$wheels"/*+image-*.whl "$wheels"/*+absent-*.whl
-"$python" "$here/pack.py" scipy "$wheels"
 "$python" "$here/pack.py" strip "$wheels"
 
 # Each dependency is in the folder, on the machine, or named in LEFT_OUT.

@@ -85,9 +85,13 @@ def stalls(results: Found) -> str:
     per_step = {loop: counts for loop, counts in results.get("stalls", {}).get("per_step", {}).items() if counts}
     if not per_step:
         return ""
-    names = list(next(iter(per_step.values())))
+    names = [name for name in next(iter(per_step.values())) if name != "waits_at"]
     rows = [[loop, *(f"{counts[name]:.1f}" for name in names)] for loop, counts in per_step.items()]
-    return table(["waits per step", *(f"`{name}`" for name in names)], rows)
+    shown = table(["waits per step", *(f"`{name}`" for name in names)], rows)
+    places = [
+        [loop, f"`{at}`", f"{n:.1f}"] for loop, counts in per_step.items() for at, n in counts["waits_at"].items()
+    ]
+    return f"{shown}\n\n{table(['loop', 'PyTorch waits at', 'per step'], places)}" if places else shown
 
 
 def quality(results: Found) -> str:

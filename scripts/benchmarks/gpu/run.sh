@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check and measure hf_async_mtl on one GPU machine, within eight minutes and without a network.
 #
-#     bash run.sh [--device cuda|cpu] [--quick] OUTPUT
+#     bash run.sh [--device cuda|cpu] [--quick] [--parts "smoke right fast quality"] OUTPUT
 #
 # From the folder that pack.sh made, on a machine with PyTorch and numpy: it makes a virtual environment on top of the
 # Python that it finds (python3), installs what was packed, and runs four parts, each with a time limit of its own:
@@ -14,27 +14,29 @@
 #
 #     PYTHON=.venv/bin/python DATA=data ENCODER=all-MiniLM-L6-v2 bash scripts/benchmarks/gpu/run.sh runs/gpu
 #
-# --quick takes tiny sizes, and four times as long limits: it shows that the parts work, and its figures mean nothing.
+# --parts runs some of them. --quick takes tiny sizes, and four times as long limits: it shows that the parts work, and
+# its figures mean nothing.
 set -uo pipefail
 
 device=cuda quick=() output=
 scale=1  # of the time limits
+parts=(smoke right fast quality)
 while [ $# -gt 0 ]; do
     case $1 in
         --device) device=$2; shift 2 ;;
         --quick) quick=(--quick) scale=4; shift ;;
-        -*) echo "run.sh takes --device cuda|cpu, --quick and a folder; found $1." >&2; exit 2 ;;
+        --parts) read -ra parts <<< "$2"; shift 2 ;;
+        -*) echo "run.sh takes --device cuda|cpu, --quick, --parts and a folder; found $1." >&2; exit 2 ;;
         *) output=$1; shift ;;
     esac
 done
 if [ -z "$output" ]; then
-    echo "run.sh needs the folder for its results: bash run.sh [--device cuda|cpu] [--quick] OUTPUT" >&2
+    echo "run.sh needs the folder for its results: bash run.sh [--device cuda|cpu] [--quick] [--parts ...] OUTPUT" >&2
     exit 2
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$output" && output=$(cd "$output" && pwd)
 total=$((475 * scale))  # seconds of all parts, the installation included
-parts=(smoke right fast quality)
 for part in "${parts[@]}"; do rm -f "$output/$part.json" "$output/$part.log"; done
 
 if [ -n "${PYTHON:-}" ]; then
@@ -72,9 +74,14 @@ run_part() {
     echo "$name ended after $SECONDS s"
 }
 
-run_part smoke smoke.py 60
-run_part right right.py 110 CUBLAS_WORKSPACE_CONFIG=:4096:8
-run_part fast fast.py 170
-run_part quality quality_part.py "$total" OMP_NUM_THREADS=1
+for part in "${parts[@]}"; do
+    case $part in
+        smoke) run_part smoke smoke.py 60 ;;
+        right) run_part right right.py 110 CUBLAS_WORKSPACE_CONFIG=:4096:8 ;;
+        fast) run_part fast fast.py 170 ;;
+        quality) run_part quality quality_part.py "$total" OMP_NUM_THREADS=1 ;;
+        *) echo "The parts are smoke, right, fast and quality; found $part." >&2; exit 2 ;;
+    esac
+done
 
 "$python" "$here/common.py" "$output" "${parts[@]}"
