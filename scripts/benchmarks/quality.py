@@ -97,8 +97,10 @@ class Plan:
         choose_with: The method that decides on the choice.
         choices: Choice -> changes of the configuration.
         task_sets: Name -> ``config``, ``rows`` (the task set that is built), ``noise``, ``seeds`` (their number, or a
-            list), ``methods``, ``choice_of``: the task set whose choice is used, if it is another one, and
-            ``validation_only``: its test labels are never read.
+            list), ``methods``, ``fewer_seeds``: method -> the seeds of a method that has not all of them,
+            ``choice_of``: the task set whose choice is used, if it is another one, ``small``: its small tasks, and
+            ``beside``: the task set with whose methods its own are compared, on validation: its test labels are never
+            read.
         methods: Name -> ``set`` (changes of the configuration), ``controls``, ``single_task``, ``trial`` (a key of
             ``comparison_trainers.TRIALS``).
     """
@@ -131,12 +133,19 @@ class Plan:
             names += [f"{name}-{task}" for task in self.tasks(task_set)] if one_each else [name]
         return names
 
+    def seeds(self, task_set: str) -> list[int]:
+        """Return the seeds of a task set."""
+        seeds = self.task_sets[task_set]["seeds"]
+        return list(range(seeds)) if isinstance(seeds, int) else seeds
+
+    def method_of(self, row: str) -> str:
+        """Return the name of a row's method."""
+        return row if row in self.methods else row.rpartition("-")[0]
+
     def method(self, row: str) -> tuple[dict[str, Any], str | None]:
         """Return the method of a row, and its task if it has a single one."""
-        if row in self.methods:
-            return self.methods[row], None
-        name, _, task = row.rpartition("-")
-        return self.methods[name], task
+        name = self.method_of(row)
+        return self.methods[name], None if name == row else row.removeprefix(f"{name}-")
 
     def settings(self, cell: Cell) -> list[str]:
         """Return the changes of a cell to the configuration of its task set, as arguments of ``--set``."""
@@ -146,9 +155,13 @@ class Plan:
 
     def cells(self, task_set: str, choice: str) -> list[Cell]:
         """Return all cells of a task set, seed by seed, so that each seed is complete before the next."""
-        rows, seeds = self.rows(task_set), self.task_sets[task_set]["seeds"]
-        of_each = range(seeds) if isinstance(seeds, int) else seeds
-        return [Cell(task_set, row, choice, seed) for seed in of_each for row in rows]
+        fewer = self.task_sets[task_set].get("fewer_seeds", {})
+        return [
+            Cell(task_set, row, choice, seed)
+            for seed in self.seeds(task_set)
+            for row in self.rows(task_set)
+            if seed in fewer.get(self.method_of(row), [seed])
+        ]
 
     def trials(self, task_set: str) -> list[Cell]:
         """Return the cells that decide on the choice of a task set."""
@@ -395,7 +408,7 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
     done = read_cells(cells)
     averages = validation_averages(cells)
     for task_set, content in plan.task_sets.items():
-        if content.get("validation_only"):
+        if "beside" in content:
             continue
         choice = plan.choice(task_set, averages)
         wanted = [] if choice is None else plan.cells(task_set, choice)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class Row:
         """Return seed -> mean over the tasks; NaN if a task has no value."""
         return {seed: mean(scores.values()) for seed, scores in getattr(self, split).items()}
 
+    def mean_on(self, split: str) -> float:
+        """Return the mean over tasks and seeds."""
+        return mean(self.means(split).values())
+
 
 @dataclass(frozen=True)
 class TaskSet:
@@ -80,6 +84,8 @@ class TaskSet:
     metrics: Mapping[str, str]
     cells: Sequence[Cell]
     trials: Sequence[Cell]
+    small: Sequence[str] = ()
+    validation_only: bool = False
 
     def of(self, method: str) -> list[Cell]:
         return [cell for cell in self.cells if cell["method"] == method]
@@ -87,7 +93,8 @@ class TaskSet:
     @property
     def split(self) -> str:
         """``test`` once all cells have been scored, ``validation`` before."""
-        return "test" if self.cells and all(cell["test"] is not None for cell in self.cells) else "validation"
+        scored = self.cells and all(cell["test"] is not None for cell in self.cells)
+        return "test" if scored and not self.validation_only else "validation"
 
     def rows(self) -> list[Row]:
         """Return the rows of the table, in order: baselines, distilling methods, yardsticks."""
@@ -155,8 +162,14 @@ def read_task_sets(plan: Plan, folder: Path) -> list[TaskSet]:
             for cell in wanted:
                 metrics |= cell["metrics"]
             ordered = {task: metrics[task] for task in plan.tasks(name) if task in metrics}
-            trials = [cells[cell] for cell in plan.trials(name) if cell.task_set == name]
-            found.append(TaskSet(name, settings["noise"], choice, ordered, wanted, trials))
+            trials = [cells[cell] for cell in plan.trials(name) if cell.task_set == name and cell in cells]
+            beside = settings.get("beside")
+            if beside is not None:
+                of_both = [replace(cell, task_set=beside) for cell in plan.cells(beside, choice)]
+                shared = [cell for cell in of_both if cell.method in ("sum", DEFAULT) and cell.seed in plan.seeds(name)]
+                wanted = [cells[cell] for cell in shared if cell in cells] + wanted
+            small = settings.get("small", ())
+            found.append(TaskSet(name, settings["noise"], choice, ordered, wanted, trials, small, beside is not None))
     return found
 
 
@@ -195,13 +208,13 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean(known), float(half), len(known))
 
 
-def differences(row: Row, base: Row, split: str = "test", task: str | None = None) -> list[float]:
-    """Return the differences of two rows over the seeds that both have: of a task, or of the mean over the tasks."""
+def differences(row: Row, base: Row, split: str = "test", tasks: Collection[str] | None = None) -> list[float]:
+    """Return the differences of two rows over the seeds that both have: of the mean over some tasks, or over all."""
     values, against = getattr(row, split), getattr(base, split)
     seeds = sorted(set(values) & set(against))
-    if task is not None:
-        return [values[seed][task] - against[seed][task] for seed in seeds]
-    return [mean(values[seed].values()) - mean(against[seed].values()) for seed in seeds]
+    if tasks is None:
+        return [mean(values[seed].values()) - mean(against[seed].values()) for seed in seeds]
+    return [mean(values[seed][task] - against[seed][task] for task in tasks) for seed in seeds]
 
 
 def seeds_needed(deviation: float, effect: float, power: float = 0.9, level: float = 0.05) -> int:
@@ -219,9 +232,11 @@ def seeds_needed(deviation: float, effect: float, power: float = 0.9, level: flo
 
 
 def best_baseline(rows: Sequence[Row]) -> Row | None:
-    """Return the baseline with the best validation mean over its seeds."""
-    known = [row for row in rows if row.group == "baseline" and math.isfinite(mean(row.means("validation").values()))]
-    return max(known, key=lambda row: mean(row.means("validation").values()), default=None)
+    """Return the baseline with the best validation mean over its seeds, of those that have all seeds."""
+    baselines = [row for row in rows if row.group == "baseline"]
+    seeds = max((len(row.validation) for row in baselines), default=0)
+    known = [row for row in baselines if len(row.validation) == seeds and not math.isnan(row.mean_on("validation"))]
+    return max(known, key=lambda row: row.mean_on("validation"), default=None)
 
 
 # -- Markdown ---------------------------------------------------------------------------------------------------------
@@ -272,12 +287,18 @@ def comparison(task_set: TaskSet) -> str:
     found = differences(default, base, split)
     overall = estimate(found)
     tasks = ", ".join(
-        f"{task} {estimate(differences(default, base, split, task)).text(sign=True)}" for task in task_set.metrics
+        f"{task} {estimate(differences(default, base, split, [task])).text(sign=True)}" for task in task_set.metrics
+    )
+    large = [task for task in task_set.metrics if task not in task_set.small]
+    groups = ", ".join(
+        f"the {name} tasks {estimate(differences(default, base, split, group)).text(sign=True)}"
+        for name, group in (("small", task_set.small), ("large", large))
+        if group
     )
     relative = 100 * overall.value / mean(base.means(split).values())
     text = (
         f"`{DEFAULT}` minus {base.label}, the best baseline on validation, on {split}: "
-        f"**{overall.text(sign=True)} points** ({relative:+.1f} %, seeds: {overall.seeds}). By task: {tasks}."
+        f"**{overall.text(sign=True)} points** ({relative:+.1f} %, seeds: {overall.seeds}); {groups}. By task: {tasks}."
     )
     deviation = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
     if deviation > 1e-9:
@@ -304,6 +325,7 @@ def runs_table(task_set: TaskSet) -> str:
                 str(cell["steps"]["best_average"]),
                 ", ".join(converged) or "none",
                 f"{cell['seconds']['training']:.0f}",
+                cell["environment"]["device"],
                 cell["environment"]["commit"],
             ]
         )
@@ -318,6 +340,7 @@ def runs_table(task_set: TaskSet) -> str:
         "at step",
         "converged at",
         "seconds",
+        "device",
         "commit",
     ]
     return table(head, lines)
@@ -455,7 +478,8 @@ def main() -> None:
     for task_set in task_sets:
         if task_set.of(DEFAULT) and task_set.of("sum"):
             plot_curves(task_set, folder / f"curves-{task_set.name}.png")
-    by_noise = [task_set for task_set in task_sets if plan.task_sets[task_set.name]["rows"] == "noisy5"]
+    levels_of = [task_set for task_set in task_sets if not task_set.validation_only]
+    by_noise = [task_set for task_set in levels_of if plan.task_sets[task_set.name]["rows"] == "noisy5"]
     if len(by_noise) > 1 and all(task_set.split == "test" for task_set in by_noise):
         levels = {}
         for task_set in by_noise:
