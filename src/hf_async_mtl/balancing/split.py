@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..modeling.packing import to_device
+
 
 @dataclass(frozen=True)
 class LossSplit:
@@ -28,6 +30,15 @@ class LossSplit:
 def weighted_sums(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the sum of each task's losses times its weight, ``[T]``; a task that is not named has the weight 1."""
     return torch.stack([weights.get(name, 1.0) * task_losses.sum() for name, task_losses in losses.items()])
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the sum of all losses times the weights of their tasks; see `weighted_sums`."""
+    values = torch.cat(list(losses.values()))
+    if all(weights.get(name, 1.0) == 1 for name in losses):
+        return values.sum()
+    of_each = [weights.get(name, 1.0) for name, task_losses in losses.items() for _ in range(len(task_losses))]
+    return (values * to_device(torch.tensor(of_each), values.device)).sum()
 
 
 def split_losses(

@@ -5,7 +5,7 @@ To add a type, add its class here and to `HEADS`, and its file to ``hf_async_mtl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +28,11 @@ from .packing import Layout, Ragged
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
     """Return one vector per segment, ``[S, H]``: ``cls`` (that of its first token), ``mean`` or ``max``."""
+    if ragged.vectors is not None:
+        return ragged.vectors
     states, tokens = ragged.states, ragged.layout.tokens
     if pooling == "cls":
-        return states[tokens[:-1]]
+        return states.index_select(0, tokens[:-1])
     segment = segment_index(tokens, len(states))
     empty = states.new_zeros(len(tokens) - 1, states.shape[-1])
     if pooling == "mean":
@@ -90,7 +92,7 @@ class Head(nn.Module):
         """Return the logits of the examples, ``[B, C]``, from the first segment of each or from all its windows."""
         vectors, segments = pool(ragged, self.pooling), ragged.layout.segments
         if self.window_pooling is None:
-            return self.linear(self.dropout(vectors[segments[:-1]]))
+            return self.linear(self.dropout(vectors.index_select(0, segments[:-1])))
         scores = self.linear(self.dropout(vectors))
         return pool(Ragged(scores, Layout(segments, segments)), self.window_pooling)
 
@@ -103,6 +105,11 @@ class Head(nn.Module):
     ) -> Tensor:
         """Return the distillation loss of each example, ``[B]``: 0, with a gradient of 0, if both logits are equal."""
         return self.row_divergence(logits, teacher, temperature)
+
+
+def empty_loss(heads: Sequence[Head]) -> Tensor:
+    """Return the losses ``[0]`` of no example, with a gradient of 0 for all parameters of some heads."""
+    return torch.cat([parameter.flatten() for head in heads for parameter in head.parameters()])[:0].float()
 
 
 class ClassificationHead(Head):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,18 @@ class HostBatch:
             raise ValueError(f"The tasks of a packed batch must be ids below {tasks}; found {ids[-1]}.")
         return found
 
+    def layouts(self, slices: Sequence[tuple[slice, slice, slice]], device: torch.device) -> list[Layout]:
+        """Return the layout of each task's part, whose offsets begin at 0, from what `slices` returned: one copy."""
+        lengths, counts = list(self.segment_lengths), list(self.segment_counts)
+        offsets = [
+            list(accumulate(values[own], initial=0))
+            for examples, segments, _ in slices
+            for values, own in ((lengths, segments), (counts, examples))
+        ]
+        copied = to_device(torch.tensor(list(chain.from_iterable(offsets))), device)
+        views = iter(copied.split([len(part) for part in offsets]))
+        return [Layout(tokens, segments) for tokens, segments in zip(views, views, strict=True)]
+
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host to a device without waiting for the device."""
@@ -93,10 +105,14 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 class Ragged(NamedTuple):
-    """Token states without padding: ``states`` ``[T, H]``, and their layout."""
+    """Token states without padding: ``states`` ``[T, H]``, and their layout.
+
+    ``vectors`` ``[S, H]`` are the pooled segments, where several heads share them.
+    """
 
     states: Tensor
     layout: Layout
+    vectors: Tensor | None = None
 
 
 class PackedRows(NamedTuple):

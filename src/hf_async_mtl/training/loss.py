@@ -13,7 +13,7 @@ from ..balancing.backward import ParameterGroups, balanced_backward
 from ..balancing.balancer import GradientBalancer, LossBalancer
 from ..balancing.build import build_balancer
 from ..balancing.config import BalancingConfig
-from ..balancing.split import LossSplit, split_losses, weighted_sums
+from ..balancing.split import LossSplit, split_losses, weighted_sum
 from ..building.freezing import last_shared_layer
 from ..convergence.schedule import ConvergenceSchedule
 from ..data.dataset import decode_example_ids
@@ -116,11 +116,11 @@ class MultiTaskLoss:
     def _combine(self, losses: Mapping[str, Tensor], num_examples: Tensor) -> Tensor:
         """Return this rank's loss of all tasks."""
         if self.balancer is None:
-            return weighted_sums(losses, self.task_weights).sum() / num_examples
+            return weighted_sum(losses, self.task_weights) / num_examples
         own = torch.cat(list(losses.values()))
         if self._sum_over_ranks((~own.detach().isfinite()).sum()):
             # `FiniteCheck` ends the run, and names the task; a balancing method would fail first.
-            loss = weighted_sums(losses, self.task_weights).sum() / num_examples
+            loss = weighted_sum(losses, self.task_weights) / num_examples
             return loss.detach().requires_grad_() if self.balances_gradients else loss
         learning = [name for name, phase in self.schedule.phases.items() if phase == "learning"]
         split = split_losses(losses, self.task_weights, num_examples, learning, self._sum_over_ranks)
@@ -190,10 +190,11 @@ class RunningTaskLoss:
 
     def add(self, losses: Sequence[Tensor]) -> None:
         """Add the losses of a batch: for each task a vector, empty if it has no example."""
-        finite = [loss.detach().isfinite() for loss in losses]
-        sums = torch.stack([loss.detach().where(ok, 0.0).sum() for loss, ok in zip(losses, finite, strict=True)])
-        counts = torch.stack([ok.sum() for ok in finite]).to(sums)
-        self._totals = self._totals.to(sums.device) + torch.stack([sums, counts])
+        values = torch.cat([task_losses.detach() for task_losses in losses])
+        tasks = torch.tensor([task for task, own in enumerate(losses) for _ in range(len(own))], dtype=torch.int64)
+        finite = values.isfinite()
+        added = torch.stack([values.where(finite, 0.0), finite.to(values.dtype)])
+        self._totals = self._totals.to(values.device).index_add(1, to_device(tasks, values.device), added)
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Return ``<task>_loss``, the mean over all ranks since the last call, of each task with an example."""
