@@ -5,7 +5,7 @@ To add a type, add its class here and to `HEADS`, and its file to ``hf_async_mtl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from .losses import (
     segment_index,
     squared_error,
 )
-from .packing import Layout, Ragged
+from .packing import HostBatch, Layout, Ragged
 
 
 def pool(ragged: Ragged, pooling: str) -> Tensor:
@@ -105,6 +105,25 @@ class Head(nn.Module):
     ) -> Tensor:
         """Return the distillation loss of each example, ``[B]``: 0, with a gradient of 0, if both logits are equal."""
         return self.row_divergence(logits, teacher, temperature)
+
+
+def pooled(ragged: Ragged, heads: Iterable[Head], pooling: str) -> Ragged:
+    """Pool the segments once for all of some heads that read them."""
+    reads_segments = any(head.unit == "example" for head in heads)
+    return ragged._replace(vectors=pool(ragged, pooling)) if reads_segments else ragged
+
+
+def split_by_task(ragged: Ragged, host: HostBatch, heads: Mapping[str, Head], pooling: str) -> dict[str, Ragged]:
+    """Return the part of each head, in the order of the task ids: the examples of a packed batch are sorted by task.
+
+    All parts are made together, as views: on a GPU, a few operators per task would take longer than the heads.
+    """
+    slices = host.slices(len(heads))
+    sizes = [[part.stop - part.start for part in parts] for parts in zip(*slices, strict=True)]
+    ragged = pooled(ragged, [head for head, size in zip(heads.values(), sizes[0], strict=True) if size], pooling)
+    vectors = [None] * len(heads) if ragged.vectors is None else ragged.vectors.split(sizes[1])
+    parts = zip(ragged.states.split(sizes[2]), host.layouts(slices, ragged.states.device), vectors, strict=True)
+    return {name: Ragged(*part) for name, part in zip(heads, parts, strict=True)}
 
 
 def empty_loss(heads: Sequence[Head]) -> Tensor:

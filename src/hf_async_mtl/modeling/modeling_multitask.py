@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_multitask import ConfigurationError, MultiTaskConfig, TaskConfig, from_package
-from .heads import HEADS, Head, empty_loss, pool
+from .heads import HEADS, Head, empty_loss, pooled, split_by_task
 from .packing import (
     HostBatch,
     Layout,
@@ -283,42 +283,23 @@ class MultiTaskModel(PreTrainedModel):
         self, ragged: Ragged, labels: Mapping[str, Tensor], tasks: Sequence[str] | None, host: HostBatch
     ) -> MultiTaskOutput:
         logits, losses, layouts = {}, {}, {}
-        parts = self._split(ragged, host) if tasks is None else dict.fromkeys(tasks, self._pooled(ragged, tasks))
-        absent = [name for name, part in parts.items() if len(part.layout.segments) == 1]
+        heads = {name: self._head(name) for name in (self.config.task_order if tasks is None else tasks)}
+        if tasks is None:
+            parts = split_by_task(ragged, host, heads, self.config.pooling)
+        else:
+            parts = dict.fromkeys(heads, pooled(ragged, heads.values(), self.config.pooling))
+        absent = [head for name, head in heads.items() if len(parts[name].layout.segments) == 1]
         # A head without an example stays in the graph: every parameter has a gradient on every rank.
-        nothing = empty_loss([self._head(name) for name in absent]) if absent and labels else None
-        for name, part in parts.items():
-            head = self._head(name)
-            if name not in absent:
-                logits[name], layouts[name] = head(part), part.layout
+        nothing = empty_loss(absent) if absent and labels else None
+        for name, head in heads.items():
+            if head not in absent:
+                logits[name], layouts[name] = head(parts[name]), parts[name].layout
                 if name in labels:
-                    losses[name] = head.loss(logits[name], labels[name], part.layout)
+                    losses[name] = head.loss(logits[name], labels[name], layouts[name])
             elif nothing is not None:
                 losses[name] = nothing
         loss = torch.cat(list(losses.values())).sum() / len(host.task_ids) if losses else None
         return MultiTaskOutput(loss=loss, logits=logits, losses=losses or None, layouts=layouts)
-
-    def _split(self, ragged: Ragged, host: HostBatch) -> dict[str, Ragged]:
-        """Return the part of each task: the examples of a packed batch are sorted by task.
-
-        All parts are made together, as views: on a GPU, a few operators per task would take longer than the heads.
-        """
-        names = self.config.task_order
-        slices = host.slices(len(names))
-        present = [name for name, (examples, _, _) in zip(names, slices, strict=True) if examples.stop > examples.start]
-        ragged = self._pooled(ragged, present)
-        states = ragged.states.split([tokens.stop - tokens.start for _, _, tokens in slices])
-        vectors: Sequence[Tensor | None] = [None] * len(names)
-        if ragged.vectors is not None:
-            vectors = ragged.vectors.split([segments.stop - segments.start for _, segments, _ in slices])
-        layouts = host.layouts(slices, ragged.states.device)
-        return {name: Ragged(*part) for name, *part in zip(names, states, layouts, vectors, strict=True)}
-
-    def _pooled(self, ragged: Ragged, names: Sequence[str]) -> Ragged:
-        """Pool the segments once for all heads that read them."""
-        if all(self._head(name).unit == "token" for name in names):
-            return ragged
-        return ragged._replace(vectors=pool(ragged, self.config.pooling))
 
     def _forward_padded(
         self,
@@ -340,10 +321,9 @@ class MultiTaskModel(PreTrainedModel):
         }
         ragged = ragged_from_mask(encode(self.encoder, attention_mask=sorted_mask, **flat), sorted_mask, choices)
         logits, losses = {}, {}
-        names = self.config.task_order if tasks is None else tasks
-        ragged = self._pooled(ragged, names)
-        for name in names:
-            head = self._head(name)
+        heads = {name: self._head(name) for name in (self.config.task_order if tasks is None else tasks)}
+        ragged = pooled(ragged, heads.values(), self.config.pooling)
+        for name, head in heads.items():
             scores = head(ragged)
             if name in labels:
                 losses[name] = head.loss(scores, labels[name], ragged.layout)

@@ -42,25 +42,17 @@ class HostBatch:
     """What the host must know of a packed batch, as Python integers: to read them from a GPU is to wait for it.
 
     It is neither a tensor nor a collection, so that accelerate and wrappers of the model leave it where it is.
-
-    Attributes:
-        task_ids: ``[B]``, ascending.
-        segment_counts: ``[B]``.
-        segment_lengths: ``[S]``.
-        example_ids: ``[B]``; empty where nobody asks for them.
     """
 
     def __init__(
         self,
-        task_ids: Sequence[int],
-        segment_counts: Sequence[int],
-        segment_lengths: Sequence[int],
-        example_ids: Sequence[int] = (),
+        task_ids: Sequence[int],  # ``[B]``, ascending
+        segment_counts: Sequence[int],  # ``[B]``
+        segment_lengths: Sequence[int],  # ``[S]``
+        example_ids: Sequence[int] = (),  # ``[B]``; empty where nobody asks for them
     ) -> None:
-        self.task_ids = task_ids
-        self.segment_counts = segment_counts
-        self.segment_lengths = segment_lengths
-        self.example_ids = example_ids
+        self.task_ids, self.segment_counts = task_ids, segment_counts
+        self.segment_lengths, self.example_ids = segment_lengths, example_ids
 
     def slices(self, tasks: int) -> list[tuple[slice, slice, slice]]:
         """Return the examples, the segments and the tokens of each task; ``tasks`` is their number.
@@ -88,15 +80,13 @@ class HostBatch:
 
     def layouts(self, slices: Sequence[tuple[slice, slice, slice]], device: torch.device) -> list[Layout]:
         """Return the layout of each task's part, whose offsets begin at 0, from what `slices` returned: one copy."""
-        lengths, counts = list(self.segment_lengths), list(self.segment_counts)
-        offsets = [
-            list(accumulate(values[own], initial=0))
-            for examples, segments, _ in slices
-            for values, own in ((lengths, segments), (counts, examples))
-        ]
-        copied = to_device(torch.tensor(list(chain.from_iterable(offsets))), device)
-        views = iter(copied.split([len(part) for part in offsets]))
-        return [Layout(tokens, segments) for tokens, segments in zip(views, views, strict=True)]
+        offsets: list[list[int]] = []
+        for examples, segments, _ in slices:
+            offsets.append([*accumulate(self.segment_lengths[segments], initial=0)])
+            offsets.append([*accumulate(self.segment_counts[examples], initial=0)])
+        flat = to_device(torch.tensor([*chain.from_iterable(offsets)]), device)
+        views = iter(flat.split([len(part) for part in offsets]))
+        return [Layout(*pair) for pair in zip(views, views, strict=True)]
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -230,11 +220,7 @@ def _attention_bias(encoder: Any, mask: Tensor) -> Tensor:
 
 @torch.compiler.disable
 def encode_length_groups(
-    encoder: Any,
-    rows: PackedRows,
-    segment_counts: Tensor,
-    groups: int | None = 4,
-    sizes: Sequence[int] | None = None,
+    encoder: Any, rows: PackedRows, segment_counts: Tensor, groups: int | None = 4, sizes: Sequence[int] | None = None
 ) -> Ragged:
     """Encode the segments of packed rows in at most ``groups`` padded forwards.
 
@@ -356,8 +342,7 @@ def random_row(encoder: Any) -> PackedRows:
     longest = min(longest, limit // 2) if limit and limit > 0 else longest
     lengths = torch.tensor([longest, 5, 7])
     # Any token but padding, whose id may be the first or the last of the vocabulary.
-    others = torch.arange(config.vocab_size)
-    others = others[others != padding_id(encoder)]
+    others = torch.tensor([token for token in range(config.vocab_size) if token != padding_id(encoder)])
     drawn = torch.randint(len(others), (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
     positions = segment_tokens(torch.zeros_like(lengths), lengths)
     segments = torch.arange(1, 4).repeat_interleave(lengths)
