@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def test_plain_training_decides_for_all(plan: Plan) -> None:
     assert plan.choice("one", done) == "high"
 
 
+def test_seeds(plan: Plan) -> None:
+    """A method that has fewer seeds was run on all, or held up the scores of its task set for ever."""
+    plan.task_sets["one"] |= {"seeds": [3, 5], "fewer_seeds": {"single": [5], "other": [3]}}
+    cells = [(cell.method, cell.seed) for cell in plan.cells("one", "low")]
+    assert cells == [("sum", 3), ("other", 3), ("sum", 5), ("single-a", 5), ("single-b", 5)]
+    assert [cell.seed for cell in plan.cells("two", "low")] == [0, 0, 1, 1]
+
+
+def test_a_single_choice_needs_no_trial(plan: Plan) -> None:
+    """One run of plain training had to end before any other could begin."""
+    alone = replace(plan, choices={"low": CHOICES["low"]})
+    assert alone.choice("two", {}) == "low"
+    assert len(alone.ready({})) == 3 * 4 + 2 * 2
+
+
 def test_a_tie_goes_to_the_first(plan: Plan) -> None:
     """The choice depended on the order in which the runs ended."""
     done = {Cell("one", "sum", "high", 0): 0.5, Cell("one", "sum", "low", 0): 0.5}
@@ -144,7 +160,8 @@ def test_test_labels_are_read_last(
     bq.score(plan, tmp_path, tmp_path)
     assert ("one: not scored" in capsys.readouterr().out) is missing
     assert scored == ([] if missing else plan.cells("one", "low"))
-    bq.score(plan, tmp_path, tmp_path)  # a second call reads no labels
+    plan.task_sets["tried"] = {**plan.task_sets["one"], "methods": [], "beside": "one"}
+    bq.score(plan, tmp_path, tmp_path)  # a second call reads no labels, nor does a set that is tried on validation
     assert len(scored) == (0 if missing else len(plan.cells("one", "low")))
 
 

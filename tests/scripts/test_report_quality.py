@@ -66,7 +66,7 @@ def write(
             "curves": {name: [[10, 0.3], [20, 0.5], [30, None]] for name in tasks},
             "events": [{"task": "a", "step": 20, "event": "converged"}] if cell.method == "distill" else [],
             "seconds": {"training": 10.0},
-            "environment": {"commit": "abc"},
+            "environment": {"commit": "abc", "device": "x86_64"},
         }
         path = cell.file(folder, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +119,31 @@ def test_the_best_baseline_is_chosen_on_validation(tmp_path: Path) -> None:
     groups = [row.group for row in task_set.rows()]
     assert groups == ["baseline"] * 3 + ["distilling"] + ["yardstick"] * 2
     assert list(task_set.rows()[-1].test[0]) == ["a", "b"]  # one model per task
+
+
+def test_a_baseline_with_fewer_seeds_is_not_the_best(tmp_path: Path) -> None:
+    """A method was the best baseline because it had been run on the seeds with easy rows alone."""
+    plan = write(tmp_path, ["sum", "uw", "distill"], 2, shifted(uw=0.01), shifted())
+    (tmp_path / "set" / "uw" / "low-seed0.json").unlink()
+    (task_set,) = rq.read_task_sets(plan, tmp_path)
+    base = rq.best_baseline(task_set.rows())
+    assert base is not None
+    assert base.label == "`sum`"
+
+
+def test_what_is_tried_stands_beside_its_task_set(tmp_path: Path) -> None:
+    """A variant had nothing to be compared with, or was compared with other seeds, or on test."""
+    plan = write(tmp_path, ["sum", "uw", "distill"], 3, shifted(), shifted())
+    content = json.loads((tmp_path / "set" / "distill" / "low-seed1.json").read_text("utf-8"))
+    plan.task_sets["tried"] = {**plan.task_sets["set"], "methods": ["distill_x"], "seeds": [1, 2], "beside": "set"}
+    plan.methods["distill_x"] = {}
+    path = tmp_path / "tried" / "distill_x" / "low-seed1.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**content, "task_set": "tried", "method": "distill_x"}), encoding="utf-8")
+    tried = rq.read_task_sets(plan, tmp_path)[1]
+    assert [row.label for row in tried.rows() if row.group != "yardstick"][::2] == ["`sum`", "`distill`"]
+    assert {row.label: len(row.validation) for row in tried.rows()}["`distill_x`"] == 1
+    assert tried.split == "validation"
 
 
 def test_validation_stands_until_all_runs_are_scored(tmp_path: Path) -> None:
