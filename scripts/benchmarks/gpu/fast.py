@@ -10,10 +10,10 @@ round, to the first loop of each table; median and range over the rounds.
   `transformers.Trainer`. ``share`` is that of the rate of ``matmul``.
 * ``glue``: an encoder like that of $ENCODER with random weights, on cola, sst2, mrpc, stsb and rte of $DATA, batches of
   32: against a hand-written loop with mixed and padded batches, and one with batches of one task (``speed.py``).
-* ``stalls``: per step of a run of two tasks, how often the host waited for the device, from the profiler; the same for
-  `transformers.Trainer`. On a processor the operators that would wait are counted.
 * ``tasks``: 1 against 64 tasks, the same number of rows.
 * ``compiled``: ``torch_compile: true`` against eager. Needs a GPU.
+* ``stalls``: per step of a run of two tasks, how often the host waited for the device, from the profiler; the same for
+  `transformers.Trainer`. On a processor the operators that would wait are counted.
 """
 
 from __future__ import annotations
@@ -278,9 +278,9 @@ def main() -> None:
         flops = results.results.get("matmul", {}).get("flops", float("nan"))
         results.measure("bert_base", lambda: bert_base(settings, at / "bert_base", flops))
         results.measure("glue", lambda: glue(settings, at / "glue"))
-        results.measure("stalls", lambda: stalls_of_a_step(settings, at / "stalls"))
         results.measure("tasks", lambda: number_of_tasks(settings, at / "tasks"))
         results.measure("compiled", lambda: compiled(settings, at / "compiled"))
+        results.measure("stalls", lambda: stalls_of_a_step(settings, at / "stalls"))
 
 
 if __name__ == "__main__":

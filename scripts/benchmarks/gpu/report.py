@@ -26,6 +26,10 @@ COMPARISONS = {
     "tasks": "MiniLM, number of tasks",
     "compiled": "MiniLM, `torch_compile`",
 }
+SHOWN_WAITS = (
+    *("cudaStreamSynchronize", "cudaEventSynchronize"),
+    *("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoH (Device -> Pinned)"),
+)
 Found = Mapping[str, Any]
 
 
@@ -48,13 +52,25 @@ def section(found: Mapping[str, Found]) -> str:
 def checks(results: Found) -> str:
     """Return the table of what was checked."""
     rows = []
-    for name, result in results.items():
-        for case, entry in result["cases"].items() if "cases" in result else [("", result)]:
-            value = entry.get("difference", entry.get("ratio"))
-            limit = f"{entry['limit']:.1e}" if "limit" in entry else ""
-            shown = "" if value is None else f"{value:.2e}" if "difference" in entry else f"{value:.3f}"
-            rows.append([f"{name} {case}".strip(), shown, limit, "yes" if entry["holds"] else "**no**"])
+    for name, entry in worst_cases(results):
+        value = entry.get("difference", entry.get("ratio"))
+        number = "{:.1e}" if "difference" in entry else "{:.2f}"
+        shown, limit = ("" if x is None else number.format(x) for x in (value, entry.get("limit")))
+        rows.append([name, shown, limit, "yes" if entry["holds"] else "**no**"])
     return table(["check", "found", "limit", "holds"], rows) if rows else ""
+
+
+def worst_cases(results: Found) -> Iterator[tuple[str, Found]]:
+    """Yield the name of each check and what it found; of its cases in fp32 and in bf16, the one nearest to its limit."""
+    for name, result in results.items():
+        if "cases" not in result:
+            yield name, result
+            continue
+        cases = result["cases"]
+        for dtype in sorted({case.split()[-1] for case in cases}):
+            own = [entry for case, entry in cases.items() if case.endswith(dtype)]
+            worst = max(own, key=lambda entry: entry["difference"] / entry["limit"])
+            yield f"{name}, {dtype} ({len(own)} cases)", {**worst, "holds": all(entry["holds"] for entry in own)}
 
 
 def speed(results: Found) -> str:
@@ -85,7 +101,7 @@ def stalls(results: Found) -> str:
     per_step = {loop: counts for loop, counts in results.get("stalls", {}).get("per_step", {}).items() if counts}
     if not per_step:
         return ""
-    names = [name for name in next(iter(per_step.values())) if name != "waits_at"]
+    names = [name for name in SHOWN_WAITS if name in next(iter(per_step.values()))]
     rows = [[loop, *(f"{counts[name]:.1f}" for name in names)] for loop, counts in per_step.items()]
     shown = table(["waits per step", *(f"`{name}`" for name in names)], rows)
     places = [

@@ -78,7 +78,7 @@ for part in "${parts[@]}"; do
     case $part in
         smoke) run_part smoke smoke.py 60 ;;
         right) run_part right right.py 110 CUBLAS_WORKSPACE_CONFIG=:4096:8 ;;
-        fast) run_part fast fast.py 170 ;;
+        fast) run_part fast fast.py 230 ;;
         quality) run_part quality quality_part.py "$total" OMP_NUM_THREADS=1 ;;
         *) echo "The parts are smoke, right, fast and quality; found $part." >&2; exit 2 ;;
     esac
