@@ -30,6 +30,7 @@ SHOWN_WAITS = (
     *("cudaStreamSynchronize", "cudaEventSynchronize"),
     *("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoH (Device -> Pinned)"),
 )
+ONCE_IN_TWO_STEPS = 0.5  # what is rarer is no part of a steady step
 Found = Mapping[str, Any]
 
 
@@ -61,7 +62,7 @@ def checks(results: Found) -> str:
 
 
 def worst_cases(results: Found) -> Iterator[tuple[str, Found]]:
-    """Yield the name of each check and what it found; of its cases in fp32 and in bf16, the one nearest to its limit."""
+    """Yield each check and what it found; of its cases in fp32 and in bf16, the one nearest to its limit."""
     for name, result in results.items():
         if "cases" not in result:
             yield name, result
@@ -105,7 +106,10 @@ def stalls(results: Found) -> str:
     rows = [[loop, *(f"{counts[name]:.1f}" for name in names)] for loop, counts in per_step.items()]
     shown = table(["waits per step", *(f"`{name}`" for name in names)], rows)
     places = [
-        [loop, f"`{at}`", f"{n:.1f}"] for loop, counts in per_step.items() for at, n in counts["waits_at"].items()
+        [loop, f"`{place}`", f"{number:.1f}"]
+        for loop, counts in per_step.items()
+        for place, number in counts["waits_at"].items()
+        if number >= ONCE_IN_TWO_STEPS
     ]
     return f"{shown}\n\n{table(['loop', 'PyTorch waits at', 'per step'], places)}" if places else shown
 

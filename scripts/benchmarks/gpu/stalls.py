@@ -56,7 +56,8 @@ class ProfiledSteps(TrainerCallback):
             if args.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
                 self.warned.__exit__(None, None, None)
-                self.places.update(place_of(noted) for noted in self.noted)
+                waits = [noted for noted in self.noted if "synchronizing CUDA operation" in str(noted.message)]
+                self.places.update(place_of(noted) for noted in waits)
 
 
 def place_of(noted: warnings.WarningMessage) -> str:
