@@ -72,6 +72,7 @@ training:
   per_device_eval_batch_size: 64
   num_train_epochs: 14
   eval_steps: 72
+  save_total_limit: 2
 """
 
 
