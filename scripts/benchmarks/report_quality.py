@@ -1,9 +1,9 @@
 """Write the results of scripts/benchmarks/quality.py as Markdown tables and plots, from its cells.
 
-    python scripts/benchmarks/report_quality.py scripts/configs/quality.yaml [--cells FOLDER] [--page docs/results.md]
+    python scripts/benchmarks/report_quality.py scripts/configs/quality.yaml [--cells FOLDER] [--page PAGE.md ...]
 
-Writes ``README.md``, ``curves-NAME.png`` per task set and ``noise.png`` beside the cells. ``--page`` renews the short
-tables of a page, each between ``<!-- quality:NAME -->`` and ``<!-- /quality:NAME -->``.
+Writes ``README.md``, ``curves-NAME.png`` per task set and ``noise.png`` beside the cells. ``--page`` renews the tables
+of pages, each between ``<!-- quality:NAME -->`` and ``<!-- /quality:NAME -->``, or ``NAME short`` for one of few rows.
 
 A seed is a whole replication: other rows, another split, other noise, another order. Intervals are t intervals over the
 seeds. Differences are paired by seed. The best baseline is chosen on validation, over all its seeds.
@@ -44,6 +44,17 @@ KINDS = {
     "oracle": "each task at its own best",
 }
 YARDSTICK = "yardstick"
+# Row -> its name in a short table. The best baseline has a row there, too.
+SHORT_NAMES = {
+    "`sum`": "plain multi-task training",
+    "`rollback`": "`rollback`: a converged task stops, the weights return (as mSFT)",
+    "`sum`, average of the bests": "plain training, average of the tasks' best weights",
+    "`sum`, averaged weights (EMA)": "plain training, averaged weights (EMA)",
+    "`distill_plateau`": "distilling, criterion `plateau` (the paper)",
+    "`distill`": "**distilling, the default**",
+    "`sum`, each task at its own best": "*plain training, each task at its own best (not one checkpoint)*",
+    "single-task models": "*one model per task*",
+}
 NOT_KNOWN = "n/a"
 # The palette of Okabe and Ito. In grayscale, the dashes distinguish the two methods.
 BLUE, ORANGE, GREY, LIGHT_GREY = "#0072B2", "#D55E00", "#767676", "#E5E5E5"
@@ -370,14 +381,37 @@ until then its table shows validation, whose labels are as noisy as those of tra
 of a run is chosen on the rows that it is reported on, which favors runs whose curves vary more."""
 
 
+def short_table(task_set: TaskSet) -> str:
+    """Return the table of a task set for readers who do not know the methods' names: at most nine rows."""
+    split, rows = task_set.split, {row.label: row for row in task_set.rows()}
+    base, plain = best_baseline(task_set.rows()), rows["`sum`"]
+    large = [task for task in task_set.metrics if task not in task_set.small]
+    head = [f"{task_set.name}, {split}", "seeds", "five tasks", "to plain training", "small tasks", "large tasks"]
+    lines = []
+    for label in dict.fromkeys([*SHORT_NAMES, *([] if base is None else [base.label])]):
+        if label in rows:
+            row, scores = rows[label], getattr(rows[label], split).values()
+            against = "" if row is plain else estimate(differences(row, plain, split)).text(sign=True)
+            best = " (best baseline)" if base is not None and label == base.label else ""
+            groups = [mean(mean(x[task] for task in of) for x in scores) for of in (task_set.small, large)]
+            numbers = [str(len(scores)), points(row.mean_on(split)), against, *map(points, groups)]
+            lines.append([f"{SHORT_NAMES.get(label, label)}{best}", *numbers])
+    return table(head, lines)
+
+
 def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
-    """Return a page with the short tables between their markers; without markers, it is unchanged."""
+    """Return a page with the tables between their markers, whole or short; without markers, it is unchanged."""
     for task_set in task_sets:
-        begin, end = f"<!-- quality:{task_set.name} -->", f"<!-- /quality:{task_set.name} -->"
-        short = results_table(task_set, task_set.rows())
-        new = f"{begin}\n\n{short}\n\n{comparison(task_set)}\n\n{end}".replace("\\", r"\\")
-        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", new, text, flags=re.DOTALL)
+        whole = f"{results_table(task_set, task_set.rows())}\n\n{comparison(task_set)}"
+        text = replaced(text, f"quality:{task_set.name}", whole)
+        text = replaced(text, f"quality:{task_set.name} short", short_table(task_set))
     return text
+
+
+def replaced(text: str, name: str, new: str) -> str:
+    """Return a page with other text between its markers."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n\n{new}\n\n{end}", text, flags=re.DOTALL)
 
 
 # -- plots ------------------------------------------------------------------------------------------------------------
@@ -468,7 +502,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, metavar="PLAN.yaml")
     parser.add_argument("--cells", type=Path, help="default: model_cards/<name of the plan>")
-    parser.add_argument("--page", type=Path, help="page whose short tables are renewed")
+    parser.add_argument("--page", type=Path, nargs="+", default=[], help="pages whose tables are renewed")
     args = parser.parse_args()
     plan = Plan.load(args.plan)
     folder = args.cells or Path("model_cards", plan.name)
@@ -487,8 +521,8 @@ def main() -> None:
             levels[task_set.noise] = estimate(differences(rows[f"`{DEFAULT}`"], rows["`sum`"]))
         plot_noise(levels, folder / "noise.png")
     (folder / "README.md").write_text(report(task_sets, plan.name), encoding="utf-8")
-    if args.page is not None:
-        args.page.write_text(renew(args.page.read_text(encoding="utf-8"), task_sets), encoding="utf-8")
+    for page in args.page:
+        page.write_text(renew(page.read_text(encoding="utf-8"), task_sets), encoding="utf-8")
 
 
 if __name__ == "__main__":

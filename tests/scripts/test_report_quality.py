@@ -161,13 +161,16 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page was not renewed, twice the same, or its plots were not drawn."""
     write(tmp_path, ["sum", "distill"], 2, shifted(), shifted(distill=0.01))
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- quality:set -->\nold\n<!-- /quality:set -->\nafter\n", encoding="utf-8")
+    parts = [f"<!-- quality:{name} -->\nold\n<!-- /quality:{name} -->" for name in ("set", "set short", "other")]
+    page.write_text("\n".join(["before", *parts, "after"]), encoding="utf-8")
     argv = ["x", str(tmp_path / "plan.yaml"), "--cells", str(tmp_path), "--page", str(page)]
     monkeypatch.setattr(sys, "argv", argv)
     rq.main()
     first = page.read_text("utf-8")
     assert first.startswith("before\n")
     assert "| **`distill`** | 2 | 56.00 ± 63.53 | +1.00 ± 0.00 | 56.00 | 56.0 | 56.0 |" in first
+    assert "| **distilling, the default** | 2 | 56.00 | +1.00 ± 0.00 | n/a | 56.00 |" in first
+    assert "<!-- quality:other -->\nold\n" in first
     rq.main()
     assert page.read_text("utf-8") == first
     assert (tmp_path / "curves-set.png").stat().st_size > 10_000
