@@ -12,7 +12,8 @@ on stdout with
 * ``peak``: the peak of anonymous memory (``RssAnon``) in MiB, and ``before``: that before the first run;
 * ``scores``: task -> monitored metric on validation.
 
-Tokenization is in no figure: it is done once, before the first run. Needs Linux.
+Tokenization is done once, before the first run, except for tasknet's, which is in its ``seconds`` and not in its
+``training``. Needs Linux.
 """
 
 from __future__ import annotations

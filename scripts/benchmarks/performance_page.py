@@ -117,7 +117,7 @@ def steps_table(first: str) -> Callable[[Figures], str]:
             [name, f"{entry['milliseconds']:.0f}", spread(entry["processor"]), spread(entry["time"])]
             for name, entry in found["found"].items()
         ]
-        return table([first, "ms a step", "ratio of processor time", "ratio of time"], rows)
+        return table([first, "processor ms a step", "ratio of processor time", "ratio of time"], rows)
 
     return render
 

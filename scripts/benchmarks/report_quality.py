@@ -40,7 +40,6 @@ DEFAULT = "distill"
 KINDS = {
     "average_of_bests": "average of the bests",
     "ema_best_average": "averaged weights (EMA)",
-    "ema_last": "averaged weights (EMA), last",
     "oracle": "each task at its own best",
 }
 YARDSTICK = "yardstick"
@@ -97,6 +96,7 @@ class TaskSet:
     trials: Sequence[Cell]
     small: Sequence[str] = ()
     validation_only: bool = False
+    missing: Collection[str] = ()  # methods that lack runs
 
     def of(self, method: str) -> list[Cell]:
         return [cell for cell in self.cells if cell["method"] == method]
@@ -106,6 +106,11 @@ class TaskSet:
         """``test`` once all cells have been scored, ``validation`` before."""
         scored = self.cells and all(cell["test"] is not None for cell in self.cells)
         return "test" if scored and not self.validation_only else "validation"
+
+    def best_baseline(self) -> Row | None:
+        """Return the best baseline; None while one of them lacks runs."""
+        lacking = any(group_of(name) == "baseline" and not name.startswith("single-") for name in self.missing)
+        return None if lacking else best_baseline(self.rows())
 
     def rows(self) -> list[Row]:
         """Return the rows of the table, in order: baselines, distilling methods, yardsticks."""
@@ -180,7 +185,10 @@ def read_task_sets(plan: Plan, folder: Path) -> list[TaskSet]:
                 shared = [cell for cell in of_both if cell.method in ("sum", DEFAULT) and cell.seed in plan.seeds(name)]
                 wanted = [cells[cell] for cell in shared if cell in cells] + wanted
             small = settings.get("small", ())
-            found.append(TaskSet(name, settings["noise"], choice, ordered, wanted, trials, small, beside is not None))
+            missing = {cell.method for cell in plan.cells(name, choice) if cell not in cells}
+            found.append(
+                TaskSet(name, settings["noise"], choice, ordered, wanted, trials, small, beside is not None, missing)
+            )
     return found
 
 
@@ -266,7 +274,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def results_table(task_set: TaskSet, rows: Sequence[Row]) -> str:
     """Return the table of a task set: on test, or on validation before the test is opened."""
-    split, base = task_set.split, best_baseline(task_set.rows())
+    split, base = task_set.split, task_set.best_baseline()
     plain = next((row for row in rows if row.label == "`sum`"), None)
     tasks = [f"{task} {METRIC_NAMES.get(metric, metric)}" for task, metric in task_set.metrics.items()]
     head = [f"{task_set.name}, {split}", "seeds", "mean", "to `sum`", "last", *tasks]
@@ -291,9 +299,9 @@ def results_table(task_set: TaskSet, rows: Sequence[Row]) -> str:
 def comparison(task_set: TaskSet) -> str:
     """Return the sentences on the default against the best baseline, and on the number of seeds."""
     rows = task_set.rows()
-    base, default = best_baseline(rows), next((row for row in rows if row.label == f"`{DEFAULT}`"), None)
+    base, default = task_set.best_baseline(), next((row for row in rows if row.label == f"`{DEFAULT}`"), None)
     if base is None or default is None:
-        return "The default has not been run yet."
+        return f"Runs are missing: {', '.join(f'`{name}`' for name in sorted(task_set.missing))}."
     split = task_set.split
     found = differences(default, base, split)
     overall = estimate(found)
@@ -384,7 +392,7 @@ of a run is chosen on the rows that it is reported on, which favors runs whose c
 def short_table(task_set: TaskSet) -> str:
     """Return the table of a task set for readers who do not know the methods' names: at most nine rows."""
     split, rows = task_set.split, {row.label: row for row in task_set.rows()}
-    base, plain = best_baseline(task_set.rows()), rows["`sum`"]
+    base, plain = task_set.best_baseline(), rows["`sum`"]
     large = [task for task in task_set.metrics if task not in task_set.small]
     head = [f"{task_set.name}, {split}", "seeds", "five tasks", "to plain training", "small tasks", "large tasks"]
     lines = []

@@ -17,7 +17,8 @@
 # * The encoder has the three layers that the comparison of methods uses, in bfloat16, and zeros for the word pieces that
 #   the packed texts do not have. The measurement on GLUE uses random weights of all its layers, which are as fast.
 #
-# Compressing takes some minutes. Checked with PYTHON_VERSION=3.11 in an environment that had PyTorch alone.
+# Compressing takes two minutes. Checked with Python 3.12 on a machine with an NVIDIA H200, and with PYTHON_VERSION=3.11 in
+# an environment that had the packages above alone.
 set -euo pipefail
 
 if [ $# -ne 1 ] || [ -z "${DATA:-}" ] || [ -z "${ENCODER:-}" ]; then

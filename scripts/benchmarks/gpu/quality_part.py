@@ -115,7 +115,8 @@ def summary(cells: Path) -> dict[str, Any]:
             continue
         kept = {"converged": content["events"], "seconds": content["seconds"]}
         seeds.setdefault(str(cell.seed), {})[cell.method] = {**content["averages"], **kept}
-    pairs = [methods for methods in seeds.values() if len(methods) == len(METHODS)]
+    seeds = {seed: methods for seed, methods in seeds.items() if len(methods) == len(METHODS)}
+    pairs = list(seeds.values())
     gains = {
         kind: [100 * (methods["distill"][kind] - methods["sum"][kind]) for methods in pairs]
         for kind in ("best_average", "last")

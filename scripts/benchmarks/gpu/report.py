@@ -2,8 +2,9 @@
 
     PYTHONPATH=scripts/benchmarks python scripts/benchmarks/gpu/report.py [--results model_cards/gpu] [--page PAGE.md]
 
-The results are the four JSON files of ``run.sh``. The section stands between ``<!-- gpu -->`` and
-``<!-- /gpu -->`` in ``docs/performance.md``. A part that has no file is left out.
+The results are the four JSON files of ``run.sh``, and ``tasks.json``, a measurement of ``fast.py`` that was made later.
+The section stands between ``<!-- gpu -->`` and ``<!-- /gpu -->`` in ``docs/performance.md``. A part that has no file is
+left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from performance_page import table
+from report_quality import estimate
 
 ROOT = Path(__file__).parents[3]
 BEGIN, END = "<!-- gpu -->", "<!-- /gpu -->"
@@ -45,7 +47,8 @@ def section(found: Mapping[str, Found]) -> str:
     results = {name: part["results"] for name, part in found.items()}
     blocks = [f"Measured on {'; '.join(machines)}."]
     blocks += [checks({**results.get("smoke", {}), **results.get("right", {})})]
-    blocks += [speed(results.get("fast", {})), stalls(results.get("fast", {})), quality(results.get("quality", {}))]
+    blocks += [speed({**results.get("fast", {}), **results.get("tasks", {})})]
+    blocks += [stalls(results.get("fast", {})), quality(results.get("quality", {}))]
     blocks += [failures(found)]
     return "\n\n".join(block for block in blocks if block)
 
@@ -119,10 +122,11 @@ def quality(results: Found) -> str:
     pair = results.get("pair")
     if not pair or not pair["pairs"]:
         return ""
-    best, last = (f"{pair['points'][kind]['mean']:+.2f}" for kind in ("best_average", "last"))
+    gains = (estimate(gain / 100 for gain in pair["points"][kind]["each"]) for kind in ("best_average", "last"))
+    best, last = (gain.text(sign=True) for gain in gains)
     return (
         f"`noisy5`, `distill` minus `sum` on {pair['split']}, {pair['pairs']} seeds: {best} points at the checkpoint "
-        f"with the best average, {last} at the last one. Validation is as noisy as training."
+        f"with the best average, {last} at the last one. See [Results](results.md) for all runs."
     )
 
 
@@ -145,7 +149,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gpu")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args()
-    files = {name: args.results / f"{name}.json" for name in ("smoke", "right", "fast", "quality")}
+    files = {name: args.results / f"{name}.json" for name in ("smoke", "right", "fast", "tasks", "quality")}
     found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     page = args.page.read_text(encoding="utf-8")
     args.page.write_text(replaced(page, section(found)), encoding="utf-8")

@@ -14,8 +14,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,24 @@ def packed_case(model: MultiTaskModel, bf16: bool, settings: Settings, folder: P
     found = trainer.predict(data)
     expected = padded_logits(trainer, data, bf16)
     pairs = [(torch.as_tensor(found[name].predictions).double(), expected[name]) for name in data]
-    difference = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
-    largest = max(float(theirs.abs().max()) for _, theirs in pairs)
-    limit = BF16_TOLERANCE * largest if bf16 else FP32_TOLERANCE
-    finite = all(bool(ours.isfinite().all()) for ours, _ in pairs)
-    holds = model.packs and finite and difference <= limit
-    return {"packs": model.packs, "difference": difference, "largest_logit": largest, "limit": limit, "holds": holds}
+    difference = largest(ours - theirs for ours, theirs in pairs)
+    largest_logit = largest(theirs for _, theirs in pairs)
+    limit = BF16_TOLERANCE * largest_logit if bf16 else FP32_TOLERANCE
+    return {
+        "packs": model.packs,
+        "difference": difference,
+        "largest_logit": largest_logit,
+        "limit": limit,
+        "holds": model.packs and difference <= limit,
+    }
+
+
+def largest(tensors: Iterable[Tensor]) -> float:
+    """Return the largest absolute value; a value that is not finite is an error (Python's `max` can skip NaN)."""
+    value = float(torch.stack([tensor.abs().max() for tensor in tensors]).max())
+    if not math.isfinite(value):
+        raise ValueError(f"All values must be finite; found {value}.")
+    return value
 
 
 def padded_logits(trainer: AsyncMTLTrainer, data: Mapping[str, Dataset], bf16: bool) -> dict[str, Tensor]:
@@ -111,7 +124,7 @@ def losses(settings: Settings, folder: Path) -> dict[str, Any]:
         trainer = train(folder / str(number), on_cpu, dropout=False, max_steps=steps, eval_steps=steps)
         trainer.train()
         curves.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-    difference = max(abs(ours - theirs) for ours, theirs in zip(*curves, strict=True))
+    difference = largest(torch.tensor(ours - theirs) for ours, theirs in zip(*curves, strict=True))
     holds = len(curves[0]) == steps
     return {"steps": steps, "first": curves[0][0], "last": curves[0][-1], **within(difference, LOSS_TOLERANCE, holds)}
 
@@ -131,7 +144,7 @@ def resume(settings: Settings, folder: Path) -> dict[str, Any]:
     second = train(folder / "parts", settings.on_cpu, dropout=True, **given)
     second.train(resume_from_checkpoint=True)
     pairs = zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True)
-    difference = max(float((ours.double() - theirs.double()).abs().max()) for ours, theirs in pairs)
+    difference = largest(ours.double() - theirs.double() for ours, theirs in pairs)
     phases = {name: entry["phase"] for name, entry in second.report()["tasks"].items()}
     holds = "distilling" in phases.values()
     return {

@@ -3,7 +3,7 @@
 #
 #     bash run.sh [--device cuda|cpu] [--quick] [--parts "smoke right fast quality"] OUTPUT
 #
-# From the folder that pack.sh made, on a machine with PyTorch and numpy: it makes a virtual environment on top of the
+# From the folder that pack.sh made, on a machine with what pack.sh says: it makes a virtual environment on top of the
 # Python that it finds (python3), installs what was packed, and runs four parts, each with a time limit of its own:
 # smoke, right, fast and quality (see the Python files of these names). Each writes OUTPUT/<part>.json and
 # OUTPUT/<part>.log. A part that fails leaves its last lines under `errors`, and the others run. Exit status: 1 if a part
@@ -49,8 +49,11 @@ else
     # python3 may be that of a virtual environment, whose packages are not those of the system.
     packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     python3 -c 'import site; print(*site.getsitepackages(), sep="\n")' > "$packages/machine.pth"
+    # A peft of the machine would import models of Transformers that are not packed.
+    echo 'import sys; sys.modules["peft"] = None' > "$packages/no_peft.pth"
     "$python" "$here/unpack.py" "$here" "$work" || exit 1
     "$python" -m pip install -q --no-index --no-deps --ignore-installed "$work"/wheels/*.whl || exit 1
+    "$python" -c 'import hf_async_mtl.training.trainer, datasets, evaluate, scipy.stats, seqeval, torchjd' || exit 1
     here=$work/scripts/benchmarks/gpu DATA=$work/data ENCODER=$work/encoder HF_DATASETS_CACHE=$work/cache
     COMMIT=$(cat "$work/commit")
     export HF_DATASETS_CACHE COMMIT

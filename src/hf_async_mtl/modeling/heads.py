@@ -108,9 +108,9 @@ class Head(nn.Module):
 
 
 def pooled(ragged: Ragged, heads: Iterable[Head], pooling: str) -> Ragged:
-    """Pool the segments once for all of some heads that read them."""
-    reads_segments = any(head.unit == "example" for head in heads)
-    return ragged._replace(vectors=pool(ragged, pooling)) if reads_segments else ragged
+    """Pool the segments once for some heads, if they read them, and in the same way."""
+    of_heads = {head.pooling for head in heads if head.unit == "example"}
+    return ragged._replace(vectors=pool(ragged, pooling)) if of_heads == {pooling} else ragged
 
 
 def split_by_task(ragged: Ragged, host: HostBatch, heads: Mapping[str, Head], pooling: str) -> dict[str, Ragged]:
