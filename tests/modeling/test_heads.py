@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import TASKS
+from runs import tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -258,3 +259,16 @@ def test_dropout_is_in_training_alone() -> None:
 def test_every_table_of_types_knows_every_head() -> None:
     """A new head trained for a day, and failed with a KeyError when its card was written."""
     assert TASK_TYPES.keys() == HEADS.keys()
+
+
+def test_a_head_with_another_pooling_pools_for_itself() -> None:
+    """Bug: a head with a pooling of its own reads the vectors that were pooled for all heads."""
+    model = tiny_model(["polarity", "overlap"]).eval()
+    ids = torch.arange(5, 17).reshape(2, 6)
+    before = model(ids).logits
+    model.heads["polarity"].pooling = "max"
+    after, alone = model(ids).logits, model(ids, tasks=["polarity"]).logits
+    assert model.config.pooling != "max"
+    assert torch.equal(after["overlap"], before["overlap"])
+    assert torch.equal(after["polarity"], alone["polarity"])
+    assert not torch.allclose(after["polarity"], before["polarity"])
