@@ -42,7 +42,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -416,9 +416,13 @@ def score(plan: Plan, cells: Path, work: Path) -> None:
         if choice is None or missing:
             print(f"{task_set}: not scored; {len(missing) if missing else 'all'} of its cells have not been run")
             continue
+        test_of: dict[int, dict[str, tuple[TaskConfig, list[Any]]]] = {}  # of each seed
         for cell in wanted:
             if done[cell]["test"] is None:
-                done[cell]["test"] = score_cell(plan, cell, cells, work)
+                if cell.seed not in test_of:
+                    any_method = replace(cell, method=plan.choose_with)
+                    test_of[cell.seed] = references(configuration(plan, any_method, work), "test")
+                done[cell]["test"] = score_cell(cell, cells, test_of[cell.seed])
                 write_atomic(cell.file(cells, "json"), json.dumps(done[cell], indent=1, allow_nan=False) + "\n")
                 cell.file(cells, "npz").unlink()
 
@@ -435,9 +439,10 @@ def references(config: RunConfig, split: str) -> dict[str, tuple[TaskConfig, lis
     return found
 
 
-def score_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> dict[str, dict[str, float | None]]:
-    """Return kind of checkpoint -> task -> metric on test."""
-    test = references(configuration(plan, cell, work), "test")
+def score_cell(
+    cell: Cell, cells: Path, test: Mapping[str, tuple[TaskConfig, list[Any]]]
+) -> dict[str, dict[str, float | None]]:
+    """Return kind of checkpoint -> task -> metric on test, from what `references` returned."""
     values: dict[str, dict[str, float | None]] = {}
     with np.load(cell.file(cells, "npz"), allow_pickle=False) as predicted:
         for key in predicted.files:

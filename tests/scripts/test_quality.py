@@ -145,11 +145,13 @@ def test_test_labels_are_read_last(
     """A task set was scored while some of its runs, and so some decisions, were still open."""
     scored: list[Cell] = []
 
-    def score_cell(plan: Plan, cell: Cell, *folders: Path) -> dict[str, Any]:
+    def score_cell(cell: Cell, cells: Path, test: Any) -> dict[str, Any]:
         scored.append(cell)
         return {"last": {}}
 
     monkeypatch.setattr(bq, "score_cell", score_cell)
+    monkeypatch.setattr(bq, "configuration", lambda plan, cell, work: cell)
+    monkeypatch.setattr(bq, "references", lambda cell, split: {} if split == "test" else None)
     wanted = [*plan.cells("one", "low"), Cell("one", "sum", "high", 0)][missing:]
     for cell in wanted:
         path = cell.file(tmp_path, "json")
@@ -191,18 +193,16 @@ def test_predictions_survive_the_array(
         assert bq.from_array(task, kept["a"], true) == predictions
 
 
-def test_score_cell(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_cell(tmp_path: Path) -> None:
     """One checkpoint had the scores of another, or F1 was that of the other class than in the run."""
     task = TaskConfig(
         type="classification", text_columns=["t"], label_names=["yes", "no"], metrics=["f1"], positive_label="yes"
     )
-    monkeypatch.setattr(bq, "configuration", lambda *_: None)
-    monkeypatch.setattr(bq, "references", lambda _, split: {"a": (task, [0, 0, 1, 1])} if split == "test" else {})
     cell = Cell("one", "sum", "low", 0)
     file = cell.file(tmp_path, "npz")
     file.parent.mkdir(parents=True)
     np.savez_compressed(file, **{"last.a": np.array([0, 0, 1, 0]), "best_average.a": np.array([1, 1, 1, 1])})
-    assert bq.score_cell(plan, cell, tmp_path, tmp_path) == {
+    assert bq.score_cell(cell, tmp_path, {"a": (task, [0, 0, 1, 1])}) == {
         "last": {"a": pytest.approx(0.8)},
         "best_average": {"a": 0},
     }
