@@ -4,6 +4,7 @@
 
 * ``averaged``: the moving average of the weights is what is evaluated, what teaches and what is saved.
 * ``fewer_draws``: two of three examples of a distilling task are replaced by examples of tasks that learn from labels.
+* ``loss``: a task also converges when its validation loss has risen by more than its noise, and its metric has not.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_async_mtl import AsyncMTLTrainer, MultiTaskModel, TaskConfig
+from hf_async_mtl.convergence.criteria import Decline
 from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.sampler import MultiTaskSampler
 from hf_async_mtl.data.tokenization import unit_counts
@@ -215,4 +217,54 @@ class FewerDrawsTrainer(KeepingTrainer):
         return ReplacedDraws(super()._get_train_sampler(train_dataset), self)
 
 
-TRIALS: dict[str, type[KeepingTrainer]] = {"averaged": AveragedTrainer, "fewer_draws": FewerDrawsTrainer}
+class LossDecline(Decline):
+    """`Decline`, or ``patience`` evaluations in a row with a loss above its lowest and without a new best score.
+
+    The loss must exceed the lowest by ``z`` standard errors of the difference, paired by example. A model that learns
+    wrong labels by heart grows sure of them: its loss on other rows rises long before the rank of its answers falls,
+    and a loss is far less noisy than a correlation of few rows.
+    """
+
+    lowest: np.ndarray | None = None  # the losses of the examples at the evaluation with the lowest mean
+    rises = 0
+
+    def look_at(self, losses: np.ndarray) -> None:
+        """Take in the losses ``[N]`` of the examples of the evaluation that the next `update` is about."""
+        if self.lowest is None or losses.mean() < self.lowest.mean():
+            self.lowest = losses
+        difference = losses - self.lowest
+        error = difference.std(ddof=1) / np.sqrt(len(difference))
+        self.has_risen = bool(difference.mean() > self.config.z * error)
+
+    def update(self, step: int, value: float | None, *, standard_error: float | None = None) -> bool:
+        converged = super().update(step, value, standard_error=standard_error)
+        self.rises = self.rises + 1 if self.has_risen and self.reference_step != step else 0
+        return converged or self.rises >= self.config.patience
+
+
+class LossTrainer(KeepingTrainer):
+    """Decide on convergence by `LossDecline`."""
+
+    def keep_from_here(self) -> None:
+        super().keep_from_here()
+        self._score, self._losses = self.evaluator.score, dict[str, np.ndarray]()
+        self.evaluator.score = self._note_losses  # type: ignore[method-assign]
+
+    def _note_losses(self, dataset: TaskDataset, output: EvalLoopOutput, prefix: str) -> EvalLoopOutput:
+        _, order = np.unique(np.asarray(output.label_ids), return_index=True)
+        self._losses[dataset.name] = np.asarray(output.predictions[1], dtype=np.float64)[order]
+        return self._score(dataset, output, prefix)
+
+    def _observe(self, metrics: dict[str, float]) -> None:
+        for name, tracker in self.schedule.trackers.items():
+            if not isinstance(tracker._criterion, LossDecline):  # before the first evaluation
+                tracker._criterion = LossDecline(tracker.spec.convergence)
+            tracker._criterion.look_at(self._losses[name])
+        super()._observe(metrics)
+
+
+TRIALS: dict[str, type[KeepingTrainer]] = {
+    "averaged": AveragedTrainer,
+    "fewer_draws": FewerDrawsTrainer,
+    "loss": LossTrainer,
+}

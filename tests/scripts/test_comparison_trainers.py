@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from runs import tiny_model, tiny_trainer, weights
 from torch import Tensor
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import comparison_trainers as ct  # noqa: E402
 
+from hf_async_mtl.convergence import ConvergenceConfig  # noqa: E402
 from hf_async_mtl.data.sampler import MultiTaskSampler  # noqa: E402
 
 TASKS = ["polarity", "overlap"]
@@ -65,3 +67,31 @@ def test_draws_of_distilling_tasks() -> None:
     assert all(after[before != after] == 1)
     assert 0.55 < np.mean(before != after) / np.mean(before == 0) < 0.78
     assert list(ct.ReplacedDraws(sampler, mixed)) == found
+
+
+def test_a_loss_that_rises() -> None:
+    """The lowest loss was compared with itself, noise was taken for a rise, or a task that gains was switched."""
+    rng = np.random.default_rng(0)
+    base = rng.exponential(size=400)
+
+    def converged(scores: list[float], rises: list[float]) -> list[bool]:
+        criterion = ct.LossDecline(ConvergenceConfig(criterion="decline", patience=2))
+        found = []
+        for step, (score, rise) in enumerate(zip(scores, rises, strict=True)):
+            criterion.look_at(base + rise + rng.normal(scale=0.2, size=400))
+            found.append(criterion.update(step, score, standard_error=10.0))
+        return found
+
+    assert converged([0.5] * 4, [0.0, 0.2, 0.2, 0.2]) == [False, False, True, True]
+    assert converged([0.5, 0.6, 0.7, 0.8], [0.0, 0.2, 0.2, 0.2]) == [False] * 4, "the metric gains"
+    assert converged([0.5] * 4, [0.0, -0.2, -0.4, -0.6]) == [False] * 4
+    assert converged([0.5] * 4, [0.0, 0.2, -0.2, 0.2]) == [False] * 4
+    assert sum(map(sum, (converged([0.5] * 6, [0.0] * 6) for _ in range(50)))) < 20
+
+
+def test_the_losses_are_those_of_the_validation_rows(tmp_path: Path) -> None:
+    """Losses of other rows, or of an earlier evaluation, decided."""
+    _, trainer = run(ct.LossTrainer, tmp_path)
+    for name, tracker in trainer.schedule.trackers.items():
+        means = trainer.validation_losses[name]
+        assert tracker._criterion.lowest.mean() == pytest.approx(min(means))
