@@ -107,6 +107,11 @@ class TaskSet:
         scored = self.cells and all(cell["test"] is not None for cell in self.cells)
         return "test" if scored and not self.validation_only else "validation"
 
+    @property
+    def has_plot(self) -> bool:
+        """Whether there is something to draw that another task set has not drawn."""
+        return bool(self.of(DEFAULT) and self.of("sum")) and not self.validation_only
+
     def best_baseline(self) -> Row | None:
         """Return the best baseline; None while one of them lacks runs."""
         lacking = any(group_of(name) == "baseline" and not name.startswith("single-") for name in self.missing)
@@ -289,7 +294,7 @@ def results_table(task_set: TaskSet, rows: Sequence[Row]) -> str:
                 str(len(scores)),
                 str(estimate(row.means(split).values())),
                 against,
-                points(mean(mean(x.values()) for x in row.last.values())) if row.last else "",
+                points(mean(mean(x.values()) for x in row.last.values())) if row.last and split == "test" else "",
                 *(f"{100 * mean(x[task] for x in scores.values()):.1f}" for task in task_set.metrics),
             ]
         )
@@ -371,7 +376,7 @@ def report(task_sets: Sequence[TaskSet], name: str) -> str:
     for task_set in task_sets:
         parts += [f"## {task_set.name}", f"Learning rate: {task_set.choice}. {comparison(task_set)}"]
         parts.append(results_table(task_set, task_set.rows()))
-        if task_set.of(DEFAULT) and task_set.of("sum"):
+        if task_set.has_plot:
             parts.append(f"![Validation curves of {DEFAULT} beside sum](curves-{task_set.name}.png)")
         summary = f"<summary>All runs ({len(task_set.cells)})</summary>"
         parts += [f"<details>\n{summary}", runs_table(task_set), "</details>"]
@@ -518,7 +523,7 @@ def main() -> None:
     if not task_sets:
         raise SystemExit(f"{folder} must have cells (TASK_SET/METHOD/CHOICE-seedN.json) of a settled choice.")
     for task_set in task_sets:
-        if task_set.of(DEFAULT) and task_set.of("sum"):
+        if task_set.has_plot:
             plot_curves(task_set, folder / f"curves-{task_set.name}.png")
     levels_of = [task_set for task_set in task_sets if not task_set.validation_only]
     by_noise = [task_set for task_set in levels_of if plan.task_sets[task_set.name]["rows"] == "noisy5"]
