@@ -440,7 +440,7 @@ def plot_noise(levels: Mapping[float, Estimate], path: Path) -> None:
     half = [0.0 if math.isnan(levels[x].half) else 100 * levels[x].half for x in noise]
     axes.axhline(0, color=GREY, linewidth=1)
     axes.errorbar([100 * x for x in noise], gain, half, color=BLUE, marker="o", capsize=4, linewidth=1.8)
-    axes.set_xticks([100 * x for x in noise])
+    axes.set_xticks([100 * x for x in noise], [f"{100 * x:g}\n({levels[x].seeds} seeds)" for x in noise])
     axes.set_xlabel("random labels in the small tasks, %", fontsize=9)
     axes.set_ylabel("gain over plain training, points", fontsize=9)
     tidy(axes)
