@@ -67,12 +67,11 @@ ENCODER_LAYERS, LONGEST = 3, 128  # layers, and tokens of a sequence
 # -- wheels -----------------------------------------------------------------------------------------------------------
 
 
-def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], requires: str = "") -> None:
-    """Write a wheel of text files."""
+def write_empty_wheel(folder: Path, name: str, version: str) -> None:
+    """Write a wheel without any files but its metadata."""
     info = f"{name}-{version}.dist-info"
     content = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: pack.py\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     encoded = {path: text.encode() for path, text in content.items()}
@@ -96,7 +95,7 @@ def write_absent(folder: Path, torch: str, constraints: Path) -> None:
     versions = {"torch": f"{torch}+image", **{name: f"{version}+image" for name, version in IMAGE.items()}}
     versions |= {name.replace("-", "_"): f"{version}+absent" for name, (version, _) in LEFT_OUT.items()}
     for name, version in versions.items():
-        write_wheel(folder, name, version, {})
+        write_empty_wheel(folder, name, version)
         print(f"{name}=={version}")
     for line in constraints.read_text(encoding="utf-8").splitlines():
         pinned = re.match(r"([A-Za-z0-9_.-]+)==", line)
