@@ -278,23 +278,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results_table(task_set: TaskSet, rows: Sequence[Row]) -> str:
-    """Return the table of a task set: on test, or on validation before the test is opened."""
+    """Return the table of a task set: on test, or on validation before the test is opened.
+
+    Variants, which are never tested, are compared with the default instead of showing their last weights.
+    """
     split, base = task_set.split, task_set.best_baseline()
-    plain = next((row for row in rows if row.label == "`sum`"), None)
+    plain, default = (next((row for row in rows if row.label == f"`{name}`"), None) for name in ("sum", DEFAULT))
     tasks = [f"{task} {METRIC_NAMES.get(metric, metric)}" for task, metric in task_set.metrics.items()]
-    head = [f"{task_set.name}, {split}", "seeds", "mean", "to `sum`", "last", *tasks]
+    further = f"to `{DEFAULT}`" if task_set.validation_only else "last"
+    head = [f"{task_set.name}, {split}", "seeds", "mean", "to `sum`", further, *tasks]
+
+    def against(row: Row, other: Row | None) -> str:
+        return "-" if other is None or row is other else estimate(differences(row, other, split)).text(sign=True)
+
     lines = []
     for row in rows:
         scores = getattr(row, split)
         label = f"**{row.label}**" if row.label == f"`{DEFAULT}`" else row.label
-        against = "-" if plain is None or row is plain else estimate(differences(row, plain, split)).text(sign=True)
+        last = points(mean(mean(x.values()) for x in row.last.values())) if row.last and split == "test" else ""
         lines.append(
             [
                 label + (" (best baseline)" if base is not None and row.label == base.label else ""),
                 str(len(scores)),
                 str(estimate(row.means(split).values())),
-                against,
-                points(mean(mean(x.values()) for x in row.last.values())) if row.last and split == "test" else "",
+                against(row, plain),
+                against(row, default) if task_set.validation_only else last,
                 *(f"{100 * mean(x[task] for x in scores.values()):.1f}" for task in task_set.metrics),
             ]
         )
