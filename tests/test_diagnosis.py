@@ -63,7 +63,7 @@ def test_nothing_to_hold(history: list[float]) -> None:
     hidden = 1.96 * max(each["headroom_error"] for each in found["tasks"].values())
     assert found["something_to_hold"] == "no"
     assert found["answer"] == (
-        "Nothing to hold: the saved checkpoint is below no task's own peak by more than noise, which hides a "
+        "Nothing to hold was found: the saved checkpoint is below no task's own peak by more than noise, which hides a "
         f"headroom of up to {hidden:.4f}."
     )
 
@@ -113,7 +113,7 @@ def test_a_task_with_another_models_logits_has_no_fall() -> None:
     teacher = {"phase": "distilling", "converged_step": 0, "teacher_step": None}
     found = diagnosis_of({"match": task(RISING, **teacher), "stars": task(RISING)})
     assert (found["tasks"]["match"]["peak_step"], found["tasks"]["match"]["fall_z"]) == (None, None)
-    assert found["answer"].startswith("Nothing to hold")
+    assert found["answer"].startswith("Nothing to hold was found:")
 
 
 def test_a_metric_that_is_better_when_smaller() -> None:

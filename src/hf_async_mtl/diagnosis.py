@@ -112,7 +112,7 @@ def diagnose(report: Mapping[str, Any], resamples: Resamples) -> dict[str, Any]:
     return {"something_to_hold": verdict, "answer": answer, "tasks": tasks}
 
 
-_PREFIXES = {"yes": "Something to hold:", "perhaps": "Perhaps something to hold:", "no": "Nothing to hold:"}
+_PREFIXES = {"yes": "Something to hold:", "perhaps": "Perhaps something to hold:", "no": "Nothing to hold was found:"}
 
 
 def _losses(tasks: Mapping[str, Mapping[str, Any]], z: float) -> str:

@@ -396,7 +396,7 @@ def test_plain_training_ends_with_an_answer(tmp_path: Path) -> None:
     trainer.train()
     assert told(tmp_path)["final"]["step"] == 11
     diagnosis = told(tmp_path)["diagnosis"]
-    assert diagnosis["answer"].startswith(("Nothing to hold: ", "Something to hold: "))
+    assert diagnosis["answer"].startswith(("Nothing to hold was found: ", "Something to hold: "))
     assert all(value is not None for value in diagnosis["tasks"]["polarity"].values())
 
 
