@@ -34,8 +34,9 @@ class TopLevel:
             model.
         packing: ``auto``: pack several sequences into a row where the encoder can; ``off``: never.
         freeze: ``encoder``, or the number of its first layers that are frozen together with the embeddings.
-        lora: Fields of peft's ``LoraConfig``, such as ``{r: 8, lora_alpha: 16}``: the encoder learns through low-rank
-            layers. Needs ``pip install 'hf-async-mtl[lora]'``.
+        lora: ``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``, ``layers_to_transform``, ``use_rslora`` and
+            ``use_dora`` of peft's ``LoraConfig``, such as ``{r: 8, lora_alpha: 16}``: low-rank layers are trained in
+            place of the encoder. Needs ``pip install 'hf-async-mtl[lora]'``.
         schedule: When the tasks join the run; see below.
         convergence: When a task has converged, and what happens then; see below.
         distillation: How a converged task learns from its teacher; see below.
