@@ -158,7 +158,7 @@ def test_readme_is_short() -> None:
     """Bug: the README grows back to a manual."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 200
-    assert len(text.split()) <= 1500
+    assert sum(len(line.split()) for line in text.splitlines() if not line.startswith("|")) <= 1300
 
 
 class Newcomer:
