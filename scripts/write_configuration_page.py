@@ -92,12 +92,12 @@ def page() -> str:
         "`balancing`": "See [balancing](methods.md#balancing).\n\n" + table(BalancingConfig, leave_out=("weights",)),
         "`training`": "Any field of `transformers.TrainingArguments`, and:\n\n"
         + table(AsyncMTLTrainingArguments, only=own)
-                + "\n\nDefaults: `eval_strategy` is `steps`; `eval_steps` equals `logging_steps`, which is 500; `save_strategy`\n"
-        "equals `eval_strategy`; `save_steps` equals `eval_steps`. If only the saving field is set, the evaluation field\n"
-        "follows it. A run ends with the checkpoint of the best `eval_average`, unless `save_strategy` is `no` or\n"
-        "`load_best_model_at_end` is `false`. `eval_strategy: no` and `hub_strategy: checkpoint` or `all_checkpoints` are\n"
-        "refused. `reduce_lr_on_plateau` and `greedy` run in the direction of\n"
-        "`metric_for_best_model`. These fields are refused:\n\n" + refused,
+        + "\n\nDefaults: `eval_strategy` is `steps`; `eval_steps` equals `logging_steps`, which is 500;\n"
+        "`save_strategy` equals `eval_strategy`; `save_steps` equals `eval_steps`. If only the saving field is set,\n"
+        "the evaluation field follows it. A run ends with the checkpoint of the best `eval_average`, unless\n"
+        "`save_strategy` is `no` or `load_best_model_at_end` is `false`. `eval_strategy: no` and\n"
+        "`hub_strategy: checkpoint` or `all_checkpoints` are refused. `reduce_lr_on_plateau` and `greedy` run in the\n"
+        "direction of `metric_for_best_model`. These fields are refused:\n\n" + refused,
     }
     parts = [f"## {title}\n\n{text}" if title else f"# Configuration\n\n{text}" for title, text in sections.items()]
     return "\n\n".join(parts) + "\n"

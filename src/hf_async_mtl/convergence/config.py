@@ -48,9 +48,8 @@ class ConvergenceConfig:
             all weights to its best, ``stop_and_go`` stops it for three steps of four until it has lost 0.5 % of its
             best.
         z: Number of standard errors that a decrease must exceed, too, with ``decline``; 0: none. With 400
-            validation rows, 1 switches one in five tasks that still learn; 2 sees 23 % of the falls of 2 points and 85 %
-            of the falls of 5 (``docs/results.md``).
-            No effect with ``plateau``.
+            validation rows, 1 switches one in five tasks that still learn; 2 sees 23 % of the falls of 2 points, 85 %
+            of the falls of 5 (``docs/results.md``). No effect with ``plateau``.
         return_below: A converged task whose score falls below this share of its best returns to its labels, and may
             converge again. Null: the default of the action, 0.995 with ``stop_and_go`` and never with the others. Its
             snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1, noise sends a
