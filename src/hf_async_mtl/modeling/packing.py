@@ -342,7 +342,8 @@ def random_row(encoder: Any) -> PackedRows:
     longest = min(longest, limit // 2) if limit and limit > 0 else longest
     lengths = torch.tensor([longest, 5, 7])
     # Any token but padding, whose id may be the first or the last of the vocabulary.
-    others = torch.arange(config.vocab_size).masked_select(torch.arange(config.vocab_size) != padding_id(encoder))
+    tokens = torch.arange(config.vocab_size)
+    others = tokens[tokens != padding_id(encoder)]
     drawn = torch.randint(len(others), (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
     positions = segment_tokens(torch.zeros_like(lengths), lengths)
     segments = torch.arange(1, 4).repeat_interleave(lengths)
