@@ -22,7 +22,6 @@ What is measured, for each shape of curve:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from comparison_trainers import from_array
-from quality import Cell, Plan, configuration, prepare_encoder, read_cells, references, validation_averages
+from quality import Cell, Plan, configuration, prepare_encoders, read_cells, references, validation_averages
 from scipy.stats import norm
 
 from hf_async_mtl.convergence.config import ConvergenceConfig
@@ -301,7 +300,7 @@ def main() -> None:
     else:
         plan = Plan.load(args.plan)
         cells, work = args.cells or Path("model_cards", plan.name), args.work or Path("runs", plan.name)
-        os.environ["ENCODER"] = prepare_encoder(plan, work)
+        prepare_encoders(plan, work)
         text = table(replay(plan, args.task_set, cells, work))
     if args.output is None:
         print(text)

@@ -93,7 +93,7 @@ class Plan:
     Args:
         name: The name of the file.
         folder: The folder of the file, to which the names of configurations are relative.
-        layers: Number of the encoder's first layers; None: all.
+        layers: Number of the encoder's first layers; None: all. A task set with ``layers`` has its own.
         choose_with: The method that decides on the choice.
         choices: Choice -> changes of the configuration.
         task_sets: Name -> ``config``, ``rows`` (the task set that is built), ``noise``, ``seeds`` (their number, or a
@@ -124,6 +124,11 @@ class Plan:
     def tasks(self, task_set: str) -> list[str]:
         """Return the names of the tasks of a task set, from its configuration."""
         return list(yaml.safe_load(self.config(task_set).read_text(encoding="utf-8"))["tasks"])
+
+    def encoder(self, task_set: str, work: Path) -> Path:
+        """Return the folder of a task set's encoder; see `prepare_encoders`."""
+        layers = self.task_sets[task_set].get("layers", self.layers)
+        return work / ("encoder" if layers is None else f"encoder-{layers}")
 
     def rows(self, task_set: str) -> list[str]:
         """Return the methods of a task set; a single-task method has one row per task."""
@@ -200,6 +205,7 @@ def configuration(plan: Plan, cell: Cell, work: Path) -> RunConfig:
     folder = work / "rows" / f"{task_set['rows']}-noise{task_set['noise']}-seed{cell.seed}"
     build(task_set["rows"], Path(os.environ["DATA"]), folder, cell.seed, task_set["noise"])
     os.environ["TASK_SET"] = str(folder.absolute())
+    os.environ["ENCODER"] = str(plan.encoder(cell.task_set, work).absolute())
     config = load_config(plan.config(cell.task_set), plan.settings(cell))
     task = plan.method(cell.method)[1]
     if task is not None:
@@ -348,16 +354,14 @@ def validation_averages(cells: Path) -> dict[Cell, float]:
     return {cell: float("-inf") if average is None else average for cell, average in averages.items()}
 
 
-def prepare_encoder(plan: Plan, work: Path) -> str:
-    """Return the encoder, with its first layers only if the plan asks for it."""
-    source = os.environ["ENCODER"]
-    if plan.layers is None:
-        return source
-    folder = work / f"encoder-{plan.layers}"
-    if not (folder / "tokenizer.json").is_file():
-        AutoModel.from_pretrained(source, num_hidden_layers=plan.layers).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return str(folder)
+def prepare_encoders(plan: Plan, work: Path) -> None:
+    """Write $ENCODER for each number of first layers that a task set uses."""
+    for task_set, content in plan.task_sets.items():
+        folder, layers = plan.encoder(task_set, work), content.get("layers", plan.layers)
+        if not (folder / "tokenizer.json").is_file():
+            changes = {} if layers is None else {"num_hidden_layers": layers}
+            AutoModel.from_pretrained(os.environ["ENCODER"], **changes).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(os.environ["ENCODER"]).save_pretrained(folder)
 
 
 def run(
@@ -374,7 +378,7 @@ def run(
         minutes: No cell starts later.
         only: ``task_set/row`` of the cells that are run; None: all.
     """
-    variables = {**os.environ, "ENCODER": prepare_encoder(plan, work)}
+    prepare_encoders(plan, work)
     end = time.monotonic() + 60 * minutes
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     failed: list[Cell] = []
@@ -395,7 +399,7 @@ def run(
                 options = {"cells": cells, "work": work, **vars(cell)}
                 command = [sys.executable, __file__, "cell", str(path), *(f"--{k}={v}" for k, v in options.items())]
                 with log.open("wb") as out:
-                    running[cell] = subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT)
+                    running[cell] = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         if not running:
             break
         time.sleep(5)
@@ -473,7 +477,7 @@ def main() -> None:
     elif args.command == "cell":
         run_cell(plan, Cell(args.task_set, args.method, args.choice, args.seed), cells, work)
     else:
-        os.environ["ENCODER"] = prepare_encoder(plan, work)
+        prepare_encoders(plan, work)
         score(plan, cells, work)
 
 

@@ -534,7 +534,8 @@ def main() -> None:
         if task_set.has_plot:
             plot_curves(task_set, folder / f"curves-{task_set.name}.png")
     levels_of = [task_set for task_set in task_sets if not task_set.validation_only]
-    by_noise = [task_set for task_set in levels_of if plan.task_sets[task_set.name]["rows"] == "noisy5"]
+    settings = plan.task_sets
+    by_noise = [x for x in levels_of if settings[x.name]["rows"] == "noisy5" and "layers" not in settings[x.name]]
     if len(by_noise) > 1 and all(task_set.split == "test" for task_set in by_noise):
         levels = {}
         for task_set in by_noise:

@@ -80,6 +80,14 @@ def test_settings(plan: Plan) -> None:
         plan.settings(Cell("one", "sum", "middle", 0))
 
 
+def test_encoders(plan: Plan, tmp_path: Path) -> None:
+    """A task set with more layers was trained with the encoder of the others."""
+    deep = replace(plan, task_sets={**plan.task_sets, "deep": {"layers": 6}, "whole": {"layers": None}})
+    folders = {name: deep.encoder(name, tmp_path) for name in ("one", "two", "deep", "whole")}
+    assert folders["one"] == folders["two"]
+    assert len(set(folders.values())) == 3
+
+
 def test_files_of_cells_differ(tmp_path: Path) -> None:
     """Two cells wrote to one file."""
     cells = [Cell(*parts) for parts in itertools.product("ab", "mn", ["x-y", "x-z"], [0, 1])]

@@ -140,7 +140,7 @@ def main() -> None:
         shutil.rmtree(cells, ignore_errors=True)  # of an earlier run
     with tempfile.TemporaryDirectory() as scratch:
         plan, work = plan_of(settings, args.plan), Path(scratch)
-        os.environ["ENCODER"] = quality.prepare_encoder(plan, work)
+        quality.prepare_encoders(plan, work)
         run_cells(results, processes(settings, args.jobs), plan, cells, work)
 
 
