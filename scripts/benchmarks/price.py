@@ -14,8 +14,9 @@ Each part writes one file:
 - ``balancing``: a training step of each balancing method with four tasks, relative to ``sum``.
 - ``rows``: memory and first step with 2,000 and 2,000,000 rows; see `memory.py`.
 
-Runs take turns, round by round. Ratios are computed within each round. Those of steps are of processor time, which
-depends less on what else the machine does; those of time are in the files too.
+Runs take turns, round by round, and every other round in the opposite order. Ratios are computed within each round.
+Those of steps are of processor time, which depends less on what else the machine does; those of time are in the files
+too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peers import CONFIGS, HERE, Contender, machine, ratios, say, settings_of
 
@@ -43,6 +44,14 @@ SCOPES = ("last_layer", "encoder")
 
 class EnoughSteps(Exception):  # noqa: N818
     """All steps of a round have been taken."""
+
+
+T = TypeVar("T")
+
+
+def in_turn(runs: Mapping[str, T], number: int) -> list[tuple[str, T]]:
+    """Return the runs of a round; in every other one, the last comes first."""
+    return list(runs.items())[:: -1 if number % 2 else 1]
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
@@ -66,7 +75,7 @@ def method(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         file.write_text(json.dumps(content), encoding="utf-8")
         contenders[action] = Contender("ours", file, work)
     for number in range(args.rounds):
-        for action, contender in contenders.items():
+        for action, contender in in_turn(contenders, number):
             contender.run()
             if contender.failed:
                 raise SystemExit(f"{action}: {contender.failed}")
@@ -144,7 +153,7 @@ def timed_steps(variants: Mapping[str, Mapping[str, Any]], args: argparse.Namesp
 
     found: dict[str, list[Clock]] = {name: [] for name in variants}
     for number in range(args.rounds):
-        for name, variant in variants.items():
+        for name, variant in in_turn(variants, number):
             clock = Timer()
             settings = {"max_steps": WARM_UP + args.steps, "eval_steps": 10**6, **variant}
             trainer = trainer_of(

@@ -28,6 +28,8 @@ RENAMED = {
 
 REMOVED = {
     "convergence.watch": "Remove the key; `decline` goes by the task's first metric, which may be `log_loss`.",
+    "convergence.return_below": "Remove the key; a converged task does not return to its labels.",
+    "convergence.renew_teacher": "Remove the key; the teacher is the task's best evaluation.",
     "convergence.min_delta_mode": "Remove the key, and give `min_delta` in the units of the metric.",
     "data.revision": "Write `hub: <id>@<revision>`.",
     "data.stream": "Save the rows as `scripts/examples/streaming.py` does, and name their folder as the split.",

@@ -83,7 +83,7 @@ def test_the_card_says_how_much_was_trained(folder: Path) -> None:
     assert "trained_weights" not in (folder / "all" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("action", ["rollback", "stop_and_go"])
+@pytest.mark.parametrize("action", ["rollback", "stop"])
 def test_actions_with_frozen_layers(folder: Path, action: str) -> None:
     """Bug: a return to an earlier step thaws what was frozen."""
     found = moved(train(folder, action, "freeze=1", f"convergence.on_convergence={action}"), folder)

@@ -388,6 +388,8 @@ def test_a_key_of_version_1_is_answered_with_its_new_name(folder, key, new):
     [
         ("convergence.min_delta_mode", "in the units of the metric"),
         ("tasks.polarity.convergence.min_delta_mode", "in the units of the metric"),
+        ("convergence.renew_teacher", "best evaluation"),
+        ("convergence.return_below", "does not return"),
         ("convergence.watch", "`log_loss`"),
         ("tasks.polarity.data.revision", "`hub: <id>@<revision>`"),
         ("tasks.polarity.data.stream", "`scripts/examples/streaming.py`"),

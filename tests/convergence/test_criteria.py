@@ -12,7 +12,7 @@ import pytest
 
 from hf_async_mtl.convergence.actions import ACTIONS
 from hf_async_mtl.convergence.config import CRITERION_NAMES, ConvergenceConfig
-from hf_async_mtl.convergence.criteria import CRITERIA, Criterion, Plateau
+from hf_async_mtl.convergence.criteria import CRITERIA, Plateau
 from hf_async_mtl.validation import ConfigurationError
 
 config_of = partial(ConvergenceConfig, criterion="plateau")
@@ -136,20 +136,6 @@ def test_the_reference_is_the_evaluation_that_scores_are_compared_with() -> None
             assert criterion.reference_step == steps[number - 1], name
 
 
-def answers(criterion: Criterion, scores: Sequence[float]) -> list[bool]:
-    return [criterion.update(10 + number, score) for number, score in enumerate(scores)]
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_renewed_it_has_full_patience_and_the_same_reference(name: str) -> None:
-    """After a rollback, a task converged at once with the patience it had used up on other weights."""
-    criterion = CRITERIA[name](config_of(criterion=name, patience=2))
-    assert answers(criterion, [0.9, 0.8, 0.7]) == [False, False, True]
-    criterion.reset_patience()
-    assert criterion.reference_step == 10
-    assert answers(criterion, [0.6, 0.5]) == [False, True]
-
-
 @pytest.mark.parametrize("name", CRITERIA)
 def test_nan_from_the_start_has_no_reference(name: str) -> None:
     """The first evaluation was the reference although it had no score."""
@@ -208,8 +194,7 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
         ),
         (
             {"on_convergence": "freeze"},
-            "`convergence.on_convergence` must be one of distill, stop, continue, rollback, stop_and_go; found "
-            "'freeze'.",
+            "`convergence.on_convergence` must be one of distill, stop, continue, rollback; found 'freeze'.",
         ),
         *(
             ({"patience": value}, f"`convergence.patience` must be a whole number of at least 1; found {value!r}.")
@@ -219,20 +204,6 @@ def test_loading_names_the_missing_and_the_unexpected_key(name: str) -> None:
         ({"min_epochs": -1}, "`convergence.min_epochs` must be a number of at least 0; found -1."),
         ({"z": -1}, "`convergence.z` must be a number of at least 0; found -1."),
         ({"z": math.inf}, "`convergence.z` must be a number of at least 0; found inf."),
-        ({"renew_teacher": 1}, "`convergence.renew_teacher` must be true or false; found 1."),
-        *(
-            (
-                {"return_below": share},
-                "`convergence.return_below` must be a number between 0 and 1, both excluded, or null; found "
-                f"{share!r}.",
-            )
-            for share in (0, 1, 1.5, -0.1, math.nan, True, "0.9")
-        ),
-        (
-            {"return_below": 0.9, "on_convergence": "continue"},
-            "`convergence.return_below` must be null with `on_convergence: continue`, which never leaves the labels; "
-            "found 0.9. Remove it, or choose another action.",
-        ),
         # YAML reads 1e-3, which has no point, as a string.
         *(
             ({"min_delta": value}, f"`convergence.min_delta` must be a number of at least 0; found {value!r}.")
@@ -257,7 +228,6 @@ def test_what_an_action_needs() -> None:
     assert needs == ["distill", "rollback"]
     # A stopped task has no loss for its teacher.
     assert {action.phase for action in ACTIONS.values() if action.records_teacher} == {"distilling"}
-    assert {name for name, action in ACTIONS.items() if action.return_below is not None} == {"stop_and_go"}
 
 
 def test_the_defaults_are_those_of_the_evidence() -> None:

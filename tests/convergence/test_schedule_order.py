@@ -48,16 +48,6 @@ def test_not_finished_while_a_task_waits() -> None:
     assert finished == [False, False, False, True]
 
 
-@pytest.mark.parametrize(("fall_at", "joined"), [(400, {"a": 200, "b": 500}), (500, {"a": 200, "b": 400})])
-def test_a_task_that_returns_holds_up_those_that_have_not_joined(fall_at: int, joined: dict[str, int]) -> None:
-    """A task joined beside one that was back at its labels, or was sent away again for it."""
-    schedule = in_order(["c", "a", "b"], return_below=0.5)
-    for step in range(100, 800, 100):
-        schedule.observe(step, {"a": 0.5, "b": step / 1000, "c": 0.1 if step == fall_at else 0.5})
-    assert {event.task: event.step for event in schedule.events if event.event == "joined"} == joined
-    assert "waiting" not in schedule.phases.values()
-
-
 @pytest.mark.parametrize("order", [[], ["a"], ["a", "b", "b"], ["a", "c"]])
 def test_an_order_names_every_task_once(order: list[str]) -> None:
     """A task that the order forgot waited for ever."""

@@ -39,7 +39,7 @@ def test_with_continue_a_task_neither_leaves_its_labels_nor_converges_again() ->
     tracker.converge(200)
     assert feed(tracker, 0.3) == [False]
     assert (tracker.is_supervised, tracker.is_converged, tracker.state.phase) == (False, False, "learning")
-    assert tracker.is_in_loss(300)
+    assert tracker.is_in_loss
 
 
 def test_a_waiting_task_counts_its_steps_from_when_it_joins() -> None:
@@ -47,7 +47,7 @@ def test_a_waiting_task_counts_its_steps_from_when_it_joins() -> None:
     config = config_of(patience=1, min_steps=200)
     tracker = TaskTracker("match", TaskSpec("classification", "f1", config), waits=True)
     assert feed(tracker, 0.5, 0.4, 0.3) == [False] * 3
-    assert (tracker.state.teacher_step, tracker.is_in_loss(300)) == (None, False)
+    assert (tracker.state.teacher_step, tracker.is_in_loss) == (None, False)
     assert tracker.join(300, 0.0) == [Event(step=300, task="match", event="joined")]
     assert feed(tracker, 0.3, 0.2) == [False, True]
 

@@ -10,7 +10,6 @@ import torch
 from recording import write_all
 from runs import (
     ALL,
-    some_rows,
     tiny_trainer,
 )
 from tiny import raw_sets, task_configs, tiny_tokenizer
@@ -19,7 +18,7 @@ from torch import Tensor
 from hf_async_mtl.data.dataset import TaskDataset
 from hf_async_mtl.data.tokenization import encode, unit_counts
 from hf_async_mtl.distillation.config import DistillationConfig
-from hf_async_mtl.distillation.logits import LogitsFiles, RecordedLogits, TeacherError
+from hf_async_mtl.distillation.logits import TeacherError
 from hf_async_mtl.distillation.snapshots import TeacherStore
 from hf_async_mtl.distillation.teachers import Teachers
 
@@ -191,22 +190,3 @@ def test_a_checkpoint_keeps_the_resamples_of_all_its_evaluations(tmp_path: Path)
         found = store.load_resamples(range(2, step + 1, 2))
         assert list(found) == list(range(2, step + 1, 2))
         assert {row.shape for tasks in found.values() for row in tasks.values()} == {(200,)}
-
-
-def test_logits_of_a_checkpoint_are_those_of_its_run(tmp_path: Path) -> None:
-    """Bug: a checkpoint's recorded logits are written over by those of a renewed teacher."""
-    trainer = tiny_trainer(
-        tmp_path,
-        PAIR,
-        {"polarity": [0.5, 0.4, 0.8, 0.7], "overlap": GROWING},
-        train=some_rows(PAIR),
-        convergence={"patience": 1, "final_evaluations": None, "renew_teacher": True},
-        **SETTINGS,
-    )
-    trainer.train()
-    assert [event.event for event in trainer.schedule.events] == ["converged", "teacher_renewed"]
-    steps = {
-        step: RecordedLogits(LogitsFiles.of(tmp_path / f"checkpoint-{step}" / "_teachers", "polarity")).step
-        for step in (4, 6, 8)
-    }
-    assert steps == {4: 2, 6: 6, 8: 6}

@@ -26,7 +26,8 @@ class Schedule:
         self.tasks = NAMES
         self.phases = {**dict.fromkeys(NAMES, "learning"), **phases}
 
-    def in_loss(self, step: int) -> dict[str, bool]:
+    @property
+    def in_loss(self) -> dict[str, bool]:
         return {name: phase in ("learning", "distilling") for name, phase in self.phases.items()}
 
 
@@ -79,7 +80,7 @@ def test_learning_tasks_are_weighted_and_divided_by_n() -> None:
 def test_a_task_that_is_not_in_the_loss_does_not_count() -> None:
     """Bug: a stopped task pulls on the encoder, or its examples make the others' gradient smaller."""
     loss, inputs = loss_of(Schedule(stars="stopped", tags="waiting")), batch()
-    n = loss.count([inputs, inputs], 0, torch.device("cpu"))
+    n = loss.count([inputs, inputs], torch.device("cpu"))
     assert n == 6
     found, _ = loss(loss.model, inputs, n, step=0)
     torch.testing.assert_close(found, supervised(loss, inputs)["topic"].sum() / 6)
@@ -104,7 +105,7 @@ def test_examples_that_fill_up_a_rank_do_not_count() -> None:
     filled = torch.tensor([False, True, False, False, False, True, True, False, False])
     inputs["example_ids"] = torch.where(filled, ~all_ids, all_ids)
     inputs["host"].example_ids = inputs["example_ids"].tolist()
-    n = loss.count([inputs], 0, torch.device("cpu"))
+    n = loss.count([inputs], torch.device("cpu"))
     assert n == 6
     found, _ = loss(loss.model, inputs, n, step=0)
     own = supervised(loss, inputs)

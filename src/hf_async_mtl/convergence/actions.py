@@ -18,16 +18,11 @@ class Action:
         records_teacher: Whether the logits of the task's best weights are recorded.
         rolls_back: Whether all weights return to the task's best, so that the other tasks lose what they have learned
             since.
-        loss_every: Where ``phase`` is ``stopped``: the task's loss counts at every n-th optimizer step; 0: never. No
-            effect in the other phases, where every step counts.
-        return_below: Default of the setting of that name, a share of the best score; None: never.
     """
 
     phase: Phase
     records_teacher: bool = False
     rolls_back: bool = False
-    loss_every: int = 1
-    return_below: float | None = None
 
     @property
     def needs_snapshot(self) -> bool:
@@ -38,13 +33,9 @@ class Action:
 ACTIONS: dict[str, Action] = {
     # Lu et al., "Asynchronous Convergence in Multi-Task Learning ...", NAACL 2022 Industry Track.
     "distill": Action(phase="distilling", records_teacher=True),
-    "stop": Action(phase="stopped", loss_every=0),
+    "stop": Action(phase="stopped"),
     "continue": Action(phase="learning"),
     # mSFT, arXiv 2603.21606: the task that overfits first leaves the mixture, and the run goes on from its best. Steps
     # and the learning-rate schedule go on, where mSFT starts a new search from the weights that it returns to.
-    "rollback": Action(phase="stopped", rolls_back=True, loss_every=0),
-    # Lu et al., "12-in-1: Multi-Task Vision and Language Representation Learning", CVPR 2020: a stopped task is still
-    # trained at every 4th step, and at every step again once it has lost 0.5 % of its best. The criterion decides when
-    # it stops.
-    "stop_and_go": Action(phase="stopped", loss_every=4, return_below=0.995),
+    "rollback": Action(phase="stopped", rolls_back=True),
 }

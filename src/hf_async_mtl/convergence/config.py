@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..validation import (
-    FLAG,
     MAPPING,
     ConfigurationError,
     Requirement,
@@ -45,17 +44,10 @@ class ConvergenceConfig:
             seen an example twice has not overfitted.
         on_convergence: ``distill`` trains on from the recorded teacher, ``stop`` takes the task out of the loss,
             ``continue`` records the convergence and trains on with the labels, ``rollback`` stops the task and returns
-            all weights to its best, ``stop_and_go`` stops it for three steps of four until it has lost 0.5 % of its
-            best.
+            all weights to its best.
         z: Number of standard errors that a decrease must exceed, too, with ``decline``; 0: none. With 400
             validation rows, 1 switches one in five tasks that still learn; 2 sees 23 % of the falls of 2 points, 85 %
             of the falls of 5 (``docs/results.md``). No effect with ``plateau``.
-        return_below: A converged task whose score falls below this share of its best returns to its labels, and may
-            converge again. Null: the default of the action, 0.995 with ``stop_and_go`` and never with the others. Its
-            snapshots are kept to the end of the run. No effect where the best score is 0 or less. Near 1, noise sends a
-            task back and forth. Not with ``continue``.
-        renew_teacher: Record the teacher of a distilling task again when its score beats the teacher's by more than
-            ``min_delta``. No effect on tasks that do not distill.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -68,16 +60,9 @@ class ConvergenceConfig:
     min_epochs: float = setting(1, number(0))
     on_convergence: str = setting("distill", one_of(*ACTIONS))
     z: float = setting(1.5, number(0))
-    return_below: float | None = setting(None, optional(number(0, 1, exclusive=True)))
-    renew_teacher: bool = setting(False, FLAG)
 
     def __post_init__(self) -> None:
         check_fields("convergence", self)
-        if self.return_below is not None and ACTIONS[self.on_convergence].phase == "learning":
-            raise ConfigurationError(
-                f"`convergence.return_below` must be null with `on_convergence: {self.on_convergence}`, which never "
-                f"leaves the labels; found {self.return_below!r}. Remove it, or choose another action."
-            )
 
 
 @dataclass(frozen=True)

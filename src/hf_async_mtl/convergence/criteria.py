@@ -46,10 +46,6 @@ class Criterion(ABC):
             Whether the task has converged, apart from ``min_steps`` and ``min_epochs``.
         """
 
-    @abstractmethod
-    def reset_patience(self) -> None:
-        """Start to count again. The reference stays."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next `update` depends on, besides the configuration, as JSON values."""
         return {name: getattr(self, name) for name in self.state_names}
@@ -88,9 +84,6 @@ class Plateau(Criterion):
             self.evaluations_without_improvement += 1
         return self.evaluations_without_improvement >= self.config.patience
 
-    def reset_patience(self) -> None:
-        self.evaluations_without_improvement = 0
-
 
 class Decline(Criterion):
     """Converged after ``patience`` consecutive evaluations with a score below the best.
@@ -128,9 +121,6 @@ class Decline(Criterion):
     def _margin(self, standard_error: float | None) -> float:
         known = standard_error if standard_error is not None and math.isfinite(standard_error) else 0.0
         return max(self.config.min_delta, self.config.z * known)
-
-    def reset_patience(self) -> None:
-        self.falls = 0
 
 
 CRITERIA: dict[str, type[Criterion]] = {"plateau": Plateau, "decline": Decline}

@@ -109,9 +109,10 @@ class ConvergenceSchedule:
             name: tracker.noise_reference for name, tracker in self.trackers.items() if tracker.needs_standard_error
         }
 
-    def in_loss(self, step: int) -> dict[str, bool]:
-        """Return whether each task's loss counts in the optimizer step that follows ``step`` earlier ones."""
-        return {name: tracker.is_in_loss(step) for name, tracker in self.trackers.items()}
+    @property
+    def in_loss(self) -> dict[str, bool]:
+        """Task -> whether its loss counts."""
+        return {name: tracker.is_in_loss for name, tracker in self.trackers.items()}
 
     def observe(
         self,
@@ -133,7 +134,7 @@ class ConvergenceSchedule:
             constant: Tasks that gave every example the same prediction. Where a task has never done otherwise, it has
                 not begun to learn: the evaluation uses up no patience and gives no teacher, however good its score
                 (predicting "yes" for all has an F1 of 0.8 where two thirds are). This ends after three times the
-                patience. A constant student does not become its own teacher either.
+                patience.
 
         Returns:
             What changed, in the order of the tasks; a task that joins comes last.
@@ -146,7 +147,7 @@ class ConvergenceSchedule:
         self._check_time(step, epoch)
         self._final = None  # it describes a run that had ended
         due = [name for name, tracker in self.trackers.items() if tracker.observe(evaluations[name])]
-        events = self._change_phases(int(step), due, constant)
+        events = self._converge(int(step), due)
         for event in events:
             if event.event == "rolled_back":
                 for tracker in self.trackers.values():
@@ -173,17 +174,12 @@ class ConvergenceSchedule:
         if timed and epoch is None:
             raise ValueError(f"An evaluation must come with its epoch, for the min_epochs of {timed[0]}; give `epoch`.")
 
-    def _change_phases(self, step: int, due: Sequence[str], constant: Collection[str]) -> list[Event]:
-        """Change the phases, once all scores are known. ``due``: the tasks whose criterion reports convergence."""
+    def _converge(self, step: int, due: Sequence[str]) -> list[Event]:
+        """Change the phases of the tasks whose criterion reports convergence, once all scores are known."""
         rolling = [name for name in due if self.trackers[name].action.rolls_back]
         first = min(rolling, key=lambda name: self.trackers[name].state.teacher_step or 0, default=None)
-        events = []
-        for name, tracker in self.trackers.items():
-            if name in due and (name == first or name not in rolling):
-                events += tracker.converge(step)
-            else:
-                events += tracker.check_return(step, is_constant=name in constant)
-        return events
+        converging = [name for name in due if name == first or name not in rolling]
+        return [event for name in converging for event in self.trackers[name].converge(step)]
 
     def _join_next(self, step: int, epoch: float) -> list[Event]:
         waiting = [name for name in self._queue if self.trackers[name].state.phase == "waiting"]
@@ -202,8 +198,7 @@ class ConvergenceSchedule:
     def snapshots_needed(self) -> set[int]:
         """Return the steps whose weights may yet become a teacher, or be rolled back to.
 
-        Those of a task that has converged are not among them, unless it may return to its labels: read them after
-        `observe`, before all others are deleted.
+        Those of a task that has converged are not among them.
         """
         steps = {tracker.state.teacher_step for tracker in self.trackers.values() if tracker.keeps_snapshot}
         return {step for step in steps if step is not None}
@@ -252,7 +247,7 @@ class ConvergenceSchedule:
         """Restore what `state_dict` returned.
 
         Changed settings apply from then on, and a task that has converged keeps its phase. Weights that were not kept
-        stay lost: with another action, or with a new ``return_below``, a task may ask for a missing snapshot.
+        stay lost: with another action, a task may ask for a missing snapshot.
 
         Raises:
             ValueError: The state is of other tasks, of another monitored metric, of another criterion, of tasks that

@@ -1,4 +1,4 @@
-"""The state machine of one task: from labels to its teacher, and sometimes back.
+"""The state machine of one task: from labels to its teacher.
 
 It sees the scores of its own task only. What depends on other tasks (who joins, whose rollback wins) is decided by
 `hf_async_mtl.convergence.schedule.ConvergenceSchedule`, which calls the methods that change the phase.
@@ -29,7 +29,7 @@ class TaskSpec:
         metric: The name of its monitored metric, for the report.
         convergence: When the task converges, and what happens then.
         distilled_from_start: Whether the task has an external teacher and distills from step 0. Such a task never
-            waits, converges or returns to its labels, and its teacher is not renewed.
+            waits or converges.
         greater_is_better: The direction of the metric. The *scores* that decisions are made on are always better when
             greater: they are the values of the metric, negated where it is better when smaller.
         passes_per_epoch: Number of times that an epoch of the run draws each of the task's training examples; 1 with
@@ -61,15 +61,12 @@ class Event:
     * ``converged``: Its best score was at ``teacher_step``, which can be ``step`` itself.
     * ``rolled_back``: Follows its ``converged``. All weights return to those of ``teacher_step`` before the next step.
       If the run ends here, it ends with the weights that were evaluated.
-    * ``returned``: Its score fell below ``return_below``, and it learns from its labels again. ``teacher_step`` is
-      None.
-    * ``teacher_renewed``: The present weights are its teacher from now on. ``teacher_step`` is ``step``.
     * ``joined``: It waited, and learns from now on. ``teacher_step`` is None.
     """
 
     step: int
     task: str
-    event: Literal["converged", "rolled_back", "returned", "teacher_renewed", "joined"] = "converged"
+    event: Literal["converged", "rolled_back", "joined"] = "converged"
     teacher_step: int | None = None
 
 
@@ -97,8 +94,7 @@ class TaskTracker:
         if spec.distilled_from_start:
             self.state = TaskState(phase="distilling", converged_step=0)
         self._criterion = self._new_criterion()
-        # The best score among the evaluations that counted, and the steps of those that did not.
-        self._counted_best: float | None = None
+        # The steps of the evaluations that did not count.
         self._skipped: list[int] = []
         # The step and the epoch at which the task began to learn.
         self._joined: list[float] = [0, 0.0]
@@ -119,14 +115,14 @@ class TaskTracker:
         return self.state.phase in ("distilling", "stopped")
 
     @property
-    def may_return(self) -> bool:
-        """Whether the task has left its labels and a low score would bring it back."""
-        return self.is_converged and self._return_below is not None and not self.spec.distilled_from_start
+    def is_in_loss(self) -> bool:
+        """Whether the task's loss counts."""
+        return self.state.phase in ("learning", "distilling")
 
     @property
     def keeps_snapshot(self) -> bool:
         """Whether the weights of the best step may be needed yet."""
-        return self.action.needs_snapshot and (self.is_supervised or self.may_return)
+        return self.action.needs_snapshot and self.is_supervised
 
     @property
     def noise_reference(self) -> int | None:
@@ -143,13 +139,6 @@ class TaskTracker:
         """The step of the first evaluation that the criterion was given; None before there is one."""
         return next((step for step, _ in self.state.history if step not in self._skipped), None)
 
-    def is_in_loss(self, step: int) -> bool:
-        """Return whether the task's loss counts in the optimizer step that follows ``step`` earlier ones."""
-        phase, action = self.state.phase, self.action
-        if phase in ("learning", "distilling"):
-            return True
-        return phase == action.phase and action.loss_every > 0 and step % action.loss_every == 0
-
     def observe(self, evaluation: Evaluation) -> bool:
         """Record an evaluation, and return whether the task is due to converge. The phase does not change yet."""
         state, step, score = self.state, evaluation.step, evaluation.score
@@ -159,10 +148,8 @@ class TaskTracker:
             state.best, state.best_step = score, step
         if not self.is_supervised or self._skip(evaluation):
             return False
-        if score is not None:
-            self._note_counted(score)
-            if _is_better(score, state.teacher_value):  # of equal scores, the earlier one stays
-                state.teacher_step, state.teacher_value = step, score
+        if score is not None and _is_better(score, state.teacher_value):  # of equal scores, the earlier one stays
+            state.teacher_step, state.teacher_value = step, score
         converged = self._criterion.update(step, score, standard_error=evaluation.standard_error)
         return converged and self._may_converge(step, evaluation.epoch)
 
@@ -176,33 +163,6 @@ class TaskTracker:
         if self.action.rolls_back and teacher_step != step:
             events.append(Event(step=step, task=self.name, event="rolled_back", teacher_step=teacher_step))
         return events
-
-    def check_return(self, step: int, *, is_constant: bool) -> list[Event]:
-        """Let a converged task return to its labels, or renew its teacher, if its last score says so."""
-        state, score = self.state, self.state.last
-        if score is None or not self.is_converged or self.spec.distilled_from_start:
-            return []
-        if self._has_fallen(score):
-            state.phase, state.converged_step = "learning", None
-            self._criterion.reset_patience()
-            return [Event(step=step, task=self.name, event="returned")]
-        if is_constant:
-            return []
-        self._note_counted(score)
-        if not self.spec.convergence.renew_teacher or state.phase != "distilling" or state.teacher_value is None:
-            return []
-        if score <= state.teacher_value + self.spec.convergence.min_delta:
-            return []
-        state.teacher_step, state.teacher_value = step, score
-        return [Event(step=step, task=self.name, event="teacher_renewed", teacher_step=step)]
-
-    def _has_fallen(self, score: float) -> bool:
-        """Return whether a score is below the share of the best one at which a task returns to its labels."""
-        share, best = self._return_below, self._counted_best
-        if share is None or best is None:
-            return False
-        low, high = self.spec.ratio(score, best)
-        return high > 0 and low < share * high
 
     def join(self, step: int, epoch: float) -> list[Event]:
         """Begin to learn, after waiting."""
@@ -229,7 +189,6 @@ class TaskTracker:
             "metric": self.spec.metric,
             "distilled_from_start": self.spec.distilled_from_start,
             **asdict(self.state),
-            "counted_best": self._counted_best,
             "skipped": list(self._skipped),
             "joined": list(self._joined),
             "criterion": {"name": self.spec.convergence.criterion, "state": self._criterion.state_dict()},
@@ -244,7 +203,7 @@ class TaskTracker:
         criterion.load_state_dict(state["criterion"]["state"])
         self._criterion = criterion
         self.state = TaskState(**{item.name: state[item.name] for item in fields(TaskState)})
-        self._counted_best, self._skipped, self._joined = state["counted_best"], state["skipped"], state["joined"]
+        self._skipped, self._joined = state["skipped"], state["joined"]
 
     def _check_same_task(self, state: Mapping[str, Any]) -> None:
         name, spec, criterion = self.name, self.spec, self.spec.convergence.criterion
@@ -269,11 +228,6 @@ class TaskTracker:
         config = self.spec.convergence
         return CRITERIA[config.criterion](config)
 
-    @property
-    def _return_below(self) -> float | None:
-        own = self.spec.convergence.return_below
-        return self.action.return_below if own is None else own
-
     def _skip(self, evaluation: Evaluation) -> bool:
         """Return whether the criterion skips an evaluation, because the task has hardly begun to learn."""
         if self.state.teacher_step is not None or (evaluation.score is None and not evaluation.is_constant):
@@ -292,10 +246,6 @@ class TaskTracker:
         has_teacher = self.state.teacher_step is not None
         passes = (epoch - first_epoch) * self.spec.passes_per_epoch
         return has_teacher and step - first_step >= config.min_steps and passes >= config.min_epochs
-
-    def _note_counted(self, score: float) -> None:
-        if _is_better(score, self._counted_best):
-            self._counted_best = score
 
 
 def _is_better(score: float, best: float | None) -> bool:

@@ -25,8 +25,6 @@ TEMPLATE = Path(__file__).with_name("page_template.html")
 _EVENTS = {
     "joined": "joined",
     "converged": "converged",
-    "returned": "returned to its labels",
-    "teacher_renewed": "teacher renewed",
     "rolled_back": "rolled back to its best weights",
 }
 Column = tuple[str, str]
@@ -59,7 +57,12 @@ def make_page(report: Mapping[str, Any], title: str) -> str:
         diagnosis_rows=[[name, *diagnosis_cells(task)] for name, task in (diagnosis or {"tasks": {}})["tasks"].items()],
         event_columns=[("step", "number"), ("task", ""), ("event", ""), ("teacher of step", "number")],
         event_rows=[
-            [event["step"], event["task"], _EVENTS[event["event"]], step_text(event.get("teacher_step"))]
+            [
+                event["step"],
+                event["task"],
+                _EVENTS.get(event["event"], event["event"]),  # a file of an earlier version has more kinds
+                step_text(event.get("teacher_step")),
+            ]
             for event in report["events"]
         ],
         retention=_image(plot_retention, report) if final else None,

@@ -174,12 +174,10 @@ def _draw_curve(
 
 def _stretches(task: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
     """Return the phases of a task, each with its first and last step; the step of a change is in both."""
-    moves = [event for event in events if event["event"] in ("joined", "converged", "returned")]
+    moves = [event for event in events if event["event"] in ("joined", "converged")]
     if not moves:
         return [(task["phase"], -math.inf, math.inf)]
-    # The report does not have the earlier phase of a task that has returned; it is distilling in most cases.
-    settled = task["phase"] if moves[-1]["event"] == "converged" else "distilling"
-    after = {"joined": "learning", "converged": settled, "returned": "learning"}
+    after = {"joined": "learning", "converged": task["phase"]}
     phases = ["waiting" if moves[0]["event"] == "joined" else "learning", *(after[move["event"]] for move in moves)]
     steps = [-math.inf, *(move["step"] for move in moves), math.inf]
     return list(zip(phases, steps[:-1], steps[1:], strict=True))

@@ -84,7 +84,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze what is not in the loss: without a gradient there is neither momentum nor weight decay."""
-        model, in_loss = kwargs["model"], self.loss.schedule.in_loss(state.global_step)
+        model, in_loss = kwargs["model"], self.loss.schedule.in_loss
         if not any(in_loss.values()):
             model.zero_grad(set_to_none=True)
         for task, is_in_loss in in_loss.items():

@@ -122,7 +122,7 @@ class ConvergenceController:
         if self.schedule.improved(step):
             self._save_snapshot(step)
         for event in events:
-            if event.event in ("converged", "teacher_renewed") and self.schedule.phases[event.task] == "distilling":
+            if event.event == "converged" and self.schedule.phases[event.task] == "distilling":
                 self._record_teacher(event)
         if self.args.should_save:
             self.teachers.store.keep_snapshots(self.schedule.snapshots_needed() | self._rolls_back_to(step))

@@ -206,7 +206,7 @@ def check_task_settings(tasks: Collection[str], args: AsyncMTLTrainingArguments)
         if ACTIONS[action].rolls_back and args.sharded_by == "DeepSpeed":
             raise ConfigurationError(
                 f"`on_convergence: {action}` of task {name!r} cannot be used with DeepSpeed, whose optimizer keeps "
-                "weights of its own. Use distill, stop or stop_and_go."
+                "weights of its own. Use distill or stop."
             )
 
 

@@ -63,9 +63,9 @@ class MultiTaskLoss:
         """Whether a call adds to ``.grad``, and returns a loss without a graph."""
         return isinstance(self.balancer, GradientBalancer)
 
-    def count(self, batches: Sequence[Mapping[str, Any]], step: int, device: torch.device) -> Tensor:
+    def count(self, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Return N: the examples of an optimizer step, over accumulation and ranks, whose tasks are in the loss."""
-        in_loss = list(self.schedule.in_loss(step).values())
+        in_loss = list(self.schedule.in_loss.values())
         if not all("host" in batch for batch in batches):
             raise ValueError("A batch must have `host`, a `HostBatch`. Use the data collator of the trainer.")
         hosts: list[HostBatch] = [batch["host"] for batch in batches]
@@ -79,7 +79,7 @@ class MultiTaskLoss:
         """Run the wrapped model on a packed batch; N defaults to the examples of this batch."""
         # DDP would reduce each task's gradient separately.
         outputs: MultiTaskOutput = (self.model if self.balances_gradients else model)(**inputs)
-        losses = self._task_losses(outputs, inputs, step)
+        losses = self._task_losses(outputs, inputs)
         self.running.add(list(losses.values()))
         if self.conflicts is not None:
             self.conflicts.observe(list(losses.values()), step)
@@ -89,12 +89,12 @@ class MultiTaskLoss:
         # DDP takes the mean over the ranks, and N counts the examples of all of them.
         return self._combine(losses, n.clamp(min=1)) * self.accelerator.num_processes, outputs
 
-    def _task_losses(self, outputs: MultiTaskOutput, inputs: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+    def _task_losses(self, outputs: MultiTaskOutput, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return task -> the losses of its examples by its phase, empty if the task is not in the loss."""
         assert outputs.losses is not None
         assert outputs.logits is not None
         assert outputs.layouts is not None
-        in_loss, phases = self.schedule.in_loss(step), self.schedule.phases
+        in_loss, phases = self.schedule.in_loss, self.schedule.phases
         host: HostBatch = inputs["host"]
         found: dict[str, Tensor] = {}
         for (name, losses), (own, _, _) in zip(outputs.losses.items(), host.slices(len(in_loss)), strict=True):

@@ -137,7 +137,7 @@ class AsyncMTLTrainer(Trainer):
             # A resumed run was over: the parent asks only after a step.
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, self.multi_task_loss.count(batches, self.state.global_step, device)
+        return batches, self.multi_task_loss.count(batches, device)
 
     def compute_loss(
         self,
