@@ -3,7 +3,8 @@
     export DATA=/data ENCODER=/models/all-MiniLM-L6-v2 OMP_NUM_THREADS=1
     python scripts/benchmarks/quality.py run   scripts/configs/quality.yaml --jobs 2
     python scripts/benchmarks/quality.py score scripts/configs/quality.yaml
-    python scripts/benchmarks/report_quality.py model_cards/quality --page docs/results.md
+    python scripts/benchmarks/report_quality.py scripts/configs/quality.yaml \
+        --page docs/results.md docs/methods.md README.md
 
 ``model_cards/quality/PROTOCOL.md`` says what is compared, how often and why. It was written before any test label was
 read.
@@ -24,6 +25,9 @@ their labels. ``score`` reads the labels of a task set, once all its cells have 
 and the primary result. ``last`` is the end of the budget. A method with ``controls`` has more: ``oracle`` takes each
 task at its own best evaluation, which is not a single checkpoint; ``average_of_bests`` is the mean of the weights of
 these evaluations; ``ema_last`` and ``ema_best_average`` are an exponential moving average of the weights.
+
+*Diagnosis.* The cell of plain training with ``controls`` also has the answer to whether its tasks peak apart, for the
+checkpoint that the software saves.
 
 *Resuming.* A cell (task set, method, choice, seed) is one process and one small JSON file in ``--cells``, with its
 predictions on test (``.npz``) until they are scored. Existing cells are not run again, and a killed run loses only the
@@ -68,6 +72,7 @@ from hf_async_mtl import TaskConfig
 from hf_async_mtl.cli.config_file import RunConfig, load_config
 from hf_async_mtl.convergence.config import ConvergenceSettings
 from hf_async_mtl.data.tokenization import encode
+from hf_async_mtl.diagnosis import diagnose
 from hf_async_mtl.run import load_tasks, load_tokenizer, prepare_run
 from hf_async_mtl.tasks.registry import TASK_TYPES
 from hf_async_mtl.utils import atomic_path, write_atomic
@@ -102,7 +107,8 @@ class Plan:
             ``beside``: the task set with whose methods its own are compared, on validation: its test labels are never
             read.
         methods: Name -> ``set`` (changes of the configuration), ``controls``, ``single_task``, ``trial`` (a key of
-            ``comparison_trainers.TRIALS``).
+            ``comparison_trainers.TRIALS``), ``commit`` (the last one that has its settings, which were removed: its
+            missing cells are run there alone).
     """
 
     name: str
@@ -193,7 +199,8 @@ class Plan:
         for task_set in self.task_sets:
             choice = self.choice(task_set, done)
             cells += self.trials(task_set) if choice is None else self.cells(task_set, choice)
-        return [cell for cell in dict.fromkeys(cells) if cell not in done]
+        removed = [name for name, method in self.methods.items() if "commit" in method]
+        return [cell for cell in dict.fromkeys(cells) if cell not in done and cell.method not in removed]
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
@@ -279,6 +286,11 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         save(cell.file(work, "validation.npz"), **curves)  # for `criteria.py replay`
     shutil.rmtree(arguments.output_dir, ignore_errors=True)
 
+    convergence = ConvergenceSettings.parse(arguments.convergence).default
+    diagnosis = None
+    if method.get("controls") and convergence.on_convergence == "continue":
+        trainer.schedule.finish(best_step)
+        diagnosis = rounded(diagnose(trainer.schedule.report(), trainer.controller._resamples))
     written = {
         "version": 2,
         "task_set": cell.task_set,
@@ -286,7 +298,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "choice": cell.choice,
         "seed": cell.seed,
         "settings": plan.settings(cell),
-        "convergence": asdict(ConvergenceSettings.parse(arguments.convergence).default),
+        "convergence": asdict(convergence),
         "metrics": {name: task.monitored for name, task in tasks.items()},
         "train_rows": {name: len(rows) for name, rows in run.train_dataset.items()},
         "validation": {kind: {name: defined(x) for name, x in values.items()} for kind, values in validation.items()},
@@ -298,6 +310,7 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         },
         "validation_losses": {name: np.round(x, 4).tolist() for name, x in trainer.validation_losses.items()},
         "events": report["events"],
+        **({} if diagnosis is None else {"diagnosis": diagnosis}),
         "seconds": {
             "training": round(result.metrics["train_runtime"] - of_controls, 1),
             "all": round(time.monotonic() - begin, 1),
@@ -306,6 +319,15 @@ def run_cell(plan: Plan, cell: Cell, cells: Path, work: Path) -> None:
         "test": None,
     }
     write_atomic(cell.file(cells, "json"), json.dumps(written, indent=1, allow_nan=False) + "\n")
+
+
+def rounded(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a diagnosis whose numbers have four digits after the point."""
+    tasks = {
+        name: {key: round(value, 4) if isinstance(value, float) else value for key, value in task.items()}
+        for name, task in diagnosis["tasks"].items()
+    }
+    return {**diagnosis, "tasks": tasks}
 
 
 def defined(value: float | None) -> float | None:

@@ -3,7 +3,9 @@
     python scripts/benchmarks/report_quality.py scripts/configs/quality.yaml [--cells FOLDER] [--page PAGE.md ...]
 
 Writes ``README.md``, ``curves-NAME.png`` per task set and ``noise.png`` beside the cells. ``--page`` renews the tables
-of pages, each between ``<!-- quality:NAME -->`` and ``<!-- /quality:NAME -->``, or ``NAME short`` for one of few rows.
+of pages, each between ``<!-- quality:NAME -->`` and ``<!-- /quality:NAME -->``, or ``NAME short`` for one of few rows;
+``diagnosis`` is the table of what plain training said of whether its tasks peak apart. The pages of this project are
+``docs/results.md``, ``docs/methods.md`` and ``README.md``.
 
 A seed is a whole replication: other rows, another split, other noise, another order. Intervals are t intervals over the
 seeds. Differences are paired by seed. The best baseline is chosen on validation, over all its seeds.
@@ -53,6 +55,14 @@ SHORT_NAMES = {
     "`distill`": "**distilling, the default**",
     "`sum`, each task at its own best": "*plain training, each task at its own best (not one checkpoint)*",
     "single-task models": "*one model per task*",
+}
+# Task set -> its name in the table of diagnoses.
+LABELS = {
+    "noisy5": "noisy5: 30 % random labels",
+    "natural5": "natural5: small tasks, own labels",
+    "clean5": "clean5: noisy5 with true labels",
+    "distant5": "distant5: labels from rules",
+    "noisy5_45": "noisy5_45: 45 % random labels",
 }
 NOT_KNOWN = "n/a"
 # The palette of Okabe and Ito. In grayscale, the dashes distinguish the two methods.
@@ -420,13 +430,51 @@ def short_table(task_set: TaskSet) -> str:
     return table(head, lines)
 
 
+def diagnosis_table(task_sets: Iterable[TaskSet]) -> str:
+    """Return the table of what the runs of plain training said of whether their tasks peak apart.
+
+    Cells without a diagnosis are left out, and so are task sets that show the runs of another one.
+    """
+    head = [
+        "task set",
+        "gain of distilling on test, all seeds",
+        "seeds",
+        "*something to hold*, by seed (greatest headroom, in standard errors)",
+    ]
+    lines = []
+    for task_set in task_sets:
+        cells = [cell for cell in task_set.of("sum") if "diagnosis" in cell]
+        if cells and not task_set.validation_only:
+            rows, gain = {row.label: row for row in task_set.rows()}, NOT_KNOWN
+            if f"`{DEFAULT}`" in rows and task_set.split == "test":
+                gain = estimate(differences(rows[f"`{DEFAULT}`"], rows["`sum`"])).text(sign=True)
+            seeds = ", ".join(str(cell["seed"]) for cell in cells)
+            said = ", ".join(diagnosis_text(cell["diagnosis"]) for cell in cells)
+            lines.append([LABELS.get(task_set.name, task_set.name), gain, seeds, said])
+    return table(head, lines)
+
+
+def diagnosis_text(diagnosis: Mapping[str, Any]) -> str:
+    """Return an answer, with the task that is the most standard errors below its own peak.
+
+    >>> diagnosis_text({"something_to_hold": "no", "tasks": {"a": {"headroom": 0.01, "headroom_error": 0.02}}})
+    'no (a 0.5)'
+    """
+    known = {name: task for name, task in diagnosis["tasks"].items() if task["headroom_error"]}
+    if diagnosis["something_to_hold"] is None or not known:
+        return diagnosis["something_to_hold"] or "not known"
+    errors = {name: task["headroom"] / task["headroom_error"] for name, task in known.items()}
+    task = max(errors, key=errors.__getitem__)
+    return f"{diagnosis['something_to_hold']} ({task} {errors[task]:.1f})"
+
+
 def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
     """Return a page with the tables between their markers, whole or short; without markers, it is unchanged."""
     for task_set in task_sets:
         whole = f"{results_table(task_set, task_set.rows())}\n\n{comparison(task_set)}"
         text = replaced(text, f"quality:{task_set.name}", whole)
         text = replaced(text, f"quality:{task_set.name} short", short_table(task_set))
-    return text
+    return replaced(text, "quality:diagnosis", diagnosis_table(task_sets))
 
 
 def replaced(text: str, name: str, new: str) -> str:
@@ -446,6 +494,7 @@ def plot_noise(levels: Mapping[float, Estimate], path: Path) -> None:
     noise = sorted(levels)
     gain = [100 * levels[x].value for x in noise]
     half = [0.0 if math.isnan(levels[x].half) else 100 * levels[x].half for x in noise]
+    axes.margins(x=0.1)
     axes.axhline(0, color=GREY, linewidth=1)
     axes.errorbar([100 * x for x in noise], gain, half, color=BLUE, marker="o", capsize=4, linewidth=1.8)
     axes.set_xticks([100 * x for x in noise], [f"{100 * x:g}\n({levels[x].seeds} seeds)" for x in noise])

@@ -125,6 +125,13 @@ def test_plain_training_decides_for_all(plan: Plan) -> None:
     assert plan.choice("one", done) == "high"
 
 
+def test_a_method_whose_settings_were_removed_is_not_run(plan: Plan) -> None:
+    """A comparison on another machine stopped at a setting that the package no longer has."""
+    removed = replace(plan, methods={**plan.methods, "other": {"commit": "abc"}}, choices={"low": CHOICES["low"]})
+    assert {cell.method for cell in removed.ready({})} == {"sum", "single-a", "single-b"}
+    assert Cell("one", "other", "low", 0) in removed.cells("one", "low")
+
+
 def test_seeds(plan: Plan) -> None:
     """A method that has fewer seeds was run on all, or held up the scores of its task set for ever."""
     plan.task_sets["one"] |= {"seeds": [3, 5], "fewer_seeds": {"single": [5], "other": [3]}}
@@ -229,6 +236,13 @@ def test_average_weights() -> None:
     assert mean["ids"].tolist() == [7]
     assert states[0]["w"].tolist() == [1.0, 2.0]
     assert bq.average_weights(states[:1])["w"].tolist() == [1.0, 2.0]
+
+
+def test_rounded() -> None:
+    """A value that is not known stopped the cell, or a step became a fraction."""
+    task = {"peak_step": 20, "fall_z": None, "headroom": -0.00123, "headroom_error": 0.01}
+    diagnosis = {"something_to_hold": "no", "answer": "A sentence.", "tasks": {"a": task}}
+    assert bq.rounded(diagnosis) == {**diagnosis, "tasks": {"a": {**task, "headroom": -0.0012}}}
 
 
 def test_an_undefined_metric_is_null_and_the_worst(tmp_path: Path) -> None:

@@ -188,8 +188,55 @@ def test_committed_report() -> None:
     assert (COMMITTED / "README.md").read_text("utf-8") == rq.report(task_sets, "quality")
     for name, marker in (
         ("docs/results.md", "<!-- quality:noisy5 -->"),
+        ("docs/methods.md", "<!-- quality:diagnosis -->"),
         ("README.md", "<!-- quality:noisy5 short -->"),
     ):
         page = (ROOT / name).read_text("utf-8")
         assert rq.renew(page, task_sets) == page
         assert marker in page
+
+
+def diagnosed(answer: str | None, **headrooms: float | None) -> dict[str, Any]:
+    """Return the diagnosis of a cell whose headrooms have the standard error 0.01, or none if they are not known."""
+    tasks = {
+        name: {"fall_z": 1.0, "headroom": headroom, "headroom_error": None if headroom is None else 0.01}
+        for name, headroom in headrooms.items()
+    }
+    return {"something_to_hold": answer, "answer": "A sentence.", "tasks": tasks}
+
+
+def test_diagnosis_table(tmp_path: Path) -> None:
+    """A run without a diagnosis had an answer or stopped the report, or the runs of a task set were listed twice."""
+    plan = write(tmp_path, ["sum", "distill"], 4, shifted(), shifted(distill=0.01))
+    plan.task_sets["tried"] = {**plan.task_sets["set"], "methods": ["distill_x"], "beside": "set"}
+    plan.methods["distill_x"] = {}
+    found = {0: diagnosed("yes", a=-0.02, b=0.031), 2: diagnosed("no", a=0.002, b=None)}
+    found[3] = diagnosed(None, a=None, b=None)
+    for method in ("sum", "distill", "distill_x"):
+        for seed in range(4):
+            path = tmp_path / "set" / ("sum" if method == "sum" else "distill") / f"low-seed{seed}.json"
+            content = json.loads(path.read_text("utf-8"))
+            if method == "distill_x":
+                content |= {"task_set": "tried", "method": method}
+                path = tmp_path / "tried" / method / path.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+            elif method == "sum" and seed in found:
+                content["diagnosis"] = found[seed]
+            path.write_text(json.dumps(content), encoding="utf-8")
+    task_sets = rq.read_task_sets(plan, tmp_path)
+    assert [task_set.name for task_set in task_sets] == ["set", "tried"]
+    row = "| set | +1.00 ± 0.00 | 0, 2, 3 | yes (b 3.1), no (a 0.2), not known |"
+    assert rq.diagnosis_table(task_sets).splitlines()[2:] == [row]
+    page = "before\n<!-- quality:diagnosis -->\nformer\n<!-- /quality:diagnosis -->\nafter"
+    assert row in rq.renew(page, task_sets)
+    assert "former" not in rq.renew(page, task_sets)
+
+
+def test_the_gain_beside_a_diagnosis_is_that_on_test(tmp_path: Path) -> None:
+    """The gain on validation stood in the column of the gain on test."""
+    plan = write(tmp_path, ["sum", "distill"], 2, shifted(distill=0.01), None)
+    path = tmp_path / "set" / "sum" / "low-seed0.json"
+    content = {**json.loads(path.read_text("utf-8")), "diagnosis": diagnosed("perhaps", a=0.02)}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    text = rq.diagnosis_table(rq.read_task_sets(plan, tmp_path))
+    assert text.endswith("| set | n/a | 0 | perhaps (a 2.0) |")
