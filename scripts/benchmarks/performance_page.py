@@ -10,25 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import replaced, table
+
 Figures = Mapping[str, Any]
 MIB = 2**20
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column has words and whose others have numbers.
-
-    >>> print(table(["loop", "speed"], [["ours", "1.00"]]))
-    | loop | speed |
-    | --- | ---: |
-    | ours | 1.00 |
-    """
-    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(found: Figures) -> str:
@@ -168,9 +157,7 @@ def renew(text: str, figures: Path) -> str:
         file = figures / f"{name}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            begin, end = f"<!-- performance:{name} -->", f"<!-- /performance:{name} -->"
-            new = f"{begin}\n\n{render(found)}\n\n{stamp(found)}\n\n{end}".replace("\\", r"\\")
-            text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", new, text, flags=re.DOTALL)
+            text = replaced(text, f"performance:{name}", f"{render(found)}\n\n{stamp(found)}")
     return text
 
 

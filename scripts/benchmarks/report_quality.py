@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from pages import replaced, table
 from quality import Plan, read_cells, validation_averages
 from scipy import stats
 
@@ -281,12 +281,6 @@ def points(value: float, sign: bool = False) -> str:
     return f"{round(100 * value, 2) + 0.0:{'+' if sign else ''}.2f}" if math.isfinite(value) else NOT_KNOWN
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; all columns but the first are aligned to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def results_table(task_set: TaskSet, rows: Sequence[Row]) -> str:
     """Return the table of a task set: on test, or on validation before the test is opened.
 
@@ -475,12 +469,6 @@ def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
         text = replaced(text, f"quality:{task_set.name}", whole)
         text = replaced(text, f"quality:{task_set.name} short", short_table(task_set))
     return replaced(text, "quality:diagnosis", diagnosis_table(task_sets))
-
-
-def replaced(text: str, name: str, new: str) -> str:
-    """Return a page with other text between its markers."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n\n{new}\n\n{end}", text, flags=re.DOTALL)
 
 
 # -- plots ------------------------------------------------------------------------------------------------------------

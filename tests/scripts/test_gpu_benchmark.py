@@ -117,7 +117,7 @@ def test_the_section_of_the_page(tmp_path: Path) -> None:
         done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
         return page.read_text(encoding="utf-8"), done.stderr
 
-    assert written()[0].splitlines()[1:4:2] == ["<!-- gpu -->", "<!-- /gpu -->"]
+    assert written()[0].splitlines()[1:6:4] == ["<!-- gpu -->", "<!-- /gpu -->"]
     assert "Not measured on a GPU yet." in page.read_text(encoding="utf-8")
     card = {"card": "Some GPU", "torch": "2.11.0", "date": "2030-01-01T00:00:00+00:00", "quick": False}
     cases = {

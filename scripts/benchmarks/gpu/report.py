@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from performance_page import table
+from pages import replaced, table
 from report_quality import estimate
 
 ROOT = Path(__file__).parents[3]
-BEGIN, END = "<!-- gpu -->", "<!-- /gpu -->"
 NOT_MEASURED = "Not measured on a GPU yet."
 COMPARISONS = {
     "bert_base": "BERT-base, full rows, one task",
@@ -136,11 +134,11 @@ def failures(found: Mapping[str, Found]) -> str:
     return f"Failed, see the files: {'; '.join(names)}." if names else ""
 
 
-def replaced(page: str, text: str) -> str:
-    """Return a page with other text between its markers."""
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"The page must have the lines {BEGIN} and {END}, between which the section stands. Add them.")
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n{text}\n{END}", page, flags=re.DOTALL)
+def renew(page: str, results: Path) -> str:
+    """Return the page with the section on the results of a folder."""
+    files = {name: results / f"{name}.json" for name in ("smoke", "right", "fast", "tasks", "quality")}
+    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    return replaced(page, "gpu", section(found))
 
 
 def main() -> None:
@@ -149,10 +147,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "model_cards" / "gpu")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args()
-    files = {name: args.results / f"{name}.json" for name in ("smoke", "right", "fast", "tasks", "quality")}
-    found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    page = args.page.read_text(encoding="utf-8")
-    args.page.write_text(replaced(page, section(found)), encoding="utf-8")
+    args.page.write_text(renew(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
 
 
 if __name__ == "__main__":
