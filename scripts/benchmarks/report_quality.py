@@ -56,6 +56,17 @@ SHORT_NAMES = {
     "`sum`, each task at its own best": "*plain training, each task at its own best (not one checkpoint)*",
     "single-task models": "*one model per task*",
 }
+# Row of a variant of the default -> what it does.
+VARIANTS = {
+    "`distill_labels`": "`hard_label_weight: 0.3`: a share of the loss stays on the labels",
+    "`distill_renew`": "a task below 99.5 % of its best returns to its labels; a better student becomes the teacher",
+    "`distill_fewer_draws`": "a distilling task is drawn a third as often, and the learning ones more often",
+    "`distill_loss`": "a task also converges when its validation loss rises",
+    "`distill_averaged`": "a moving average of the weights is evaluated, teaches and is saved",
+    "`distill_averages`, averaged weights (EMA)": "a moving average of the weights is saved",
+    "`distill_averages`, average of the bests": "the average of the tasks' best weights is saved",
+    "`distill_stable`": "`warmup_stable_decay`: a constant rate, and a decay in the last fifth",
+}
 # Task set -> its name in the table of diagnoses.
 LABELS = {
     "noisy5": "noisy5: 30 % random labels",
@@ -424,6 +435,21 @@ def short_table(task_set: TaskSet) -> str:
     return table(head, lines)
 
 
+def variants_table(task_set: TaskSet) -> str:
+    """Return the table of the variants of the default; averages are compared with the checkpoint of the same run."""
+    rows = {row.label: row for row in task_set.rows()}
+    large = [task for task in task_set.metrics if task not in task_set.small]
+    head = [f"{task_set.name}, {task_set.split}", "seeds", "to `distill`", "small tasks", "large tasks"]
+    lines = []
+    for label, text in VARIANTS.items():
+        if label in rows:
+            own, _, averages = label.partition(", ")
+            base = rows[own if averages else f"`{DEFAULT}`"]
+            found = [differences(rows[label], base, task_set.split, tasks) for tasks in (None, task_set.small, large)]
+            lines.append([text, str(len(found[0])), *(estimate(values).text(sign=True) for values in found)])
+    return table(head, lines)
+
+
 def diagnosis_table(task_sets: Iterable[TaskSet]) -> str:
     """Return the table of what the runs of plain training said of whether their tasks peak apart.
 
@@ -467,7 +493,8 @@ def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
     for task_set in task_sets:
         whole = f"{results_table(task_set, task_set.rows())}\n\n{comparison(task_set)}"
         text = replaced(text, f"quality:{task_set.name}", whole)
-        text = replaced(text, f"quality:{task_set.name} short", short_table(task_set))
+        short = variants_table(task_set) if task_set.validation_only else short_table(task_set)
+        text = replaced(text, f"quality:{task_set.name} short", short)
     return replaced(text, "quality:diagnosis", diagnosis_table(task_sets))
 
 

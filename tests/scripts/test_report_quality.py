@@ -149,6 +149,27 @@ def test_what_is_tried_stands_beside_its_task_set(tmp_path: Path) -> None:
     assert tried.split == "validation"
 
 
+def test_averages_are_compared_with_their_own_run(tmp_path: Path) -> None:
+    """An average of weights was compared with another run of the same method, whose noise hid the difference."""
+    plan = write(tmp_path, ["sum", "distill"], 2, shifted(), None)
+    plan.task_sets["tried"] = {**plan.task_sets["set"], "methods": ["distill_averages", "distill_stable"]}
+    plan.task_sets["tried"]["beside"] = "set"
+    for method, shift in (("distill_averages", 0.2), ("distill_stable", 0.03)):
+        plan.methods[method] = {}
+        for seed in range(2):
+            content = json.loads((tmp_path / "set" / "distill" / f"low-seed{seed}.json").read_text("utf-8"))
+            scores = {task: value + shift for task, value in content["validation"]["best_average"].items()}
+            averages = {task: value + 0.01 for task, value in scores.items()}
+            content |= {"task_set": "tried", "method": method}
+            content["validation"] = {"best_average": scores, "average_of_bests": averages}
+            content["steps"] |= {"average_of_bests": 20} if method == "distill_averages" else {}
+            path = tmp_path / "tried" / method / f"low-seed{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content), encoding="utf-8")
+    lines = rq.variants_table(rq.read_task_sets(plan, tmp_path)[1]).splitlines()[2:]
+    assert [line.split(" | ")[1:3] for line in lines] == [["2", "+1.00 ± 0.00"], ["2", "+3.00 ± 0.00"]]
+
+
 def test_validation_stands_until_all_runs_are_scored(tmp_path: Path) -> None:
     """A page mixed scores on validation and on test."""
     plan = write(tmp_path, ["sum", "distill"], 2, shifted(), shifted(sum=0.1))
