@@ -377,12 +377,19 @@ def validation_averages(cells: Path) -> dict[Cell, float]:
 
 
 def prepare_encoders(plan: Plan, work: Path) -> None:
-    """Write $ENCODER for each number of first layers that a task set uses."""
+    """Write $ENCODER for each number of first layers that a task set uses.
+
+    Raises:
+        SystemExit: It has fewer layers.
+    """
     for task_set, content in plan.task_sets.items():
         folder, layers = plan.encoder(task_set, work), content.get("layers", plan.layers)
         if not (folder / "tokenizer.json").is_file():
             changes = {} if layers is None else {"num_hidden_layers": layers}
-            AutoModel.from_pretrained(os.environ["ENCODER"], **changes).save_pretrained(folder)
+            model, found = AutoModel.from_pretrained(os.environ["ENCODER"], output_loading_info=True, **changes)
+            if missing := sorted(name for name in found["missing_keys"] if ".layer." in name):
+                raise SystemExit(f"{task_set} needs {layers} layers; {os.environ['ENCODER']} lacks {missing[0]}.")
+            model.save_pretrained(folder)
             AutoTokenizer.from_pretrained(os.environ["ENCODER"]).save_pretrained(folder)
 
 

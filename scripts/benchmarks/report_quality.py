@@ -501,21 +501,25 @@ def renew(text: str, task_sets: Sequence[TaskSet]) -> str:
 # -- plots ------------------------------------------------------------------------------------------------------------
 
 
-def plot_noise(levels: Mapping[float, Estimate], path: Path) -> None:
-    """Draw the gain over plain training against the share of random labels."""
-    figure = Figure(figsize=(5, 3.2), dpi=150, layout="constrained")
+def plot_noise(lines: Mapping[str, Mapping[float, Estimate]], path: Path) -> None:
+    """Draw the gains over plain training, a line each, against the share of random labels."""
+    figure = Figure(figsize=(5.4, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    noise = sorted(levels)
-    gain = [100 * levels[x].value for x in noise]
-    half = [0.0 if math.isnan(levels[x].half) else 100 * levels[x].half for x in noise]
     axes.margins(x=0.1)
     axes.axhline(0, color=GREY, linewidth=1)
-    axes.errorbar([100 * x for x in noise], gain, half, color=BLUE, marker="o", capsize=4, linewidth=1.8)
-    axes.set_xticks([100 * x for x in noise], [f"{100 * x:g}\n({levels[x].seeds} seeds)" for x in noise])
+    styles = zip(lines.items(), ((BLUE, "o-"), (GREY, "s--")), (-0.4, 0.4), strict=True)
+    for (label, levels), (color, style), shift in styles:
+        noise = sorted(levels)
+        gain = [100 * levels[x].value for x in noise]
+        half = [0.0 if math.isnan(levels[x].half) else 100 * levels[x].half for x in noise]
+        places = [100 * x + shift for x in noise]  # the intervals stand side by side
+        axes.errorbar(places, gain, half, color=color, fmt=style, capsize=4, linewidth=1.8, markersize=5, label=label)
+        axes.set_xticks([100 * x for x in noise], [f"{100 * x:g}\n({levels[x].seeds} seeds)" for x in noise])
     axes.set_xlabel("random labels in the small tasks, %", fontsize=9)
     axes.set_ylabel("gain over plain training, points", fontsize=9)
     tidy(axes)
+    figure.legend(loc="outside upper left", fontsize=9, frameon=False)
     figure.savefig(path, format="png")
 
 
@@ -601,11 +605,13 @@ def main() -> None:
     settings = plan.task_sets
     by_noise = [x for x in levels_of if settings[x.name]["rows"] == "noisy5" and "layers" not in settings[x.name]]
     if len(by_noise) > 1 and all(task_set.split == "test" for task_set in by_noise):
-        levels = {}
+        shown = {f"`{DEFAULT}`": "distilling", "`sum`, average of the bests": "average of the tasks' best weights"}
+        lines: dict[str, dict[float, Estimate]] = {name: {} for name in shown.values()}
         for task_set in by_noise:
             rows = {row.label: row for row in task_set.rows()}
-            levels[task_set.noise] = estimate(differences(rows[f"`{DEFAULT}`"], rows["`sum`"]))
-        plot_noise(levels, folder / "noise.png")
+            for label, name in shown.items():
+                lines[name][task_set.noise] = estimate(differences(rows[label], rows["`sum`"]))
+        plot_noise(lines, folder / "noise.png")
     (folder / "README.md").write_text(report(task_sets, plan.name), encoding="utf-8")
     for page in args.page:
         page.write_text(renew(page.read_text(encoding="utf-8"), task_sets), encoding="utf-8")

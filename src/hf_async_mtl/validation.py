@@ -54,7 +54,6 @@ class Requirement(NamedTuple):
     choices: tuple[str, ...] = ()  # the nearest one is offered
 
 
-FLAG = Requirement("true or false", lambda value: isinstance(value, bool))
 MAPPING = Requirement("a mapping", lambda value: isinstance(value, Mapping))
 
 

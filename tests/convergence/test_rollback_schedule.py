@@ -1,4 +1,4 @@
-"""Tasks that return to earlier weights, and what counts in the loss afterwards."""
+"""Rollbacks, and which tasks are in the loss."""
 
 from schedules import config_of, feed, in_order
 

@@ -62,6 +62,13 @@ def test_the_page_says_what_the_run_did() -> None:
     assert "Retention of each task" in page.images
 
 
+def test_an_event_of_an_earlier_version() -> None:
+    """Bug: there is no page for a run of an earlier version, whose tasks could return to their labels."""
+    report = fake_report()
+    report["events"] = [{"step": 200, "task": "match", "event": "returned", "teacher_step": None}]
+    assert "returned" in Reader(make_page(report, "run")).texts
+
+
 def test_the_page_loads_nothing() -> None:
     """Bug: a page that is opened without a network, or in years, has lost its style or its plots."""
     page = make_page(fake_report(), "run")

@@ -128,7 +128,7 @@ def test_each_stretch_has_the_color_of_its_phase(
     tmp_path: Path,
     figures: list[Figure],
 ) -> None:
-    """Bug: a task that returned to its labels, or that waited, is drawn in the one color of its last phase."""
+    """Bug: a task that waited, or that has converged, is drawn in the one color of its last phase."""
     report = fake_report(1)
     task = report["tasks"]["match"]
     convergences = [step for event, step in events if event == "converged"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import BertConfig, BertModel
 
 from hf_async_mtl import TaskConfig
 
@@ -23,6 +24,7 @@ import quality as bq  # noqa: E402
 from build_task_set import TASK_SETS  # noqa: E402
 from quality import Cell, Plan  # noqa: E402
 
+TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
 CHOICES: dict[str, dict[str, Any]] = {"low": {"training.learning_rate": 1e-4}, "high": {"training.learning_rate": 3e-4}}
 
 
@@ -86,6 +88,16 @@ def test_encoders(plan: Plan, tmp_path: Path) -> None:
     folders = {name: deep.encoder(name, tmp_path) for name in ("one", "two", "deep", "whole")}
     assert folders["one"] == folders["two"]
     assert len(set(folders.values())) == 3
+
+
+def test_an_encoder_with_too_few_layers(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that an encoder lacks had random weights, and nobody was told."""
+    BertModel(BertConfig(**TINY, num_hidden_layers=2)).save_pretrained(tmp_path / "source")
+    config = BertConfig(**TINY, num_hidden_layers=3)
+    config.save_pretrained(tmp_path / "source")
+    monkeypatch.setenv("ENCODER", str(tmp_path / "source"))
+    with pytest.raises(SystemExit, match=r"one needs 3 layers; .* lacks encoder\.layer\.2"):
+        bq.prepare_encoders(plan, tmp_path / "work")
 
 
 def test_files_of_cells_differ(tmp_path: Path) -> None:

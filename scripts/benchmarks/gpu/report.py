@@ -136,6 +136,10 @@ def failures(found: Mapping[str, Found]) -> str:
 
 def renew(page: str, results: Path) -> str:
     """Return the page with the section on the results of a folder."""
+    if "<!-- gpu -->" not in page or "<!-- /gpu -->" not in page:
+        raise SystemExit(
+            "The page must have the lines <!-- gpu --> and <!-- /gpu -->, between which the section stands."
+        )
     files = {name: results / f"{name}.json" for name in ("smoke", "right", "fast", "tasks", "quality")}
     found = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     return replaced(page, "gpu", section(found))

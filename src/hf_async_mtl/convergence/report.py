@@ -65,5 +65,5 @@ def _retention(tracker: TaskTracker, score: float | None) -> float | None:
     best = tracker.state.best
     if score is None or best is None:
         return None
-    low, high = tracker.spec.ratio(score, best)
+    low, high = (score, best) if tracker.spec.greater_is_better else (-best, -score)
     return low / high if low > 0 and high > 0 else None

@@ -49,10 +49,6 @@ class TaskSpec:
         """Return the score of a value of the metric, or the value of a score."""
         return value if value is None or self.greater_is_better else -value
 
-    def ratio(self, score: float, best: float) -> tuple[float, float]:
-        """Return the two numbers whose quotient is the retention, at most 1 where ``best`` is the best score."""
-        return (score, best) if self.greater_is_better else (-best, -score)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Event:

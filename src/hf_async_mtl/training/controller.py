@@ -192,9 +192,9 @@ class ConvergenceController:
 
     def _record_teacher(self, event: Event) -> None:
         """Run a task's best weights over its training set once, and restore the present weights."""
-        step = self.schedule.teacher_step(event.task)
+        step = event.teacher_step
         assert step is not None  # the task has converged, so it had a score
-        if event.teacher_step == self.schedule.trackers[event.task].first_counted_step:
+        if step == self.schedule.trackers[event.task].first_counted_step:
             logger.warning(
                 f"Task {event.task!r} has converged without an improvement on its first evaluation that counts: that "
                 "is its teacher. If it had not begun to learn by then, raise its `convergence.min_steps` or `patience`."
