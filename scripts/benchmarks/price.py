@@ -59,7 +59,7 @@ def in_turn(runs: Mapping[str, T], number: int) -> list[tuple[str, T]]:
 
 def method(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train with and without the method, each in its own process."""
-    epochs, rows = 6, args.rows
+    epochs, rows = args.epochs, args.rows
     steps = epochs * -(-rows // 32)
     common = [
         *settings_of("glue5", rows, validation=50, epochs=epochs, batch_size=32),
@@ -270,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--encoder", default=os.environ.get("ENCODER"), help="folder or Hub id; default: $ENCODER")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12, help="of the part `method`")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a round, for the parts about steps")
     parser.add_argument("--rows", type=int, default=640, help="training rows of the part `method`")
     parser.add_argument("--output", type=Path, default=Path("price.json"), metavar="FILE.json")
