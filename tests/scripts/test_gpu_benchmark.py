@@ -83,6 +83,9 @@ def test_all_parts_run_and_hold(tmp_path: Path) -> None:
     assert found["fast"]["results"]["glue"]["loops"]["AsyncMTLTrainer"]["ratio"] > 0
     assert found["fast"]["results"]["stalls"]["per_step"]["AsyncMTLTrainer, distilling"] is not None
     assert found["quality"]["results"]["pair"]["pairs"] == 1
+    cells = {file.parent.name: json.loads(file.read_text("utf-8")) for file in tmp_path.glob("out/cells/*/*/*.json")}
+    assert {name: "diagnosis" in cell for name, cell in cells.items()} == {"sum": True, "distill": False}
+    assert set(cells["sum"]["diagnosis"]["tasks"]) == set(cells["sum"]["curves"])
 
 
 def test_a_failed_part_is_in_its_file(tmp_path: Path) -> None:
