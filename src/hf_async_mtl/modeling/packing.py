@@ -338,8 +338,7 @@ def random_row(encoder: Any) -> PackedRows:
     """Return three segments in one row; the first is longer than the window of local attention."""
     config, device = encoder.config, encoder.device
     longest, limit = (getattr(config, "sliding_window", None) or 0) + 8, getattr(config, "max_position_embeddings", 0)
-    # XLNet has -1: no limit.
-    longest = min(longest, limit // 2) if limit and limit > 0 else longest
+    longest = min(longest, limit // 2) if limit and limit > 0 else longest  # XLNet has -1: no limit
     lengths = torch.tensor([longest, 5, 7])
     # Any token but padding, whose id may be the first or the last of the vocabulary.
     tokens = torch.arange(config.vocab_size)
