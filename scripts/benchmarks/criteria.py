@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 from comparison_trainers import from_array
 from quality import Cell, Plan, configuration, prepare_encoders, read_cells, references, validation_averages
 from scipy.stats import norm
@@ -207,15 +208,14 @@ def measure(curves: Sequence[Curve], decisions: Sequence[Decision], peak: int | 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return a Markdown table: per shape, the share that is switched, the delay, the teacher and the gain."""
-    names = list(next(iter(results.values())))
-    lines = ["| criterion | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    rows = []
     for criterion, of_shapes in results.items():
-        cells = []
+        row = [criterion]
         for found in of_shapes.values():
             rest = f", {found['delay']:+.0f}, {found['teacher']:.1f}, {found['gain']:+.2f}" if "delay" in found else ""
-            cells.append(f"{found['switched']:.0f} %{rest}")
-        lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            row.append(f"{found['switched']:.0f} %{rest}")
+        rows.append(row)
+    return pages.table(["criterion", *next(iter(results.values()))], rows) + "\n"
 
 
 # -- recorded curves --------------------------------------------------------------------------------------------------

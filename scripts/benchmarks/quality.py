@@ -131,9 +131,14 @@ class Plan:
         """Return the names of the tasks of a task set, from its configuration."""
         return list(yaml.safe_load(self.config(task_set).read_text(encoding="utf-8"))["tasks"])
 
+    def layers_of(self, task_set: str) -> int | None:
+        """Return the number of the encoder's first layers that a task set uses; None: all."""
+        layers: int | None = self.task_sets[task_set].get("layers", self.layers)
+        return layers
+
     def encoder(self, task_set: str, work: Path) -> Path:
         """Return the folder of a task set's encoder; see `prepare_encoders`."""
-        layers = self.task_sets[task_set].get("layers", self.layers)
+        layers = self.layers_of(task_set)
         return work / ("encoder" if layers is None else f"encoder-{layers}")
 
     def rows(self, task_set: str) -> list[str]:
@@ -199,8 +204,8 @@ class Plan:
         for task_set in self.task_sets:
             choice = self.choice(task_set, done)
             cells += self.trials(task_set) if choice is None else self.cells(task_set, choice)
-        removed = [name for name, method in self.methods.items() if "commit" in method]
-        return [cell for cell in dict.fromkeys(cells) if cell not in done and cell.method not in removed]
+        waiting = [cell for cell in dict.fromkeys(cells) if cell not in done]
+        return [cell for cell in waiting if "commit" not in self.method(cell.method)[0]]
 
 
 # -- one cell ---------------------------------------------------------------------------------------------------------
@@ -382,13 +387,14 @@ def prepare_encoders(plan: Plan, work: Path) -> None:
     Raises:
         SystemExit: It has fewer layers.
     """
-    for task_set, content in plan.task_sets.items():
-        folder, layers = plan.encoder(task_set, work), content.get("layers", plan.layers)
+    for task_set in plan.task_sets:
+        folder, layers = plan.encoder(task_set, work), plan.layers_of(task_set)
         if not (folder / "tokenizer.json").is_file():
             changes = {} if layers is None else {"num_hidden_layers": layers}
             model, found = AutoModel.from_pretrained(os.environ["ENCODER"], output_loading_info=True, **changes)
             if missing := sorted(name for name in found["missing_keys"] if ".layer." in name):
-                raise SystemExit(f"{task_set} needs {layers} layers; {os.environ['ENCODER']} lacks {missing[0]}.")
+                needed = model.config.num_hidden_layers
+                raise SystemExit(f"{task_set} needs {needed} layers; {os.environ['ENCODER']} lacks {missing[0]}.")
             model.save_pretrained(folder)
             AutoTokenizer.from_pretrained(os.environ["ENCODER"]).save_pretrained(folder)
 

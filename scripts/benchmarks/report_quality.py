@@ -119,6 +119,11 @@ class TaskSet:
     validation_only: bool = False
     missing: Collection[str] = ()  # methods that lack runs
 
+    @property
+    def large(self) -> list[str]:
+        """The tasks that are not small."""
+        return [task for task in self.metrics if task not in self.small]
+
     def of(self, method: str) -> list[Cell]:
         return [cell for cell in self.cells if cell["method"] == method]
 
@@ -336,10 +341,9 @@ def comparison(task_set: TaskSet) -> str:
     tasks = ", ".join(
         f"{task} {estimate(differences(default, base, split, [task])).text(sign=True)}" for task in task_set.metrics
     )
-    large = [task for task in task_set.metrics if task not in task_set.small]
     groups = ", ".join(
         f"the {name} tasks {estimate(differences(default, base, split, group)).text(sign=True)}"
-        for name, group in (("small", task_set.small), ("large", large))
+        for name, group in (("small", task_set.small), ("large", task_set.large))
         if group
     )
     relative = 100 * overall.value / mean(base.means(split).values())
@@ -421,7 +425,6 @@ def short_table(task_set: TaskSet) -> str:
     """Return the table of a task set for readers who do not know the methods' names: at most nine rows."""
     split, rows = task_set.split, {row.label: row for row in task_set.rows()}
     base, plain = task_set.best_baseline(), rows["`sum`"]
-    large = [task for task in task_set.metrics if task not in task_set.small]
     head = [f"{task_set.name}, {split}", "seeds", "five tasks", "to plain training", "small tasks", "large tasks"]
     lines = []
     for label in dict.fromkeys([*SHORT_NAMES, *([] if base is None else [base.label])]):
@@ -429,7 +432,7 @@ def short_table(task_set: TaskSet) -> str:
             row, scores = rows[label], getattr(rows[label], split).values()
             against = "" if row is plain else estimate(differences(row, plain, split)).text(sign=True)
             best = " (best baseline)" if base is not None and label == base.label else ""
-            groups = [mean(mean(x[task] for task in of) for x in scores) for of in (task_set.small, large)]
+            groups = [mean(mean(x[task] for task in of) for x in scores) for of in (task_set.small, task_set.large)]
             numbers = [str(len(scores)), points(row.mean_on(split)), against, *map(points, groups)]
             lines.append([f"{SHORT_NAMES.get(label, label)}{best}", *numbers])
     return table(head, lines)
@@ -438,14 +441,16 @@ def short_table(task_set: TaskSet) -> str:
 def variants_table(task_set: TaskSet) -> str:
     """Return the table of the variants of the default; averages are compared with the checkpoint of the same run."""
     rows = {row.label: row for row in task_set.rows()}
-    large = [task for task in task_set.metrics if task not in task_set.small]
     head = [f"{task_set.name}, {task_set.split}", "seeds", "to `distill`", "small tasks", "large tasks"]
     lines = []
     for label, text in VARIANTS.items():
         if label in rows:
             own, _, averages = label.partition(", ")
             base = rows[own if averages else f"`{DEFAULT}`"]
-            found = [differences(rows[label], base, task_set.split, tasks) for tasks in (None, task_set.small, large)]
+            found = [
+                differences(rows[label], base, task_set.split, tasks)
+                for tasks in (None, task_set.small, task_set.large)
+            ]
             lines.append([text, str(len(found[0])), *(estimate(values).text(sign=True) for values in found)])
     return table(head, lines)
 
